@@ -1,0 +1,56 @@
+/**
+ * The contract of benchmark tasks. A task owns its examples, its prompt wording and the choice of its metric. It knows
+ * nothing of models, caches or methods: it is given a tokenizer to size prompts with, and yields examples.
+ *
+ * @module
+ */
+
+/** What a task needs of a tokenizer: sizes and cuts are counted in its tokens, without special tokens. */
+export interface TextCodec {
+  /** Token ids of the text, no special tokens added. */
+  encode(text: string): number[];
+  /** Text of the ids, special tokens left out. */
+  decode(ids: number[]): string;
+}
+
+/** A JSON value. */
+export type Json =
+  | null
+  | boolean
+  | number
+  | string
+  | Json[]
+  | { [key: string]: Json };
+
+/** One question with everything that is needed to ask and to score it. */
+export interface Example {
+  /** Unique within task, options and seed; stable from run to run. */
+  id: string;
+  /** What the user says: context and question. Chat models get it as the user's turn. */
+  prompt: string;
+  /** How the answer begins; appended to the prompt (plain models) or put at the start of the assistant's turn. */
+  answerPrefix: string;
+  /** Accepted answers; the metric says how they are combined. */
+  answers: string[];
+  /** New tokens to generate at most. */
+  maxNewTokens: number;
+  /** Generation ends before the first newline when true. */
+  stopAtNewline: boolean;
+  /** Facts for reports: length in tokens, depth in percent, the needle's text, ... */
+  meta: { [key: string]: Json };
+}
+
+/** Scores a prediction against the accepted answers of its example; 0 to 1. */
+export type Metric = (prediction: string, answers: string[]) => number;
+
+/** A benchmark task with its options resolved. */
+export interface Task {
+  /** Name in the registry, for instance `niah_multikey_1`. */
+  name: string;
+  /** Name of the metric in `eval/metrics`. */
+  metric: string;
+  /** Options as resolved; they go into every record. */
+  options: { [key: string]: Json };
+  /** The examples, generated lazily and deterministically. */
+  examples(codec: TextCodec): Iterable<Example>;
+}
