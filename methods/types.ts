@@ -1,0 +1,179 @@
+/**
+ * The contract between compression methods and the runtime that carries them out. A method is a small policy: it says
+ * what prefill must record, turns the records into a selection, and says what happens to each layer. It never touches
+ * tensors: everything here is a handle, and the numbers stay in the native library unless `read()` is called.
+ *
+ * @module
+ */
+
+/** Reduction over the query heads of one KV head. */
+export type GroupReduce = "mean" | "max" | "sum";
+
+/** What one stored head is: a KV head of the model, or a query head (the layout of older publications). */
+export type Granularity = "kv_head" | "query_head";
+
+/** Row scores: `[heads, rows] f32`, row `j` belongs to row `j` of the layer. Freed by `using` or at the layer's end. */
+export interface Scores extends Disposable {
+  /** Stored heads. */
+  readonly heads: number;
+  /** Rows scored, counted from row 0 of the layer. */
+  readonly rows: number;
+  /** Pooling along the rows with an odd width, stride 1; average pooling counts the border as 0. */
+  pool(kind: "max" | "avg", width: number): Scores;
+  /** `factor * x + offset`. */
+  affine(factor: number, offset: number): Scores;
+  /** Elementwise sum. */
+  add(other: Scores): Scores;
+  /** Elementwise product. */
+  multiply(other: Scores): Scores;
+  /** A copy in which rows `first` to `end - 1` are `value`. */
+  fill(first: number, end: number, value: number): Scores;
+  /** The highest `count` rows of each head (or `counts[h]` of head `h`); the lower row among equals. */
+  topK(count: number | ArrayLike<number>): Selection;
+  /** How many of the `total` highest scores of all heads together fall to each head. */
+  share(total: number): Uint32Array;
+  /** Copies the values out: `[heads, rows]`. */
+  read(): Float32Array;
+}
+
+/** Chosen rows per stored head, ascending and distinct. */
+export interface Selection extends Disposable {
+  /** Heads; a selection of one head counts for every head. */
+  readonly heads: number;
+  /** Copies the rows out, one list per head. */
+  read(): Uint32Array[];
+}
+
+/** A set of prompt queries. */
+export type QuerySet =
+  | "all"
+  /** The last `suffix` queries. */
+  | { suffix: number }
+  /** The first `prefix` queries. */
+  | { prefix: number }
+  /** Half-open ranges of query positions. */
+  | { ranges: [first: number, end: number][] };
+
+/** What prefill must record for a policy; the union over all policies is recorded once. */
+export interface Observation {
+  /** Queries of the last `windowQueries` prompt tokens. */
+  windowQueries?: number;
+  /** Column masses: the attention probability that a set of queries gives to each row. */
+  columnMasses?: QuerySet[];
+}
+
+/** Facts about a model's attention that policies may depend on. */
+export interface ModelShape {
+  /** Decoder layers. */
+  layers: number;
+  /** Query heads. */
+  queryHeads: number;
+  /** KV heads. */
+  kvHeads: number;
+  /** Elements of one head. */
+  headDim: number;
+}
+
+/** One layer of one sequence, after its rows are complete. */
+export interface LayerContext extends ModelShape {
+  /** Index of this layer, from 0. */
+  readonly layer: number;
+  /** Rows in each stored head right now (the longest, where they differ). */
+  readonly length: number;
+  /** Heads of the cache: `kvHeads` or `queryHeads`, by granularity. */
+  readonly storedHeads: number;
+  /** Query heads per KV head. */
+  readonly groupSize: number;
+  /** What a stored head is. */
+  readonly granularity: Granularity;
+  /**
+   * Attention probability of the last `window` queries on each row: `[storedHeads, length - window]`, or all rows with
+   * `allRows`. Summed (default) or averaged over the queries; the group's query heads are reduced after that, or
+   * before with `reduceFirst`. Needs `observe.windowQueries >= window`.
+   */
+  observationScores(options: {
+    window: number;
+    groupReduce: GroupReduce;
+    over?: "sum" | "mean";
+    allRows?: boolean;
+    reduceFirst?: boolean;
+  }): Scores;
+  /** A column mass that `observe.columnMasses` asked for, by its query set: `[storedHeads, length]`. */
+  columnMass(queries: QuerySet, groupReduce: GroupReduce): Scores;
+  /** Euclidean norm of each row's key: `[storedHeads, length]`. */
+  keyNorm(): Scores;
+  /** Euclidean norm of each row's value: `[storedHeads, length]`. */
+  valueNorm(): Scores;
+  /** Uniform draws in (0, 1] keyed by seed, layer, head and row: `[storedHeads, length]`. */
+  uniform(seed: number): Scores;
+  /** Scores from numbers of the policy's own: `[heads, rows]`. */
+  fromArray(values: Float32Array, heads: number): Scores;
+  /** A selection from explicit lists, one per stored head or one for all. */
+  select(rows: ArrayLike<number>[]): Selection;
+  /**
+   * Keeps the selected rows, the first `first` and the last `last` rows of each head, and frees the rest. Without a
+   * selection only the two ranges stay.
+   */
+  retain(
+    selection: Selection | null,
+    range?: { first?: number; last?: number },
+  ): void;
+}
+
+/** A method with its options resolved, for one sequence. */
+export interface Policy {
+  /** What prefill must record. */
+  observe?: Observation;
+  /** Acts once per layer, when the layer's prompt rows are complete. A missing hook keeps everything. */
+  afterPrefill?(layer: LayerContext): void;
+  /**
+   * Most rows that all stored heads of one layer may hold together after prefill of `length` tokens; the runtime
+   * checks it for every example. Missing: `storedHeads * length`.
+   */
+  maxRows?(
+    facts: ModelShape & { layer: number; length: number; storedHeads: number },
+  ): number;
+}
+
+/** One option of a method, as declared by the helpers of `define.ts`. */
+export interface OptionSpec<T> {
+  /** The zod schema: type, bounds and default. */
+  schema: import("zod").ZodType<T>;
+  /** One sentence for help texts; names the unit. */
+  description: string;
+  /** Where the default comes from: paper and section, or the authors' code. */
+  source?: string;
+}
+
+/** A compression method. */
+export interface Method<Options = Record<string, unknown>> {
+  /** Name on the command line and in records: the paper's, in lower case. */
+  name: string;
+  /** Name in prose. */
+  title: string;
+  /** One line for tables. */
+  summary: string;
+  /** Address of the paper, if there is one. */
+  paper?: string;
+  /** What the method does to rows. */
+  kind:
+    | "none"
+    | "evict"
+    | "merge"
+    | "quantise"
+    | "prune"
+    | "retrieve"
+    | "sparse";
+  /** When it acts. */
+  acts: string;
+  /** Layouts in which the method is defined. */
+  granularities: readonly Granularity[];
+  /** True when the method changes what prefill computes, so that a prefill cannot be shared with others. */
+  altersPrefill?: boolean;
+  /** Differences from the paper or the authors' code; "nothing known" when that is so. */
+  differs: string;
+  /** One spec per option; an option that is not here is refused. */
+  options: { [K in keyof Options]: OptionSpec<Options[K]> };
+  /** Makes a policy. Throws `RangeError` when options contradict each other or the shape. */
+  create(options: Options, shape: ModelShape): Policy;
+}
