@@ -36,7 +36,7 @@ int32_t kv_fail(kv_err err, int32_t status, const char *format, ...) __attribute
 struct kvf_device {
     uint32_t magic;
     atomic_flag busy;        /* one call at a time for the device and all its models and caches */
-    atomic_uint n_child;     /* live models and caches */
+    atomic_uint n_holder;    /* its handle, and its live models and caches; the last one closes it */
     kvf_device_info info;
     void *impl;              /* backend's own */
 };
@@ -85,6 +85,7 @@ typedef struct kv_object {
     uint32_t kind;
     uint32_t n_head;
     uint32_t n_row;   /* scores: rows; selection: entries of all heads */
+    uint32_t bound;   /* selection: above every chosen row */
     float *values;    /* scores: [n_head, n_row], backend memory */
     uint32_t *counts; /* selection: [n_head], host */
     uint32_t *rows;   /* selection: lists one after the other, ascending, backend memory */
