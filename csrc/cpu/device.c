@@ -4,8 +4,8 @@
 #include <stdio.h>
 #include <stdlib.h>
 #include <string.h>
+#include <sys/sysinfo.h>
 #include <time.h>
-#include <unistd.h>
 
 #include "cpu.h"
 
@@ -56,9 +56,10 @@ void be_device_close(kvf_device *dev) {
 }
 
 void be_device_refresh(kvf_device *dev) {
-    const double page = (double)sysconf(_SC_PAGESIZE);
-    dev->info.total_bytes = page * (double)sysconf(_SC_PHYS_PAGES);
-    dev->info.free_bytes = page * (double)sysconf(_SC_AVPHYS_PAGES);
+    struct sysinfo info;
+    if (sysinfo(&info) != 0) return;
+    dev->info.total_bytes = (double)info.totalram * info.mem_unit;
+    dev->info.free_bytes = (double)info.freeram * info.mem_unit;
 }
 
 void *be_alloc(kvf_device *dev, size_t bytes) {
