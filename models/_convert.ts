@@ -4,9 +4,6 @@
  * @module
  */
 
-const word = new Uint32Array(1);
-const float = new Float32Array(word.buffer);
-
 /** IEEE half precision to a number. */
 export function halfToFloat(bits: number): number {
   const sign = bits & 0x8000 ? -1 : 1;
@@ -15,14 +12,6 @@ export function halfToFloat(bits: number): number {
   if (exponent === 0) return sign * fraction * 2 ** -24;
   if (exponent === 31) return fraction ? NaN : sign * Infinity;
   return sign * (1 + fraction / 1024) * 2 ** (exponent - 15);
-}
-
-/** A number to bfloat16, to the nearest, ties to even. */
-export function floatToBfloat(value: number): number {
-  float[0] = value;
-  const bits = word[0]!;
-  if (Number.isNaN(value)) return 0x7fc0;
-  return ((bits + 0x7fff + ((bits >>> 16) & 1)) >>> 16) & 0xffff;
 }
 
 /** The bytes of a tensor as f32; undefined where its type is not a number. */

@@ -3,7 +3,7 @@
  *
  * @module
  */
-import { z } from "zod";
+import type { z } from "zod";
 
 /** A value as it appears in an error message: JSON, cut to a readable length. */
 export function show(value: unknown): string {

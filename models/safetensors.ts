@@ -19,7 +19,7 @@ import {
 } from "./_file.ts";
 
 /** Bytes of one element, by dtype name. */
-const DTYPE_BYTES = {
+export const TENSOR_DTYPE_BYTES = {
   BOOL: 1,
   U8: 1,
   I8: 1,
@@ -39,7 +39,7 @@ const DTYPE_BYTES = {
 } as const;
 
 /** Name of an element type, as in the file. */
-export type TensorDtype = keyof typeof DTYPE_BYTES;
+export type TensorDtype = keyof typeof TENSOR_DTYPE_BYTES;
 
 /** One tensor's entry in a header. */
 export interface TensorInfo {
@@ -165,10 +165,12 @@ function parseTensor(
     );
   }
   const { dtype, shape, data_offsets: offsets } = entry;
-  if (typeof dtype !== "string" || !Object.hasOwn(DTYPE_BYTES, dtype)) {
+  if (typeof dtype !== "string" || !Object.hasOwn(TENSOR_DTYPE_BYTES, dtype)) {
     throw malformed(
       file,
-      `${tensor} must have a dtype of ${Object.keys(DTYPE_BYTES).join(", ")}`,
+      `${tensor} must have a dtype of ${
+        Object.keys(TENSOR_DTYPE_BYTES).join(", ")
+      }`,
       dtype ?? "missing",
     );
   }
@@ -192,7 +194,7 @@ function parseTensor(
   }
   const wanted = shape.reduce(
     (product: number, size: number) => product * size,
-    DTYPE_BYTES[dtype as TensorDtype],
+    TENSOR_DTYPE_BYTES[dtype as TensorDtype],
   );
   if (wanted !== end - begin) {
     throw malformed(
@@ -551,7 +553,8 @@ export function writeSafetensors(
     const { shape, data } = tensor;
     const dtype = tensor.dtype ?? dtypeOf(data);
     if (
-      name === "__metadata__" || DTYPE_BYTES[dtype] !== data.BYTES_PER_ELEMENT
+      name === "__metadata__" ||
+      TENSOR_DTYPE_BYTES[dtype] !== data.BYTES_PER_ELEMENT
     ) {
       throw new RangeError(
         `Cannot write tensor ${

@@ -4,6 +4,7 @@
  *
  * @module
  */
+import { dirname } from "@std/path";
 import { malformed, show } from "./_file.ts";
 import type {
   SafetensorsHeader,
@@ -178,7 +179,9 @@ export function planLoad(
   for (const header of headers) {
     for (const [name, tensor] of header.tensors) found.set(name, tensor);
   }
-  const files = headers.map((h) => h.file).join('", "');
+  // Where a tensor is in none of several shards, their folder is what is wrong.
+  const first = headers[0]?.file ?? "";
+  const files = headers.length > 1 ? dirname(first) : first;
   const entries = new Map<string, LoadEntry>();
   let bytes = 0;
   let parameters = 0;
