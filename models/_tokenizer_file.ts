@@ -239,6 +239,14 @@ export function checkTokenizerFile(
       model ?? "missing",
     );
   }
+  const type = model["type"];
+  if (type !== "BPE" && type !== "Unigram" && type !== "WordPiece") {
+    throw malformed(
+      file,
+      'field "model.type" must be "BPE", "Unigram" or "WordPiece"',
+      type ?? "missing",
+    );
+  }
   const unknown = model["unk_token"];
   if (
     unknown !== undefined && unknown !== null && typeof unknown !== "string"
@@ -259,7 +267,7 @@ export function checkTokenizerFile(
     tokens[id] = text;
     ids.set(text, id);
   }
-  if (ids.size === 0) {
+  if (vocabulary.length === 0) {
     throw malformed(file, 'field "model.vocab" must hold tokens', "none");
   }
   return { json, tokens, ids, added };

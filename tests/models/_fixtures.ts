@@ -127,7 +127,9 @@ function applyEdit(value: unknown, { at, how, key, value: put }: Edit): void {
   if (place === undefined) return;
   const holder = place.of as Record<string, unknown>;
   const old = holder[place.key];
-  if (how === 0) delete holder[place.key];
+  if (how === 0 && Array.isArray(place.of)) {
+    place.of.splice(Number(place.key), 1);
+  } else if (how === 0) delete holder[place.key];
   else if (how === 1) holder[place.key] = put;
   else if (how === 2) holder[place.key] = [old, put];
   else if (Array.isArray(place.of)) place.of.push(put);
@@ -146,7 +148,8 @@ export function brokenJson<T>(base: T): fc.Arbitrary<T> {
   return fc.array(edit, { minLength: 1, maxLength: 3 }).map((edits) => {
     const copy = structuredClone(base);
     for (const one of edits) applyEdit(copy, one);
-    return copy;
+    // What a file cannot say is not tried: holes in lists, undefined, cycles.
+    return JSON.parse(JSON.stringify(copy));
   });
 }
 
