@@ -121,7 +121,8 @@ function places(value: unknown, found: Place[] = []): Place[] {
   return found;
 }
 
-function applyEdit(value: unknown, { at, how, key, value: put }: Edit): void {
+function applyEdit(value: unknown, { at, how, key, value: odd }: Edit): void {
+  const put = structuredClone(odd);
   const all = places(value);
   const place = all[at % Math.max(all.length, 1)];
   if (place === undefined) return;
