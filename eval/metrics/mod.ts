@@ -49,6 +49,7 @@ export type {
   MetricName,
   ResolvedMetric,
 } from "./registry.ts";
+export type { Json, Metric } from "../../tasks/types.ts";
 export { rougeL, rougeLChinese } from "./rouge.ts";
 export type { RougeDepth } from "./rouge.ts";
 export {

@@ -190,11 +190,12 @@ export function isMetricName(name: string): name is MetricName {
  *
  * @example
  * ```ts
+ * import { assertEquals } from "@std/assert";
  * import { createMetric } from "./mod.ts";
  *
  * const metric = createMetric("code_sim", { similarity: "difflib" });
- * metric.score("return x", ["return y"]); // 0.88
- * metric.variant; // { firstLine: false, similarity: "difflib" }
+ * assertEquals(metric.score("return x", ["return y"]), 0.88);
+ * assertEquals(metric.variant, { firstLine: false, similarity: "difflib" });
  * ```
  */
 export function createMetric(
