@@ -68,9 +68,9 @@ const PATTERNS: ReadonlyArray<(r: Random) => string> = [
       r.choice(TIMES)
     }, so the ${r.choice(NOUNS)} stayed ${r.choice(ADJECTIVES)}.`,
   (r) =>
-    `There was a ${r.choice(NOUNS)} ${r.choice(PLACES)} ${thing(r)}, and it was ${
-      r.choice(ADJECTIVES)
-    } enough for a ${r.choice(NOUNS)}.`,
+    `There was a ${r.choice(NOUNS)} ${r.choice(PLACES)} ${
+      thing(r)
+    }, and it was ${r.choice(ADJECTIVES)} enough for a ${r.choice(NOUNS)}.`,
   (r) =>
     `When the ${r.choice(NOUNS)} is ${r.choice(ADJECTIVES)}, people ${
       r.choice(VERBS)
@@ -79,8 +79,7 @@ const PATTERNS: ReadonlyArray<(r: Random) => string> = [
     `A ${r.choice(NOUNS)} is not a ${r.choice(NOUNS)}, but both look ${
       r.choice(ADJECTIVES)
     } ${r.choice(TIMES)}.`,
-  (r) =>
-    `It takes a ${thing(r)} to ${r.choice(VERBS)} the ${r.choice(NOUNS)}.`,
+  (r) => `It takes a ${thing(r)} to ${r.choice(VERBS)} the ${r.choice(NOUNS)}.`,
   (r) =>
     `They ${r.choice(VERBS)} and ${r.choice(VERBS)} what the ${
       r.choice(NOUNS)
@@ -98,9 +97,9 @@ const PATTERNS: ReadonlyArray<(r: Random) => string> = [
       r.choice(ADJECTIVES)
     }, then ${r.choice(ADJECTIVES)}.`,
   (r) =>
-    `We ${r.choice(MODALS)} ${r.choice(VERBS)} it ${r.choice(TIMES)} because the ${
-      r.choice(NOUNS)
-    } looks ${r.choice(ADJECTIVES)}.`,
+    `We ${r.choice(MODALS)} ${r.choice(VERBS)} it ${
+      r.choice(TIMES)
+    } because the ${r.choice(NOUNS)} looks ${r.choice(ADJECTIVES)}.`,
   (r) =>
     `Somebody has to ${r.choice(VERBS)} the ${thing(r)} ${r.choice(TIMES)}.`,
   (r) =>
