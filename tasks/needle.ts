@@ -150,12 +150,12 @@ export function needleTask(options: NeedleOptions): NeedleTask {
     const key = randomValue(random, "words");
     const value = randomValue(random, "numbers");
     const slots = { type: "numbers", kind: "number", key, value, query: key };
-    const [head = "", tail = ""] = wording.template_one.split("{context}");
+    const [head = "", tail = ""] = wording.templateOne.split("{context}");
     return {
       text: fillSlots(wording.needle, slots),
       head: fillSlots(head, slots),
       tail: fillSlots(tail, slots),
-      answerPrefix: fillSlots(wording.answer_prefix_one, slots),
+      answerPrefix: fillSlots(wording.answerPrefixOne, slots),
       answer: value,
     };
   };

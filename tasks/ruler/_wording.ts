@@ -9,15 +9,21 @@ import { NOISE } from "../text/haystack.ts";
 /** Wording of one task. Slots are written `{name}`. */
 export const TASK_WORDING_SCHEMA = z.strictObject({
   /** Context and question; slots differ by task and always include `{context}`. */
-  template: z.string().min(1),
+  template: z.string().min(1).refine(
+    (s) => s.includes("{context}"),
+    "needs the slot {context}",
+  ),
   /** How the answer begins. */
-  answer_prefix: z.string(),
+  "answer_prefix": z.string(),
   /** Template for a question with exactly one answer; `template` where missing. */
-  template_one: z.string().min(1).optional(),
+  "template_one": z.string().min(1).refine(
+    (s) => s.includes("{context}"),
+    "needs the slot {context}",
+  ).optional(),
   /** Answer prefix for a question with exactly one answer. */
-  answer_prefix_one: z.string().optional(),
+  "answer_prefix_one": z.string().optional(),
   /** New tokens at most. */
-  tokens_to_generate: z.int().min(1).optional(),
+  "tokens_to_generate": z.int().min(1).optional(),
 });
 
 /** Wording of one task. */
@@ -47,40 +53,47 @@ export const DEFAULT_WORDING: { [task: string]: TaskWording } = {
   niah: {
     template:
       "This text hides entries of a ledger of {type}.\n{context}\nWhat are the {type} of {query}?\n",
-    template_one:
+    "template_one":
       "This text hides entries of a ledger of {type}.\n{context}\nWhat is the {kind} of {query}?\n",
-    answer_prefix: "In the ledger of {type}, {query} holds",
+    "answer_prefix": "In the ledger of {type}, {query} holds",
   },
-  niah_multiquery: {
+  "niah_multiquery": {
     template:
       "This text hides entries of a ledger of {type}.\n{context}\nWhat are the {type} of {query}?\n",
-    answer_prefix: "In the ledger of {type},",
+    "answer_prefix": "In the ledger of {type},",
   },
   vt: {
     template:
       "Follow the assignments in this text.\n{context}\nWhich variables hold the value {query}?\n",
-    answer_prefix: "The {num_v} variables that hold {query} are",
+    "answer_prefix": "The {num_v} variables that hold {query} are",
   },
   cwe: {
     template:
       "Here is a numbered list of words. Ten of them come up more often than the others.\n{context}\nWhich ten words are the most common?\n",
-    answer_prefix: "The ten most common words are:",
+    "answer_prefix": "The ten most common words are:",
   },
   fwe: {
     template:
       "Here is a coded text. Leave the dots out and count how often each coded word comes up.\n{context}\nWhich three coded words are the most frequent?\n",
-    answer_prefix: "The three most frequent coded words are:",
+    "answer_prefix": "The three most frequent coded words are:",
   },
   qa: {
     template:
       "Answer the question from the documents. Give only the answer.\n\n{context}\n\nQuestion: {query}\n",
-    answer_prefix: "Answer:",
+    "answer_prefix": "Answer:",
   },
 };
 
 /** Wording with everything resolved. */
-export interface ResolvedWording
-  extends Required<Omit<TaskWording, "tokens_to_generate">> {
+export interface ResolvedWording {
+  /** Context and question. */
+  template: string;
+  /** Template for a question with exactly one answer. */
+  templateOne: string;
+  /** How the answer begins. */
+  answerPrefix: string;
+  /** How the answer to a question with exactly one answer begins. */
+  answerPrefixOne: string;
   /** New tokens at most, where the wording says so. */
   tokensToGenerate: number | null;
   /** Noise paragraph. */
@@ -102,12 +115,13 @@ export function resolveWording(
       `Cannot word a task as its name must be known: task is "${task}"`,
     );
   }
+  const prefix = own["answer_prefix"];
   return {
     template: own.template,
-    template_one: own.template_one ?? own.template,
-    answer_prefix: own.answer_prefix,
-    answer_prefix_one: own.answer_prefix_one ?? own.answer_prefix,
-    tokensToGenerate: own.tokens_to_generate ?? null,
+    templateOne: own["template_one"] ?? own.template,
+    answerPrefix: prefix,
+    answerPrefixOne: own["answer_prefix_one"] ?? prefix,
+    tokensToGenerate: own["tokens_to_generate"] ?? null,
     noise: user?.noise ?? NOISE,
     needle: user?.needle ?? NEEDLE,
   };

@@ -116,7 +116,7 @@ export function makeCwe(
     const words = Array.from({ length: shot.words }, (_, i) => source.at(i));
     const list = spread(words, shot.common, shot.uncommon, random);
     before = fillSlots(wording.template, { context: numbered(list) }) +
-      wording.answer_prefix + " " +
+      wording.answerPrefix + " " +
       numbered(ordered(list, words.slice(0, COMMON))) + "\n\n";
   }
   const offset = shot?.words ?? 0;
@@ -134,7 +134,7 @@ export function makeCwe(
   const wordTokens = [0];
   const fixed = counter.count(
     before + fillSlots(wording.template, { context: "" }) +
-      wording.answer_prefix,
+      wording.answerPrefix,
   );
   const estimate = (count: number): number => {
     while (wordTokens.length <= count) {
@@ -163,7 +163,7 @@ export function makeCwe(
     min: COMMON,
     max: max + 8,
     estimate,
-    build: (count) => promptOf(count) + wording.answer_prefix,
+    build: (count) => promptOf(count) + wording.answerPrefix,
   });
   const answers = ordered(
     listOf(fit.count),
@@ -172,7 +172,7 @@ export function makeCwe(
   return {
     prompt: promptOf(fit.count),
     question: "",
-    answerPrefix: wording.answer_prefix,
+    answerPrefix: wording.answerPrefix,
     answers,
     target: ` ${numbered(answers)}`,
     meta: {

@@ -64,7 +64,7 @@ export function makeFwe(
   const counter = new TokenCounter(codec);
   const tokens = words.map((word) => counter.count(` ${word}`));
   const fixed = counter.count(
-    fillSlots(wording.template, { context: "" }) + wording.answer_prefix,
+    fillSlots(wording.template, { context: "" }) + wording.answerPrefix,
   );
   const promptOf = (total: number): string =>
     fillSlots(wording.template, { context: textOf(total) });
@@ -77,13 +77,13 @@ export function makeFwe(
         (sum, n, i) => sum + n * (tokens[i] as number),
         fixed,
       ),
-    build: (total) => promptOf(total) + wording.answer_prefix,
+    build: (total) => promptOf(total) + wording.answerPrefix,
   });
   const answers = words.slice(1, LAST_ASKED);
   return {
     prompt: promptOf(fit.count),
     question: "",
-    answerPrefix: wording.answer_prefix,
+    answerPrefix: wording.answerPrefix,
     answers,
     target: ` ${answers.join(", ")}`,
     meta: { promptTokens: fit.tokens, units: fit.count, vocabulary: size },

@@ -135,8 +135,8 @@ const KINDS: { [name: string]: Kind } = {
   vt,
   cwe,
   fwe,
-  qa_1: qa,
-  qa_2: qa,
+  "qa_1": qa,
+  "qa_2": qa,
 };
 
 /** Names of the thirteen tasks, in the benchmark's order. */

@@ -35,14 +35,14 @@ export interface NiahConfig {
 
 /** The eight tasks. */
 export const NIAH_TASKS: { [name: string]: NiahConfig } = {
-  niah_single_1: config("noise", "words", "numbers"),
-  niah_single_2: config("essay", "words", "numbers"),
-  niah_single_3: config("essay", "words", "uuids"),
-  niah_multikey_1: config("essay", "words", "numbers", 4),
-  niah_multikey_2: config("needle", "words", "numbers"),
-  niah_multikey_3: config("needle", "uuids", "uuids"),
-  niah_multivalue: config("essay", "words", "numbers", 1, 4),
-  niah_multiquery: config("essay", "words", "numbers", 4, 1, 4),
+  "niah_single_1": config("noise", "words", "numbers"),
+  "niah_single_2": config("essay", "words", "numbers"),
+  "niah_single_3": config("essay", "words", "uuids"),
+  "niah_multikey_1": config("essay", "words", "numbers", 4),
+  "niah_multikey_2": config("needle", "words", "numbers"),
+  "niah_multikey_3": config("needle", "uuids", "uuids"),
+  "niah_multivalue": config("essay", "words", "numbers", 1, 4),
+  "niah_multiquery": config("essay", "words", "numbers", 4, 1, 4),
 };
 
 function config(
@@ -142,10 +142,10 @@ export function makeNiah(
       type: valueType,
       kind: KIND[valueType],
       // The name of the first slot in the official wording.
-      type_needle_v: one ? KIND[valueType] : valueType,
+      "type_needle_v": one ? KIND[valueType] : valueType,
       query: joinAnd(chosen),
     };
-    const template = one ? wording.template_one : wording.template;
+    const template = one ? wording.templateOne : wording.template;
     const tail = template.slice(
       template.indexOf("{context}") + "{context}".length,
     );
@@ -157,7 +157,7 @@ export function makeNiah(
     return {
       question: fillSlots(tail, slots),
       answerPrefix: fillSlots(
-        one ? wording.answer_prefix_one : wording.answer_prefix,
+        one ? wording.answerPrefixOne : wording.answerPrefix,
         slots,
       ),
       answers: held.flat(),
@@ -166,11 +166,11 @@ export function makeNiah(
   };
   const first = ask(asked);
   const one = queries * values === 1;
-  const template = one ? wording.template_one : wording.template;
+  const template = one ? wording.templateOne : wording.template;
   const head = fillSlots(template.slice(0, template.indexOf("{context}")), {
     type: valueType,
     kind: KIND[valueType],
-    type_needle_v: one ? KIND[valueType] : valueType,
+    "type_needle_v": one ? KIND[valueType] : valueType,
   });
 
   // Where the needles go, as a share of the haystack, so that the size can change while it is sought.

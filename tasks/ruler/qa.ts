@@ -325,7 +325,7 @@ export function makeQa(
     fillSlots(wording.template, { ...slots, context: contextOf(count) });
   const sizes: number[] = [];
   const base = codec.encode(promptOf(supply.gold.length)).length +
-    codec.encode(wording.answer_prefix).length;
+    codec.encode(wording.answerPrefix).length;
   const estimate = (count: number): number => {
     const others = count - supply.gold.length;
     while (sizes.length < others) {
@@ -346,12 +346,12 @@ export function makeQa(
     min: supply.gold.length,
     max: max + 2,
     estimate,
-    build: (count) => promptOf(count) + wording.answer_prefix,
+    build: (count) => promptOf(count) + wording.answerPrefix,
   });
   return {
     prompt: promptOf(fit.count),
     question: "",
-    answerPrefix: fillSlots(wording.answer_prefix, slots),
+    answerPrefix: fillSlots(wording.answerPrefix, slots),
     answers: supply.answers,
     target: ` ${supply.answers[0]}`,
     meta: { promptTokens: fit.tokens, units: fit.count },

@@ -67,10 +67,10 @@ function makeOne(
   }
   const query = values[0] as string;
   const answers = names[0] as string[];
-  const slots = { query, num_v: answers.length };
+  const slots = { query, "num_v": answers.length };
   const [head = "", tail = ""] = wording.template.split("{context}");
   const question = fillSlots(tail, slots);
-  const answerPrefix = fillSlots(wording.answer_prefix, slots);
+  const answerPrefix = fillSlots(wording.answerPrefix, slots);
   const start = before + fillSlots(head, slots);
   const end = question + answerPrefix;
 
