@@ -22,8 +22,6 @@ export interface AddedToken {
 
 /** A checked `tokenizer.json`. */
 export interface TokenizerFile {
-  /** The whole file. */
-  json: Record<string, unknown>;
   /** Text of each token; ids may have gaps. */
   tokens: (string | undefined)[];
   /** Id of each text. */
@@ -270,5 +268,5 @@ export function checkTokenizerFile(
   if (vocabulary.length === 0) {
     throw malformed(file, 'field "model.vocab" must hold tokens', "none");
   }
-  return { json, tokens, ids, added };
+  return { tokens, ids, added };
 }

@@ -60,7 +60,8 @@ function golden(name: string): [json: string, cases: string] | undefined {
 for (const name of ["llama2", "llama3", "qwen2"]) {
   const files = golden(name);
   Deno.test({
-    name: `Tokenizer agrees with all goldens of ${name}`,
+    name: `Tokenizer agrees with all goldens of ${name}` +
+      (files ? "" : ` (SKIPPED: none in ${GOLDENS})`),
     ignore: files === undefined,
     fn() {
       const [json, list] = files!;
