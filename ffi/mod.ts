@@ -33,4 +33,5 @@ export {
   type MergedObservation,
   mergeObservations,
 } from "./observe.ts";
+export { ABI_VERSION } from "./_symbols.ts";
 export { decode, type Decoded, type DecodeOptions } from "./decode.ts";

@@ -43,8 +43,8 @@ export {
   WEIGHT_DTYPES,
 } from "./tensors.ts";
 export {
-  type DecodeOptions,
   type PieceDecoder,
+  type TextDecodeOptions,
   TokenStream,
   type TokenTexts,
 } from "./token_stream.ts";

@@ -22,7 +22,7 @@ export interface TokenTexts {
 }
 
 /** Options of decoding. */
-export interface DecodeOptions {
+export interface TextDecodeOptions {
   /** Leave special tokens out. Default: true. */
   skipSpecialTokens?: boolean;
   /** Remove blanks before punctuation. Default: as `tokenizer_config.json` says, and no where it says nothing. */

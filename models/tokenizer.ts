@@ -18,8 +18,8 @@ import {
 } from "./_decoders.ts";
 import { isRecord, malformed, reason, show } from "./_file.ts";
 import {
-  type DecodeOptions,
   type PieceDecoder,
+  type TextDecodeOptions,
   TokenStream,
 } from "./token_stream.ts";
 import { checkTokenizerFile, type TokenizerFile } from "./_tokenizer_file.ts";
@@ -214,10 +214,10 @@ export class Tokenizer {
    * Decodes tokens.
    *
    * @param ids Token ids; those that the tokenizer does not know have no text.
-   * @param options See {@linkcode DecodeOptions}.
+   * @param options See {@linkcode TextDecodeOptions}.
    * @returns The text.
    */
-  decode(ids: Iterable<number>, options: DecodeOptions = {}): string {
+  decode(ids: Iterable<number>, options: TextDecodeOptions = {}): string {
     const stream = this.#stream(options, false);
     let text = "";
     for (const id of ids) text += stream.push(id);
@@ -227,11 +227,11 @@ export class Tokenizer {
   /**
    * Starts a text that grows token by token.
    *
-   * @param options See {@linkcode DecodeOptions}.
+   * @param options See {@linkcode TextDecodeOptions}.
    * @returns The stream. All its pieces together are what {@linkcode Tokenizer.decode} gives, except for byte-fallback
    * tokens that are not UTF-8, where complete characters next to broken ones stay.
    */
-  stream(options: DecodeOptions = {}): TokenStream {
+  stream(options: TextDecodeOptions = {}): TokenStream {
     return this.#stream(options, true);
   }
 
@@ -299,7 +299,7 @@ export class Tokenizer {
     }
   }
 
-  #stream(options: DecodeOptions, live: boolean): TokenStream {
+  #stream(options: TextDecodeOptions, live: boolean): TokenStream {
     return new TokenStream(
       this,
       this.#pieces(live),

@@ -8,6 +8,10 @@
 import nodeAssert, { AssertionError } from "node:assert";
 export { AssertionError };
 
+function failure(msg: string | undefined): Error | undefined {
+  return msg === undefined ? undefined : new AssertionError({ message: msg });
+}
+
 /** Throws unless `condition` is truthy. */
 export function assert(condition: unknown, msg?: string): asserts condition {
   if (!condition) {
@@ -17,12 +21,12 @@ export function assert(condition: unknown, msg?: string): asserts condition {
 
 /** Throws unless both values are deeply equal. */
 export function assertEquals<T>(actual: T, expected: T, msg?: string): void {
-  nodeAssert.deepStrictEqual(actual, expected, msg);
+  nodeAssert.deepStrictEqual(actual, expected, failure(msg));
 }
 
 /** Throws if both values are deeply equal. */
 export function assertNotEquals<T>(actual: T, expected: T, msg?: string): void {
-  nodeAssert.notDeepStrictEqual(actual, expected, msg);
+  nodeAssert.notDeepStrictEqual(actual, expected, failure(msg));
 }
 
 /** Throws unless both values are the same by `Object.is`. */
@@ -31,7 +35,7 @@ export function assertStrictEquals<T>(
   expected: T,
   msg?: string,
 ): asserts actual is T {
-  nodeAssert.strictEqual(actual, expected, msg);
+  nodeAssert.strictEqual(actual, expected, failure(msg));
 }
 
 /** Throws unless `actual` is within `tolerance` of `expected` (default: 1e-7 relative). */
@@ -92,7 +96,7 @@ export function assertMatch(
   expected: RegExp,
   msg?: string,
 ): void {
-  nodeAssert.match(actual, expected, msg);
+  nodeAssert.match(actual, expected, failure(msg));
 }
 
 /** Throws unless `actual` is an instance of `expectedType`. */

@@ -18,6 +18,7 @@ import {
   type ModelConfig,
   type ModelFolder,
   openModelFolder,
+  readModelConfig,
   TENSOR_KINDS,
   WEIGHT_DTYPES,
   type WeightDtype,
@@ -25,7 +26,7 @@ import {
 } from "../../models/mod.ts";
 
 /** Options of {@linkcode LanguageModel.load}. */
-export interface LoadOptions {
+export interface LanguageModelOptions {
   /** `cpu` (default), `cuda` or `cuda:N`. */
   device?: string;
   /** CPU threads; default: all that the affinity mask allows. */
@@ -118,7 +119,15 @@ function weightSink(native: NativeModel): WeightSink {
 /** A loaded model with its device and one cache. */
 export class LanguageModel implements Disposable {
   /** The folder it came from: config, tokenizer, stop tokens, hash. */
-  readonly folder: ModelFolder;
+  get folder(): ModelFolder {
+    if (this.#folder === undefined) {
+      throw new TypeError(
+        "Cannot use the model's folder as it must have one: its weights are random",
+      );
+    }
+    return this.#folder;
+  }
+  #folder: ModelFolder | undefined;
   /** Where it runs. */
   readonly device: Device;
   /** The weights. */
@@ -135,31 +144,71 @@ export class LanguageModel implements Disposable {
   };
 
   private constructor(
-    folder: ModelFolder,
+    folder: ModelFolder | undefined,
+    config: ModelConfig,
     device: Device,
     native: NativeModel,
     cache: Cache,
     facts: LanguageModel["facts"],
   ) {
-    this.folder = folder;
+    this.#folder = folder;
     this.device = device;
     this.native = native;
     this.cache = cache;
     this.facts = facts;
-    const { layers, queryHeads, kvHeads, headDim } = folder.config;
+    const { layers, queryHeads, kvHeads, headDim } = config;
     this.shape = { layers, queryHeads, kvHeads, headDim };
   }
 
   /** Opens a Hugging Face model folder and loads its weights. */
   static async load(
     path: string,
-    options: LoadOptions = {},
+    options: LanguageModelOptions = {},
   ): Promise<LanguageModel> {
     const started = performance.now();
     const folder = openModelFolder(path);
-    const config = folder.config;
+    using stack = new DisposableStack();
+    const model = stack.use(
+      LanguageModel.#create(folder, folder.config, options),
+    );
+    await loadWeights(folder.plan, folder.config, weightSink(model.native), {
+      ...(options.onProgress ? { onProgress: options.onProgress } : {}),
+      ...(options.signal ? { signal: options.signal } : {}),
+    });
+    model.facts.loadMs = performance.now() - started;
+    stack.move();
+    return model;
+  }
+
+  /** Makes a model of a `config.json`'s shape with random weights, for measurements. It has no folder. */
+  static random(
+    configFile: string,
+    options: LanguageModelOptions & { seed?: number } = {},
+  ): LanguageModel {
+    const started = performance.now();
+    const model = LanguageModel.#create(
+      undefined,
+      readModelConfig(configFile),
+      options,
+    );
+    try {
+      model.native.randomize(options.seed ?? 0);
+    } catch (error) {
+      model[Symbol.dispose]();
+      throw error;
+    }
+    model.facts.loadMs = performance.now() - started;
+    return model;
+  }
+
+  static #create(
+    folder: ModelFolder | undefined,
+    config: ModelConfig,
+    options: LanguageModelOptions,
+  ): LanguageModel {
     const dtype = options.dtype ?? config.dtype;
     const cacheDtype = options.cacheDtype ?? dtype;
+    const { layers, queryHeads, kvHeads, headDim } = config;
     using stack = new DisposableStack();
     const device = stack.use(
       new Device({
@@ -170,27 +219,22 @@ export class LanguageModel implements Disposable {
     const native = stack.use(
       new NativeModel(device, nativeConfig(config, dtype)),
     );
-    await loadWeights(folder.plan, config, weightSink(native), {
-      ...(options.onProgress ? { onProgress: options.onProgress } : {}),
-      ...(options.signal ? { signal: options.signal } : {}),
-    });
     const cache = stack.use(
       new Cache(device, {
-        layers: config.layers,
-        queryHeads: config.queryHeads,
-        kvHeads: config.kvHeads,
-        headDim: config.headDim,
+        layers,
+        queryHeads,
+        kvHeads,
+        headDim,
         rowDtype: cacheDtype,
         limitBytes: options.cacheLimitBytes ?? 0,
       }),
     );
-    const model = new LanguageModel(folder, device, native, cache, {
+    stack.move();
+    return new LanguageModel(folder, config, device, native, cache, {
       dtype,
       cacheDtype,
-      loadMs: performance.now() - started,
+      loadMs: 0,
     });
-    stack.move();
-    return model;
   }
 
   /** Frees weights, cache and device. */

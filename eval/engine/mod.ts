@@ -7,7 +7,7 @@ export { crossConfigurations, labelOf } from "./configurations.ts";
 export { generate } from "./engine.ts";
 export {
   LanguageModel,
-  type LoadOptions,
+  type LanguageModelOptions,
   parseDevice,
 } from "./language_model.ts";
 export * from "./types.ts";

@@ -90,5 +90,6 @@ export interface Generation {
 
 /** A promise of the runtime was broken; never caught, always fatal to a run. */
 export class InvariantError extends Error {
+  /** Name of the class. */
   override name = "InvariantError";
 }

@@ -94,14 +94,14 @@ interface Case {
   model: string;
   method: string;
   options: {
-    max_capacity_prompt?: number;
-    window_size?: number;
-    kernel_size?: number;
+    "max_capacity_prompt"?: number;
+    "window_size"?: number;
+    "kernel_size"?: number;
     pooling?: string;
   };
   prompt: number[];
   tokens: number[];
-  cache_rows_per_layer: number[];
+  "cache_rows_per_layer": number[];
 }
 
 /** Options of the reference in our words. */

@@ -1,4 +1,5 @@
 import { assert, assertEquals, assertRejects, assertThrows } from "@std/assert";
+import { fromFileUrl } from "@std/path";
 import { join } from "@std/path";
 import fc from "fast-check";
 import { appendLine } from "../../eval/records/_lines.ts";
@@ -80,9 +81,12 @@ const RUN_META: RunMeta = {
   hashes: { model: ZERO },
 };
 
+/** Where tests may write. */
+const BUILD = fromFileUrl(new URL("../../build", import.meta.url));
+
 /** A temporary folder that goes when its scope ends. */
 class TempFolder implements Disposable {
-  readonly path: string = Deno.makeTempDirSync();
+  readonly path: string = Deno.makeTempDirSync({ dir: BUILD });
   [Symbol.dispose](): void {
     Deno.removeSync(this.path, { recursive: true });
   }

@@ -1,0 +1,115 @@
+// deno-lint-ignore-file no-console -- the command line prints
+import { Device } from "../../ffi/mod.ts";
+import config from "../../deno.json" with { type: "json" };
+import { type Call, text, UsageError } from "../spec.ts";
+import { bytes, printColumns, printJson } from "./_runtime.ts";
+
+interface Check {
+  name: string;
+  ok: boolean;
+  detail: string;
+}
+
+/** `kvf doctor`. */
+export async function doctorAction({ flags }: Call): Promise<number> {
+  const task = text(flags, "permissions");
+  if (task !== undefined) return printPermissions(task, flags.json === true);
+  const checks: Check[] = [
+    await version("C compiler", "cc", ["--version"]),
+    library("CPU library", "cpu"),
+    await version("nvcc (optional)", "nvcc", ["--version"]),
+  ];
+  if (flags.json) printJson(checks);
+  else {printColumns(
+      checks.map(({ name, ok, detail }) => [ok ? "ok" : "--", name, detail]),
+    );}
+  return checks.slice(0, 2).every(({ ok }) => ok) ? 0 : 1;
+}
+
+async function version(
+  name: string,
+  program: string,
+  args: string[],
+): Promise<Check> {
+  try {
+    const { stdout, success } = await new Deno.Command(program, {
+      args,
+      stderr: "null",
+    }).output();
+    const lines = new TextDecoder().decode(stdout).trim().split("\n");
+    return {
+      name,
+      ok: success,
+      detail: (program === "nvcc" ? lines.at(-1) : lines[0]) ?? "",
+    };
+  } catch (error) {
+    if (
+      error instanceof Deno.errors.NotFound ||
+      error instanceof Deno.errors.NotCapable
+    ) {
+      return { name, ok: false, detail: `${program} was not found` };
+    }
+    throw error;
+  }
+}
+
+function library(name: string, kind: "cpu" | "cuda"): Check {
+  try {
+    using device = new Device({ kind });
+    const info = device.info();
+    const memory = info.totalBytes > 0
+      ? `, ${bytes(info.freeBytes)} of ${bytes(info.totalBytes)} free`
+      : "";
+    return { name, ok: true, detail: `${info.name}${memory}; ${device.path}` };
+  } catch (error) {
+    return { name, ok: false, detail: (error as Error).message };
+  }
+}
+
+/** Prints what a task of deno.json may do. */
+function printPermissions(task: string, json: boolean): number {
+  const tasks = config.tasks as Record<
+    string,
+    { command: string; description: string }
+  >;
+  const sets = config.permissions as Record<string, Record<string, unknown>>;
+  const found = tasks[task];
+  if (!found) {
+    throw new UsageError(
+      `Cannot print permissions as the task must be one of ${
+        Object.keys(tasks).join(", ")
+      }: it is "${task}"`,
+    );
+  }
+  const named = /-P=(\S+)/.exec(found.command)?.[1] ??
+    (/deno test .*-P/.test(found.command) ? "test" : undefined);
+  const set = named === undefined ? {} : sets[named] ?? {};
+  if (json) {
+    printJson({
+      task,
+      description: found.description,
+      set: named ?? null,
+      permissions: set,
+    });
+    return 0;
+  }
+  console.log(`${task}: ${found.description}\n`);
+  const words: Record<string, string> = {
+    read: "may read",
+    write: "may write",
+    ffi: "may load, as native code",
+    run: "may start, without any sandbox of ours",
+    env: "may read the environment variables",
+  };
+  const rows = Object.entries(set).map((
+    [kind, value],
+  ) => [
+    words[kind] ?? kind,
+    Array.isArray(value) ? value.join(", ") : JSON.stringify(value),
+  ]);
+  printColumns(
+    rows.length > 0 ? rows : [["may do", "nothing beyond computing"]],
+  );
+  console.log("\nAnything else is refused by Deno, the network included.");
+  return 0;
+}

@@ -1,0 +1,186 @@
+// deno-lint-ignore-file no-console -- the command line prints
+import { basename, join } from "@std/path";
+import type { Configuration } from "../../eval/engine/mod.ts";
+import {
+  configurationName,
+  needleCells,
+  needleCsv,
+  needleMarkdown,
+  needleRows,
+} from "../../eval/needle.ts";
+import { needleHeatMap, renderPng } from "../../eval/plots/mod.ts";
+import {
+  type EvalRecord,
+  readRecords,
+  RecordStore,
+} from "../../eval/records/mod.ts";
+import { runTask } from "../../eval/runner.ts";
+import { needleTask } from "../../tasks/mod.ts";
+import { type Call, text, UsageError } from "../spec.ts";
+import { commit } from "./_project.ts";
+import {
+  bytes,
+  configurationsOf,
+  openModel,
+  printColumns,
+  printJson,
+  progressBar,
+} from "./_runtime.ts";
+
+/** `kvf eval needle`. */
+export async function evalNeedleAction(call: Call): Promise<number> {
+  const { flags } = call;
+  const configurations = await configurationsOf(call);
+  const seed = flags.seed as number;
+  const task = needleTask({
+    lengths: flags.lengths as number[],
+    depths: flags.depths as number,
+    depthSpacing: flags.spacing as "linear" | "sigmoid",
+    examplesPerCell: flags.examples as number,
+    seed,
+    ...needleOf(flags),
+    ...haystackOf(text(flags, "haystack")),
+  });
+  const out = text(flags, "out")!;
+  using model = await openModel(flags);
+  using store = await RecordStore.open(out);
+  const bar = progressBar(
+    "needle",
+    flags.quiet === true || flags.json === true,
+  );
+  const finished = store.size;
+  try {
+    await runTask(model, task, configurations, {
+      store,
+      modelName: basename(text(flags, "model")!),
+      commit: commit(),
+      seed,
+      chat: flags.chat === true,
+      onProgress: (done, total) => bar.set(done, total),
+    });
+  } finally {
+    bar.stop();
+  }
+  const records = await recordsOf(out, configurations, task.options);
+  const rows = needleRows(records);
+  const cells = needleCells(records);
+  const files = {
+    table: join(out, "needle.md"),
+    cells: join(out, "needle.csv"),
+    svg: join(out, "needle.svg"),
+    png: join(out, "needle.png"),
+  };
+  const svg = await needleHeatMap(
+    cells,
+    `Needle in a haystack, ${basename(text(flags, "model")!)}`,
+  );
+  Deno.writeTextFileSync(files.table, needleMarkdown(rows));
+  Deno.writeTextFileSync(files.cells, needleCsv(cells));
+  Deno.writeTextFileSync(files.svg, svg);
+  Deno.writeFileSync(files.png, await renderPng(svg));
+  if (flags.json) {
+    printJson({ rows, files });
+    return 0;
+  }
+  if (finished > 0) {
+    console.error(`${finished} finished records were there already`);
+  }
+  printColumns([
+    [
+      "configuration",
+      "score",
+      "95 % interval",
+      "exact",
+      "cache",
+      "ms/token",
+      "examples",
+    ],
+    ...rows.map((row) => [
+      row.configuration,
+      `${(100 * row.score).toFixed(1)} %`,
+      `${(100 * row.interval[0]).toFixed(1)} to ${
+        (100 * row.interval[1]).toFixed(1)
+      }`,
+      `${(100 * row.exact).toFixed(1)} %`,
+      bytes(row.residentBytes),
+      row.msPerToken.toFixed(2),
+      String(row.n),
+    ]),
+  ]);
+  console.log(
+    `\nheat map: ${files.png} and ${files.svg}\ntable:    ${files.table}, cells: ${files.cells}`,
+  );
+  return 0;
+}
+
+/** Records of this call's task and configurations, in the configurations' order; older runs in the folder stay out. */
+async function recordsOf(
+  folder: string,
+  configurations: readonly Configuration[],
+  taskOptions: Record<string, unknown>,
+): Promise<EvalRecord[]> {
+  const names = configurations.map(({ method, options }) =>
+    JSON.stringify([method.name, sorted(options)])
+  );
+  const wanted = JSON.stringify(sorted(taskOptions));
+  const found: EvalRecord[] = [];
+  for await (const record of readRecords(folder)) {
+    const name = JSON.stringify([
+      record.method.name,
+      sorted(record.method.options),
+    ]);
+    if (
+      names.includes(name) &&
+      JSON.stringify(sorted(record.task.options)) === wanted
+    ) found.push(record);
+  }
+  const order = configurations.map(({ method, options }) =>
+    configurationName({
+      method: {
+        name: method.name,
+        options: options as EvalRecord["method"]["options"],
+      },
+    })
+  );
+  return found.sort((a, b) =>
+    order.indexOf(configurationName(a)) - order.indexOf(configurationName(b))
+  );
+}
+
+function sorted(value: Record<string, unknown>): [string, unknown][] {
+  return Object.entries(value).sort(([a], [b]) => a < b ? -1 : 1);
+}
+
+function needleOf(
+  flags: Call["flags"],
+): { needle?: { text: string; question: string; answer: string } } {
+  const parts = [
+    text(flags, "needle"),
+    text(flags, "question"),
+    text(flags, "answer"),
+  ];
+  if (parts.every((part) => part === undefined)) return {};
+  const [needle, question, answer] = parts;
+  if (needle === undefined || question === undefined || answer === undefined) {
+    throw new UsageError(
+      "Cannot hide a needle as --needle, --question and --answer must be given together",
+    );
+  }
+  return { needle: { text: needle, question, answer } };
+}
+
+function haystackOf(folder: string | undefined): { essays?: string[] } {
+  if (folder === undefined) return {};
+  const names = [...Deno.readDirSync(folder)].filter((entry) =>
+    entry.isFile && entry.name.endsWith(".txt")
+  )
+    .map((entry) => entry.name).sort();
+  if (names.length === 0) {
+    throw new UsageError(
+      `Cannot use haystack as the folder must hold .txt files: "${folder}"`,
+    );
+  }
+  return {
+    essays: names.map((name) => Deno.readTextFileSync(join(folder, name))),
+  };
+}

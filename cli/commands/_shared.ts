@@ -1,0 +1,91 @@
+/**
+ * Flags that several commands share.
+ *
+ * @module
+ */
+import {
+  type Command,
+  InvalidArgumentError,
+  Option,
+} from "@commander-js/extra-typings";
+import { type Flags, text, UsageError } from "../spec.ts";
+
+/** Parses an integer of at least `min`. */
+export function integer(min: number): (value: string) => number {
+  return (value) => {
+    const number = Number(value);
+    if (!Number.isInteger(number) || number < min) {
+      throw new InvalidArgumentError(`must be an integer >= ${min}`);
+    }
+    return number;
+  };
+}
+
+/** Parses a number within bounds. */
+export function real(min: number, max = Infinity): (value: string) => number {
+  return (value) => {
+    const number = Number(value);
+    if (value.trim() === "" || !(number >= min && number <= max)) {
+      throw new InvalidArgumentError(
+        max === Infinity
+          ? `must be a number >= ${min}`
+          : `must be a number from ${min} to ${max}`,
+      );
+    }
+    return number;
+  };
+}
+
+/** Parses a comma-separated list of integers of at least `min`. */
+export function integers(min: number): (value: string) => number[] {
+  const one = integer(min);
+  return (value) => value.split(",").map((part) => one(part));
+}
+
+/** `--model`, `--device`, `--threads`, `--dtype`, `--cache-dtype`. */
+export function modelFlags(command: Command, required = true): void {
+  const model = new Option("--model <dir>", "Hugging Face model folder");
+  if (required) model.makeOptionMandatory();
+  command
+    .addOption(model)
+    .option("--device <name>", "cpu, cuda or cuda:N", "cpu")
+    .addOption(
+      new Option(
+        "--threads <n>",
+        "CPU threads (default: all that the affinity mask allows)",
+      ).argParser(integer(1)),
+    )
+    .addOption(
+      new Option(
+        "--dtype <type>",
+        "type of the weights in memory (default: the file's)",
+      )
+        .choices(["f32", "f16", "bf16"] as const),
+    )
+    .addOption(
+      new Option(
+        "--cache-dtype <type>",
+        "type of the cache's rows (default: the weights')",
+      )
+        .choices(["f32", "f16", "bf16"] as const),
+    );
+}
+
+/** `--granularity`. */
+export function granularityFlag(command: Command): void {
+  command.addOption(
+    new Option("--granularity <layout>", "what one stored head is")
+      .choices(["kv_head", "query_head"] as const).default("kv_head" as const),
+  );
+}
+
+/** The device name of a call. */
+export function deviceOf(flags: Flags): string {
+  const device = text(flags, "device") ?? "cpu";
+  if (!/^(cpu|cuda(:\d+)?)$/.test(device)) {
+    throw new UsageError(
+      `Cannot use --device as it must be cpu, cuda or cuda:N: it is "${device}"`,
+    );
+  }
+  return device;
+}

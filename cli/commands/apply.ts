@@ -1,0 +1,53 @@
+import { Option } from "@commander-js/extra-typings";
+import { type CommandSpec, methodPaths, paths, text } from "../spec.ts";
+import { granularityFlag, integer } from "./_shared.ts";
+
+/** `kvf apply`: run a method on recorded tensors. */
+export const apply: CommandSpec = {
+  path: ["apply"],
+  methodFlags: true,
+  declare(command) {
+    command
+      .description(
+        "Run a method on recorded query, key and value tensors, without a model",
+      )
+      .requiredOption(
+        "--method <name>",
+        "a method's name or a file that exports one",
+      )
+      .option("--options <json>", "the method's options as a JSON object", "{}")
+      .requiredOption(
+        "--input <file>",
+        "safetensors file with the tensors (float32, rotation applied)",
+      )
+      .option("--q <name>", "queries [queryHeads, tokens, headDim]", "q")
+      .option("--k <name>", "keys [kvHeads, tokens, headDim]", "k")
+      .option("--v <name>", "values [kvHeads, tokens, headDim]", "v")
+      .addOption(
+        new Option("--layer <i>", "layer that the tensors stand for").argParser(
+          integer(0),
+        ).default(0),
+      )
+      .addOption(
+        new Option("--layers <n>", "layers of the model they come from")
+          .argParser(integer(1)).default(1),
+      )
+      .option("--json", "print one JSON object", false)
+      .option("--output <file>", "write the kept rows to a safetensors file");
+    granularityFlag(command);
+    command.addHelpText(
+      "after",
+      `
+Example:
+  kvf apply --method snapkv --options '{"budget":64}' --input qkv.safetensors --json`,
+    );
+  },
+  grants({ flags }) {
+    return {
+      read: paths(text(flags, "input"), ...methodPaths(text(flags, "method"))),
+      write: paths(text(flags, "output")),
+      native: true,
+    };
+  },
+  run: async (call) => (await import("../actions/apply.ts")).applyAction(call),
+};

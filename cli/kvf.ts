@@ -1,0 +1,101 @@
+/**
+ * The launcher of `kvf`: builds the native library when it is missing or stale, works out which folders the command
+ * line names, and starts the program with exactly those permissions and the one library.
+ *
+ * @module
+ */
+import { fromFileUrl, resolve } from "@std/path";
+import { report } from "./main.ts";
+import { createProgram } from "./program.ts";
+import type { Grants } from "./spec.ts";
+
+const ROOT = fromFileUrl(new URL("..", import.meta.url));
+
+/** Permission flags for a call. Paths become absolute; the project's own sources may always be read. */
+export function permissionFlags(grants: Grants, cwd: string): string[] {
+  const absolute = (path: string) => resolve(cwd, path);
+  const write = (grants.write ?? []).map(absolute);
+  const read = [resolve(ROOT), ...(grants.read ?? []).map(absolute), ...write];
+  const flags = ["--no-prompt", list("read", read)];
+  if (write.length > 0) flags.push(list("write", write));
+  if (grants.native) flags.push(list("ffi", [libraryPath(grants.device)]));
+  if (grants.env?.length) flags.push(list("env", grants.env));
+  if (grants.run?.length) flags.push(list("run", grants.run));
+  if (grants.sys?.length) flags.push(list("sys", grants.sys));
+  return flags;
+}
+
+function list(kind: string, values: string[]): string {
+  // A comma separates paths in Deno's flags; doubling it means the character itself.
+  return `--allow-${kind}=${
+    values.map((value) => value.replaceAll(",", ",,")).join(",")
+  }`;
+}
+
+/** The library that a device name stands for. */
+export function libraryPath(device = "cpu"): string {
+  return resolve(
+    ROOT,
+    "build",
+    device.startsWith("cuda") ? "libkvf_cuda.so" : "libkvf.so",
+  );
+}
+
+async function launch(args: string[], cwd: string): Promise<number> {
+  let status = 0;
+  const program = createProgram(async (spec, call) => {
+    const grants = spec.grants(call);
+    if (grants.native) {
+      const target = grants.device?.startsWith("cuda") ? "build:cuda" : "build";
+      const built = await start([
+        "task",
+        "-q",
+        "--config",
+        resolve(ROOT, "deno.json"),
+        target,
+      ], ROOT);
+      if (built !== 0) {
+        status = built;
+        return;
+      }
+    }
+    status = await start(
+      [
+        "run",
+        "-q",
+        "--config",
+        resolve(ROOT, "deno.json"),
+        ...permissionFlags(grants, cwd),
+        resolve(ROOT, "cli/main.ts"),
+        ...args,
+      ],
+      cwd,
+    );
+  });
+  await program.parseAsync(args, { from: "user" });
+  return status;
+}
+
+/** Starts Deno and waits for it. Standard output belongs to the program alone: the build's goes nowhere. */
+async function start(
+  args: string[],
+  cwd: string,
+  stdout: "inherit" | "null" = "inherit",
+): Promise<number> {
+  const child = new Deno.Command("deno", {
+    args,
+    cwd,
+    stdin: "inherit",
+    stdout,
+    stderr: "inherit",
+  });
+  return (await child.output()).code;
+}
+
+if (import.meta.main) {
+  try {
+    Deno.exit(await launch(Deno.args, Deno.env.get("INIT_CWD") ?? Deno.cwd()));
+  } catch (error) {
+    Deno.exit(report(error));
+  }
+}

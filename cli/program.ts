@@ -1,0 +1,64 @@
+/**
+ * The command tree of `kvf`: one table, turned into a commander program.
+ *
+ * @module
+ */
+import { Command } from "@commander-js/extra-typings";
+import { apply } from "./commands/apply.ts";
+import { bench } from "./commands/bench.ts";
+import { doctor } from "./commands/doctor.ts";
+import { evalNeedle } from "./commands/eval_needle.ts";
+import { methods } from "./commands/methods.ts";
+import { modelsInspect } from "./commands/models_inspect.ts";
+import { run } from "./commands/run.ts";
+import type { Call, CommandSpec, Flags } from "./spec.ts";
+
+/** All commands. */
+export const COMMANDS: readonly CommandSpec[] = [
+  run,
+  apply,
+  evalNeedle,
+  methods,
+  modelsInspect,
+  bench,
+  doctor,
+];
+
+const GROUPS: Record<string, string> = {
+  eval: "Run a benchmark",
+  models: "Look at model folders",
+};
+
+/** Builds the program; `act` gets the command that was called and its parsed flags. */
+export function createProgram(
+  act: (spec: CommandSpec, call: Call) => void | Promise<void>,
+): Command {
+  const program = new Command("kvf")
+    .description("Run, compare and invent KV-cache compression methods")
+    .showHelpAfterError("(try --help)")
+    .exitOverride();
+  const groups = new Map<string, Command>();
+  for (const spec of COMMANDS) {
+    const [first, second] = spec.path;
+    if (first === undefined) continue;
+    let parent: Command = program;
+    if (second !== undefined) {
+      parent = groups.get(first) ??
+        program.command(first).description(GROUPS[first] ?? first)
+          .exitOverride();
+      groups.set(first, parent);
+    }
+    const command = parent.command(second ?? first).exitOverride()
+      .showHelpAfterError("(try --help)");
+    spec.declare(command);
+    if (spec.methodFlags) command.allowUnknownOption().allowExcessArguments();
+    command.action(async () => {
+      const declared = command.registeredArguments.length;
+      const args = command.args.slice(0, declared);
+      const rest = spec.methodFlags ? command.args.slice(declared) : [];
+      // Without positional arguments, everything that was not declared is an option of a method.
+      await act(spec, { args, flags: command.opts() as Flags, rest });
+    });
+  }
+  return program;
+}

@@ -1,0 +1,74 @@
+/**
+ * What a `kvf` command is: flags, the permissions that a call with certain flags needs, and the work. The launcher
+ * (`kvf.ts`) and the program itself (`main.ts`) read the same declarations, so a flag that names a folder and the
+ * permission for that folder cannot drift apart.
+ *
+ * @module
+ */
+import type { Command } from "@commander-js/extra-typings";
+
+/** What one call may touch. Paths may be relative to the caller's working directory. */
+export interface Grants {
+  /** Files and folders to read. */
+  read?: string[];
+  /** Files and folders to write; they are readable as well. */
+  write?: string[];
+  /** True when the native library is used. */
+  native?: boolean;
+  /** Device given by `--device`; names the library. */
+  device?: string;
+  /** Environment variables to read. */
+  env?: string[];
+  /** Programs to start. */
+  run?: string[];
+  /** Facts about the machine, as of `--allow-sys`. */
+  sys?: string[];
+}
+
+/** Parsed flags of one call. */
+export type Flags = Record<string, unknown>;
+
+/** One parsed call of a command. */
+export interface Call {
+  /** Positional arguments. */
+  args: string[];
+  /** Declared flags in camelCase. */
+  flags: Flags;
+  /** Arguments that the command did not declare: options of methods. */
+  rest: string[];
+}
+
+/** One command of `kvf`. */
+export interface CommandSpec {
+  /** Words that call it, for instance `["eval", "needle"]`. */
+  path: string[];
+  /** Adds arguments, flags, help and examples to a bare commander command. */
+  declare(command: Command): void;
+  /** True when flags of methods (`--budget`, `--pool-width`, ...) are accepted as well. */
+  methodFlags?: boolean;
+  /** What the call needs. */
+  grants(call: Call): Grants;
+  /** Does the work; resolves to the exit status. */
+  run(call: Call): Promise<number>;
+}
+
+/** A wrong command line: printed without a stack, exit status 2. */
+export class UsageError extends Error {
+  override name = "UsageError";
+}
+
+/** The string value of a flag, or undefined. */
+export function text(flags: Flags, name: string): string | undefined {
+  const value = flags[name];
+  return typeof value === "string" ? value : undefined;
+}
+
+/** The paths among some values: everything that is not undefined. */
+export function paths(...values: (string | undefined)[]): string[] {
+  return values.filter((value): value is string => value !== undefined);
+}
+
+/** Method names that are files: they must be read. */
+export function methodPaths(methods: string | undefined): string[] {
+  return (methods ?? "").split(",").filter((name) => /[./\\]/.test(name));
+}

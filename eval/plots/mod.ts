@@ -1,0 +1,7 @@
+/**
+ * Plots.
+ *
+ * @module
+ */
+export { needleHeatMap } from "./heat_map.ts";
+export { renderPng } from "./render.ts";

@@ -1,0 +1,183 @@
+/**
+ * Runs a task on a model with several configurations: one prefill per example for all of them, one record per example
+ * and configuration, finished records are never computed again.
+ *
+ * @module
+ */
+import { ABI_VERSION } from "../ffi/mod.ts";
+import type { Example, Task } from "../tasks/types.ts";
+import {
+  type Configuration,
+  generate,
+  type Generation,
+  type LanguageModel,
+} from "./engine/mod.ts";
+import { createMetric } from "./metrics/mod.ts";
+import {
+  compactRows,
+  type EvalRecord,
+  exampleHash,
+  type JsonObject,
+  type KeyParts,
+  RECORD_SCHEMA_VERSION,
+  recordKey,
+  type RecordStore,
+} from "./records/mod.ts";
+
+/** Options of {@linkcode runTask}. */
+export interface RunTaskOptions {
+  /** Where records go. */
+  store: RecordStore;
+  /** Name of the model, for people. */
+  modelName: string;
+  /** Commit of this program. */
+  commit: string;
+  /** Seed of the run. */
+  seed: number;
+  /** Wrap prompts in the model's chat template. */
+  chat?: boolean;
+  /** Called after every example. */
+  onProgress?: (done: number, total: number) => void;
+  /** Cancels between layers and steps. */
+  signal?: AbortSignal;
+}
+
+/** Token ids of an example as the model sees it. */
+export function promptIds(
+  model: LanguageModel,
+  example: Example,
+  chat = false,
+): number[] {
+  const { tokenizer } = model.folder;
+  if (!tokenizer) {
+    throw new RangeError(
+      "Cannot run a task as the model must have a tokenizer: tokenizer.json is missing",
+    );
+  }
+  if (!chat) {
+    return tokenizer.encodePrompt(example.prompt + example.answerPrefix);
+  }
+  const ids = tokenizer.encodeChat(
+    [{ role: "user", content: example.prompt }],
+    { addGenerationPrompt: true },
+  );
+  return [
+    ...ids,
+    ...tokenizer.encode(example.answerPrefix, { specialTokens: false }),
+  ];
+}
+
+/**
+ * Runs every example of a task that is not finished.
+ *
+ * @returns the records of this task's examples and configurations that were computed now
+ */
+export async function runTask(
+  model: LanguageModel,
+  task: Task,
+  configurations: readonly Configuration[],
+  options: RunTaskOptions,
+): Promise<EvalRecord[]> {
+  const { tokenizer, generation } = model.folder;
+  if (!tokenizer) {
+    throw new RangeError(
+      "Cannot run a task as the model must have a tokenizer: tokenizer.json is missing",
+    );
+  }
+  const codec = {
+    encode: (text: string) => tokenizer.encode(text, { specialTokens: false }),
+    decode: (ids: number[]) =>
+      tokenizer.decode(ids, { skipSpecialTokens: true }),
+  };
+  const metric = createMetric(task.metric);
+  const newline = codec.encode("\n").at(-1);
+  const examples = [...task.examples(codec)];
+  const hash = model.folder.hash();
+  const made: EvalRecord[] = [];
+  for (const [i, example] of examples.entries()) {
+    options.signal?.throwIfAborted();
+    const stop = [
+      ...new Set([
+        ...generation.stopIds,
+        ...(example.stopAtNewline && newline !== undefined ? [newline] : []),
+      ]),
+    ];
+    const parts = await Promise.all(
+      configurations.map(async (configuration) => {
+        const part: KeyParts = {
+          model: { name: options.modelName, hash },
+          example: { id: example.id, hash: await exampleHash(task, example) },
+          method: {
+            name: configuration.method.name,
+            options: configuration.options as JsonObject,
+          },
+          generation: {
+            device: model.device.kind,
+            dtype: model.facts.dtype,
+            cacheDtype: model.facts.cacheDtype,
+            granularity: configuration.granularity,
+            maxNewTokens: example.maxNewTokens,
+            temperature: 0,
+            stop,
+            chat: options.chat ?? false,
+          },
+          seed: options.seed,
+          build: { commit: options.commit, abi: ABI_VERSION },
+        };
+        return { configuration, part, key: await recordKey(part) };
+      }),
+    );
+    const missing = parts.filter(({ key }) => !options.store.has(key));
+    if (missing.length > 0) {
+      const generations = await generate(
+        model,
+        promptIds(model, example, options.chat),
+        missing.map(({ configuration }) => configuration),
+        {
+          maxNewTokens: example.maxNewTokens,
+          stop,
+          ...(options.signal ? { signal: options.signal } : {}),
+        },
+      );
+      const records = missing.map(({ part, key }, k): EvalRecord => {
+        const one = generations[k]!;
+        const text = codec.decode(one.tokens);
+        return {
+          schema: RECORD_SCHEMA_VERSION,
+          key,
+          ...part,
+          task: { name: task.name, options: task.options },
+          promptTokens: one.promptTokens,
+          tokens: one.tokens,
+          text,
+          answers: example.answers,
+          metric: { name: metric.name, variant: metric.variant },
+          score: metric.score(text, example.answers),
+          scores: { exact: text.trim() === (example.answers[0] ?? "") ? 1 : 0 },
+          cache: { ...one.cache, rows: compactRows(one.cache.rows) },
+          timing: {
+            prefillMs: one.timing.prefillMs,
+            compressMs: one.timing.compressMs,
+            decodeMs: one.timing.decodeMsPerToken * one.tokens.length,
+            sharedPrefill: missing.length,
+            batch: missing.length,
+          },
+          stop: stopReason(one, newline),
+          meta: example.meta,
+        };
+      });
+      await options.store.append(...records);
+      made.push(...records);
+    }
+    options.onProgress?.(i + 1, examples.length);
+  }
+  return made;
+}
+
+function stopReason(
+  generation: Generation,
+  newline: number | undefined,
+): EvalRecord["stop"] {
+  if (generation.stopReason === "length") return "max_new_tokens";
+  return generation.stopToken === newline ? "newline" : "end_token";
+}
