@@ -101,7 +101,8 @@ export class Sequence implements Disposable {
    * @param granularity that of the copy, when it differs: a `kv_head` sequence may be forked into `query_head`
    */
   fork(granularity: Granularity = this.granularity): Sequence {
-    const { observation, vocab } = this.#state;
+    const { observation, vocab, id } = this.#state;
+    id.pointer;
     const state = openSequence(
       this.#state.cache,
       this.cache,

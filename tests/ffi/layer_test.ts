@@ -388,3 +388,32 @@ Deno.test("heads of different lengths have no common scores", () => {
   assertEquals(layer.length, 2);
   assertThrows(() => layer.keyNorm(), NativeError);
 });
+
+Deno.test("a layer's scope may end last", () => {
+  using probe = openDevice();
+  const before = probe.liveHandles;
+  {
+    using device = openDevice();
+    const cache = openCache(device);
+    const sequence = cache.sequence("kv_head");
+    recordAll(sequence, TOKENS);
+    using layer = sequence.layer(0);
+    const norm = layer.keyNorm();
+    sequence[Symbol.dispose]();
+    cache[Symbol.dispose]();
+    assertThrows(() => layer.keyNorm(), TypeError, "Cannot use Sequence");
+    assertThrows(() => norm.read(), TypeError, "Cannot use Cache");
+  }
+  assertEquals(probe.liveHandles, before);
+});
+
+Deno.test("a layer is refused after its scope", () => {
+  using device = openDevice();
+  using cache = openCache(device);
+  using sequence = cache.sequence("kv_head");
+  recordAll(sequence, TOKENS);
+  let kept: LayerContext | undefined;
+  sequence.act({ afterPrefill: (layer) => void (kept = layer) }, 0);
+  assertThrows(() => kept?.keyNorm(), TypeError, "Cannot use LayerContext");
+  assertThrows(() => kept?.retain(null), TypeError, "Cannot use LayerContext");
+});
