@@ -20,8 +20,8 @@ const PARALLEL = 2;
 
 /**
  * Flags of every C file. Contraction of a * b + c into a fused operation is off: a compiler may contract the vector body
- * of a loop and not its tail, and then an element's value depends on where in a batch it lies. Kernels that want fused
- * operations write them out. `errno` of the math functions is read nowhere.
+ * of a loop and not its tail, and then an element's value depends on where in a batch it lies. The vector kernels, which
+ * are written with explicit vectors, switch it on again. `errno` of the math functions is read nowhere.
  */
 const C_FLAGS = [
   "-std=c11",
@@ -37,7 +37,7 @@ const C_FLAGS = [
 
 /** Vector instructions of a file, by the end of its name; x86-64 only. */
 const SIMD_FLAGS: [suffix: string, flags: string[]][] = [
-  ["_avx2.c", ["-mavx2", "-mfma", "-mf16c"]],
+  ["_avx2.c", ["-mavx2", "-mfma", "-mf16c", "-ffp-contract=fast"]],
   [
     "_avx512.c",
     [
@@ -47,6 +47,7 @@ const SIMD_FLAGS: [suffix: string, flags: string[]][] = [
       "-mavx512dq",
       "-mfma",
       "-mf16c",
+      "-ffp-contract=fast",
     ],
   ],
   [

@@ -1,0 +1,107 @@
+/*
+ * What a build must provide: memory, arithmetic, and the layout of weights and pages. core/ calls these after all checks;
+ * backend memory is only ever touched through them. All return KVF_OK or a negative status unless said otherwise. On the
+ * GPU they queue work on the device's stream; the ones that return values to the host wait for it.
+ */
+#ifndef KVF_BACKEND_H
+#define KVF_BACKEND_H
+
+#include "core.h"
+
+/* ---- Device ---- */
+
+/* Fills dev->info and dev->impl. */
+int32_t be_device_open(kvf_device *dev, const kvf_device_options *options, kv_err err);
+void be_device_close(kvf_device *dev);
+/* Refreshes info.free_bytes. */
+void be_device_refresh(kvf_device *dev);
+double be_read_bandwidth(kvf_device *dev, double bytes);
+
+/* ---- Memory: NULL when there is none left; 64-byte aligned ---- */
+
+void *be_alloc(kvf_device *dev, size_t bytes);
+void be_free(kvf_device *dev, void *data);
+int32_t be_upload(kvf_device *dev, void *to, const void *from_host, size_t bytes, kv_err err);
+int32_t be_download(kvf_device *dev, void *to_host, const void *from, size_t bytes, kv_err err);
+int32_t be_copy(kvf_device *dev, void *to, const void *from, size_t bytes, kv_err err);
+
+/* ---- Weights ---- */
+
+int32_t be_model_open(kvf_model *model, kv_err err);
+void be_model_close(kvf_model *model);
+/* Whole rows of one tensor, converted from `dtype` (data is host memory). */
+int32_t be_model_load(kvf_model *model, uint32_t tensor, uint32_t layer, uint32_t expert, uint32_t dtype,
+                      uint32_t first_row, uint32_t n_row, const void *data, kv_err err);
+/* All rows are there: derived data may be made. */
+int32_t be_model_finish(kvf_model *model, kv_err err);
+int32_t be_model_randomize(kvf_model *model, uint32_t seed, kv_err err);
+double be_model_bytes(const kvf_model *model);
+double be_model_step_bytes(const kvf_model *model);
+
+/* ---- Pages and rows ---- */
+
+/* Bytes of one page of plain rows, a multiple of 64. */
+uint32_t be_page_bytes(const kvf_cache_config *config);
+/* dst's rows [0, n) become src's rows `rows` (backend memory, ascending); both tables hold pages for their rows. */
+int32_t be_gather_rows(kvf_cache *cache, kv_table *dst, const kv_table *src, const uint32_t *rows, uint32_t n,
+                       kv_err err);
+/* host f32 [rows, head_dim]; what: 0 keys, 1 values. */
+int32_t be_read_rows(kvf_cache *cache, const kv_table *t, uint32_t what, float *to_host, kv_err err);
+int32_t be_read_positions(kvf_cache *cache, const kv_table *t, uint32_t *to_host, kv_err err);
+/* Writes rows [0, n) of a layer's kv head from host f32 k, v [n, head_dim]; positions 0 .. n - 1. */
+int32_t be_write_rows(kvf_cache *cache, kv_table *t, const float *k, const float *v, uint32_t n, kv_err err);
+
+/* ---- Prefill and decode ---- */
+
+/* Activations into s->prefill->impl. */
+int32_t be_prefill_begin(kvf_model *model, kvf_cache *cache, kv_sequence *s, kv_err err);
+/* One phase of layer s->prefill->next_layer; pages are reserved before PROJECT, which writes rows and sets `rows`. */
+int32_t be_prefill_layer(kvf_model *model, kvf_cache *cache, kv_sequence *s, uint32_t phase, kv_err err);
+/* Last token's logits into s->logits (allocated by core). */
+int32_t be_prefill_end(kvf_model *model, kvf_cache *cache, kv_sequence *s, kv_err err);
+int32_t be_prefill_logits(kvf_model *model, kvf_cache *cache, kv_sequence *s, float *to_host, kv_err err);
+/* Frees the activations; allowed at any moment. */
+void be_prefill_abort(kvf_cache *cache, kv_sequence *s);
+/*
+ * Observations of one layer from recorded host tensors (rows are written already): window queries and column masses.
+ * q: [n_head, n_token, head_dim] f32, host.
+ */
+int32_t be_record_layer(kvf_cache *cache, kv_sequence *s, uint32_t layer, const float *q, kv_err err);
+/*
+ * The loop of kvf_decode; core has checked everything. Reserves rows itself (kv_table_reserve) before each step and
+ * keeps position, pending, n_generated and finished of every sequence up to date. With `forced` (n_sequence == 1,
+ * [n_step] tokens) it runs those instead of sampling: kvf_extend.
+ */
+int32_t be_decode(kvf_model *model, kvf_cache *cache, kv_sequence **s, uint32_t n_sequence, uint32_t n_step,
+                  const uint32_t *forced, uint32_t *tokens, float *logits, uint32_t *control, kv_err err);
+
+/* ---- Scores: backend memory [n_head, n_row] f32 ---- */
+
+int32_t be_scores_window(kvf_cache *cache, kv_sequence *s, uint32_t layer, uint32_t window, uint32_t flags,
+                         uint32_t reduce, float *out, uint32_t n_row, kv_err err);
+int32_t be_scores_mass(kvf_cache *cache, kv_sequence *s, uint32_t layer, uint32_t mass, uint32_t reduce, float *out,
+                       uint32_t n_row, kv_err err);
+/* One stored head: norms of its rows into out [rows]. */
+int32_t be_scores_norm(kvf_cache *cache, const kv_table *t, uint32_t what, float *out, kv_err err);
+int32_t be_scores_pool(kvf_device *dev, const float *in, float *out, uint32_t n_head, uint32_t n_row, uint32_t kind,
+                       uint32_t width, kv_err err);
+int32_t be_scores_affine(kvf_device *dev, const float *in, float *out, size_t n, float a, float b, kv_err err);
+int32_t be_scores_combine(kvf_device *dev, const float *x, const float *y, float *out, size_t n, uint32_t what,
+                          kv_err err);
+int32_t be_scores_fill(kvf_device *dev, float *inout, uint32_t n_head, uint32_t n_row, uint32_t first, uint32_t end,
+                       float value, kv_err err);
+int32_t be_scores_random(kvf_device *dev, float *out, uint32_t n_head, uint32_t n_row, uint32_t seed, uint32_t layer,
+                         kv_err err);
+/* counts: host. rows: backend memory, lists one after the other, ascending. */
+int32_t be_select_top(kvf_device *dev, const float *scores, uint32_t n_head, uint32_t n_row, const uint32_t *counts,
+                      uint32_t *rows, kv_err err);
+int32_t be_scores_share(kvf_device *dev, const float *scores, uint32_t n_head, uint32_t n_row, uint32_t total,
+                        uint32_t *counts, kv_err err);
+/*
+ * Union of selected rows (host count n_sel, backend memory), [0, first) and [rows - last, rows) into out (backend
+ * memory, room for rows entries), ascending; returns the count, or a negative status.
+ */
+int32_t be_rows_union(kvf_device *dev, const uint32_t *sel, uint32_t n_sel, uint32_t first, uint32_t last,
+                      uint32_t rows, uint32_t *out, kv_err err);
+
+#endif

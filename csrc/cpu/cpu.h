@@ -1,0 +1,105 @@
+/*
+ * Inside of the CPU backend: the thread pool and the kernels of one instruction set.
+ *
+ * Bit rule: every element of a result is computed by one fixed sequence of operations that depends on its own row and
+ * its own inputs only. Threads divide outputs and never a sum; a kernel gives a row the same bits whatever number of
+ * rows it gets. Instruction sets may differ from each other.
+ */
+#ifndef KVF_CPU_CPU_H
+#define KVF_CPU_CPU_H
+
+#include <stdbool.h>
+#include <stddef.h>
+#include <stdint.h>
+
+#include "../core/backend.h"
+#include "layout.h"
+
+/* Columns of one packed weight panel. */
+#define CPU_PANEL 16
+/* Rows of a decode attention chunk: chunks are merged in order, so this is part of a result's definition. */
+#define CPU_CHUNK_ROWS 512
+/* Queries of one prefill attention tile. */
+#define CPU_QUERY_TILE 64
+
+/* ---- Kernels of one instruction set ---- */
+
+/* Arrays indexed by dtype take KVF_F32, KVF_F16, KVF_BF16. No pointer needs more alignment than its type's. */
+typedef struct cpu_ops {
+    uint32_t level; /* as in kvf_device_options.simd */
+
+    /*
+     * c[m, 16 * n_panel] = a[m, k] . w, or += with `accumulate`. w: panels one after the other, as weights.c packs them:
+     * f32 and f16 [k][16], bf16 [k / 2][16][2] with k even. ld in elements.
+     */
+    void (*panel_product[3])(float *c, size_t ld_c, const float *a, size_t ld_a, const void *w, size_t panel_bytes,
+                             uint32_t m, uint32_t n_panel, uint32_t k);
+    /* s[m, KVF_PAGE_ROWS] = q[m, head_dim] . keys of a page: all slots, used or not. */
+    void (*page_scores[3])(float *s, size_t ld_s, const float *q, size_t ld_q, const void *page, uint32_t m,
+                           uint32_t head_dim);
+    /* out[m, head_dim] += p[m, n_row] . values of a page's first n_row slots. */
+    void (*page_values[3])(float *out, size_t ld_out, const float *p, size_t ld_p, const void *page, uint32_t m,
+                           uint32_t n_row, uint32_t head_dim);
+
+    /* out = x / sqrt(mean(x^2) + eps) * weight */
+    void (*rms_norm)(float *out, const float *x, const float *weight, uint32_t n, float eps);
+    /* out = silu(gate) * up */
+    void (*swiglu)(float *out, const float *gate, const float *up, uint32_t n);
+    /* y += a * x */
+    void (*axpy)(float *y, float a, const float *x, size_t n);
+    /* Highest element; -inf for n = 0. NaN may be missed. */
+    float (*max)(const float *x, size_t n);
+    /* x = exp(x * scale - shift), in place; returns the sum. exp(-inf) is 0, exactly. */
+    float (*exp_sum)(float *x, size_t n, float scale, float shift);
+} cpu_ops;
+
+const cpu_ops *cpu_ops_generic(void);
+#if defined(__x86_64__)
+const cpu_ops *cpu_ops_avx2(void);
+const cpu_ops *cpu_ops_avx512(void);
+#endif
+
+/* ---- Threads ---- */
+
+/* One chunk of a job; thread is below info.n_thread, 0 for the caller of cpu_parallel. */
+typedef void (*cpu_fn)(void *arg, uint32_t chunk, uint32_t thread);
+
+/* Runs fn for chunks 0 .. n_chunk - 1 on all threads, the caller included, in any order; returns when all are done. */
+void cpu_parallel(kvf_device *dev, uint32_t n_chunk, cpu_fn fn, void *arg);
+
+/*
+ * Denormals become zero between the two; returns what leave needs. cpu_parallel does this for its chunks; arithmetic
+ * that runs on the caller alone does it itself, so that results do not depend on who computed them.
+ */
+uint32_t cpu_fp_enter(void);
+void cpu_fp_leave(uint32_t saved);
+
+/* ---- Device ---- */
+
+#define CPU_N_SCRATCH 24
+
+typedef struct cpu_pool cpu_pool;
+
+typedef struct cpu_device {
+    const cpu_ops *ops;
+    cpu_pool *pool;
+    struct {
+        void *data;
+        size_t bytes;
+    } scratch[CPU_N_SCRATCH]; /* grow-only, freed with the device */
+} cpu_device;
+
+static inline cpu_device *cpu_dev(kvf_device *dev) { return dev->impl; }
+static inline const cpu_ops *cpu_ops_of(kvf_device *dev) { return cpu_dev(dev)->ops; }
+
+/* Starts n_thread - 1 workers; NULL on failure. */
+cpu_pool *cpu_pool_open(uint32_t n_thread);
+void cpu_pool_close(cpu_pool *pool);
+
+/*
+ * Scratch buffer `slot` of at least `bytes` bytes, 64-byte aligned, kept until the device closes; contents are lost when
+ * it grows. NULL without memory. Slots 0 to 15 belong to the forward pass, 16 to 23 to rows and scores.
+ */
+void *cpu_scratch(kvf_device *dev, uint32_t slot, size_t bytes);
+
+#endif
