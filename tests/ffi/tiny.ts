@@ -3,7 +3,14 @@
  *
  * @module
  */
-import { Cache, Device, NativeModel, type Sequence } from "../../ffi/mod.ts";
+import { libraryPath } from "../../ffi/_library.ts";
+import {
+  Cache,
+  Device,
+  type DeviceKind,
+  NativeModel,
+  type Sequence,
+} from "../../ffi/mod.ts";
 import type { Observation } from "../../methods/types.ts";
 
 /** Shape of the tiny model and cache: two query heads per KV head. */
@@ -12,9 +19,22 @@ export const SHAPE = { layers: 2, queryHeads: 4, kvHeads: 2, headDim: 8 };
 /** Vocabulary of the tiny model. */
 export const VOCAB = 32;
 
-/** A CPU device with one thread. */
+/**
+ * The build that the tests run on: the CUDA build where only its file may be opened, the CPU build otherwise. So the same
+ * tests run on both, by permission alone.
+ */
+export const KIND: DeviceKind = mayOpen("cuda") && !mayOpen("cpu")
+  ? "cuda"
+  : "cpu";
+
+function mayOpen(kind: DeviceKind): boolean {
+  const permission = { name: "ffi", path: libraryPath(kind) } as const;
+  return Deno.permissions.querySync(permission).state === "granted";
+}
+
+/** A device with one thread. */
 export function openDevice(): Device {
-  return new Device({ threads: 1 });
+  return new Device({ kind: KIND, threads: 1 });
 }
 
 /** A cache of f32 rows. */

@@ -1,8 +1,11 @@
 // deno-lint-ignore-file camelcase -- the golden file has the reference's names
 import { assert, assertEquals } from "@std/assert";
+import { fromFileUrl } from "@std/path";
 import { applyMethod } from "../../eval/apply.ts";
-import { Cache, Device } from "../../ffi/mod.ts";
+import { Cache, type Device } from "../../ffi/mod.ts";
 import { type Granularity, resolveMethod } from "../../methods/mod.ts";
+import { openDevice } from "../ffi/tiny.ts";
+import { readSafetensorsHeader, readTensor } from "../../models/safetensors.ts";
 
 interface Golden {
   case: string;
@@ -25,39 +28,15 @@ const cases: Golden[] = JSON.parse(
   Deno.readTextFileSync(new URL("methods.json", folder)),
 );
 
-/** F32 tensors of a safetensors file. */
-function readTensors(): Map<
-  string,
-  { shape: number[]; data: Float32Array<ArrayBuffer> }
-> {
-  const bytes = Deno.readFileSync(new URL("methods.safetensors", folder));
-  const length = Number(new DataView(bytes.buffer).getBigUint64(0, true));
-  const header: Record<
-    string,
-    { dtype: string; shape: number[]; data_offsets: [number, number] }
-  > = JSON.parse(new TextDecoder().decode(bytes.subarray(8, 8 + length)));
-  return new Map(
-    Object.entries(header)
-      .filter(([, { dtype }]) => dtype === "F32")
-      .map(([name, { shape, data_offsets: [start, end] }]) => [name, {
-        shape,
-        data: new Float32Array(
-          bytes.slice(8 + length + start, 8 + length + end).buffer,
-        ),
-      }]),
-  );
-}
-
-const inputs = readTensors();
+const header = readSafetensorsHeader(
+  fromFileUrl(new URL("methods.safetensors", folder)),
+);
 
 /** Tensors and shape of an input. */
 function input(name: string) {
-  const [q, k, v] = ["q", "k", "v"].map((part) => {
-    const tensor = inputs.get(`${name}.${part}`);
-    assert(tensor);
-    return tensor;
-  });
-  assert(q && k && v);
+  const q = readTensor(header, `${name}.q`);
+  const k = readTensor(header, `${name}.k`);
+  const v = readTensor(header, `${name}.v`);
   const [queryHeads = 0, tokens = 0, headDim = 0] = q.shape;
   const [kvHeads = 0] = k.shape;
   return {
@@ -138,7 +117,7 @@ for (const method of ["snapkv", "streamingllm"]) {
   );
   Deno.test(`${method} keeps what the reference keeps, in ${own.length} cases`, () => {
     assert(own.length >= 8);
-    using device = new Device({ threads: 1 });
+    using device = openDevice();
     for (const golden of own) {
       const { tokens: _, ...recorded } = input(golden.input);
       const { positions, keys } = applyMethod({
@@ -169,7 +148,7 @@ for (const method of ["snapkv", "streamingllm"]) {
 }
 
 Deno.test("applyMethod returns the rows at the kept positions", () => {
-  using device = new Device({ threads: 1 });
+  using device = openDevice();
   const { tokens, ...recorded } = input("a");
   const { positions, keys, values, options } = applyMethod({
     ...recorded,
@@ -203,7 +182,7 @@ Deno.test("applyMethod returns the rows at the kept positions", () => {
 });
 
 Deno.test("applyMethod takes a method's shorter prompt as it is", () => {
-  using device = new Device({ threads: 1 });
+  using device = openDevice();
   const { tokens, ...recorded } = input("d");
   for (
     const [method, options] of [
