@@ -50,7 +50,8 @@ export function callSequence<N extends SequenceCall>(
     name: N,
     ...args: unknown[]
   ) => number;
-  return call(name, state.cache.pointer, state.id.pointer, ...args);
+  const id = state.id.pointer;
+  return call(name, state.cache.pointer, id, ...args);
 }
 
 /** Rows of every layer and stored head: `[layers, storedHeads]`. */

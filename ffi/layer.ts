@@ -20,6 +20,7 @@ import {
   checkLength,
 } from "./_check.ts";
 import type { Library, StatusName } from "./_library.ts";
+import { Native } from "./_native.ts";
 import {
   callSequence,
   readRowCounts,
@@ -48,6 +49,9 @@ const KIND_POOL = { max: 0, avg: 1 } as const;
 class Scope {
   readonly state: SequenceState;
   #ids = new Set<number>();
+  #closed = false;
+  /** Keeps the cache alive from the first object to the last. */
+  #native: Native<CachePointer> | undefined;
 
   constructor(state: SequenceState) {
     this.state = state;
@@ -55,12 +59,22 @@ class Scope {
 
   /** Calls a function of the cache; returns its status or id. */
   call<N extends CacheCall>(name: N, ...args: Arguments<N>): number {
+    this.check();
     const { cache } = this.state;
     const call = cache.library.status.bind(cache.library) as (
       name: N,
       ...args: unknown[]
     ) => number;
     return call(name, cache.pointer, ...args);
+  }
+
+  /** Throws `TypeError` after the end of the scope. */
+  check(): void {
+    if (this.#closed) {
+      throw new TypeError(
+        `Cannot use LayerContext as it has been disposed`,
+      );
+    }
   }
 
   has(id: number): boolean {
@@ -70,6 +84,14 @@ class Scope {
   /** Takes an object over and reads its shape. */
   adopt(id: number): { heads: number; rows: number } {
     this.#ids.add(id);
+    const { cache } = this.state;
+    this.#native ??= new Native(
+      "LayerContext",
+      cache.library,
+      cache.pointer,
+      () => {},
+      [cache],
+    );
     const shape = new Uint32Array(3);
     this.call("kvf_object_shape", id, shape);
     return { heads: shape[1] ?? 0, rows: shape[2] ?? 0 };
@@ -78,15 +100,19 @@ class Scope {
   /** Frees an object, at the latest when the cache has no call on another thread. */
   free(id: number): void {
     if (!this.#ids.delete(id)) return;
+    const pointer = this.#native?.pointer;
+    if (pointer === undefined) return;
     const { cache } = this.state;
-    const { pointer } = cache;
     cache.whenIdle(() => {
       cache.library.status("kvf_object_free", pointer, id);
     });
   }
 
   dispose(): void {
+    if (this.#closed) return;
     for (const id of [...this.#ids]) this.free(id);
+    this.#closed = true;
+    this.#native?.dispose();
   }
 }
 
@@ -406,6 +432,7 @@ export class NativeLayer implements LayerContext, Disposable {
       this.#checkHeads(action, selection.heads);
       id = selection.idIn(this.#scope);
     }
+    this.#scope.check();
     callSequence(this.#state, "kvf_retain", this.layer, id, first, last);
     this.#length = undefined;
   }
@@ -430,6 +457,7 @@ export class NativeLayer implements LayerContext, Disposable {
     name: N,
     ...args: SequenceArguments<N>
   ): Scores {
+    this.#scope.check();
     return this.#adopt(callSequence(this.#state, name, ...args));
   }
 }

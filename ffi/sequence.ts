@@ -55,11 +55,11 @@ export interface LayerScope extends LayerContext, Disposable {}
 /** Tensors of one layer, rotation applied. */
 export interface RecordedLayer {
   /** Queries `[queryHeads, tokens, headDim]`. */
-  q: Float32Array<ArrayBuffer>;
+  q: Float32Array;
   /** Keys `[kvHeads, tokens, headDim]`. */
-  k: Float32Array<ArrayBuffer>;
+  k: Float32Array;
   /** Values `[kvHeads, tokens, headDim]`. */
-  v: Float32Array<ArrayBuffer>;
+  v: Float32Array;
 }
 
 let make: (cache: Cache, state: SequenceState) => Sequence;
@@ -101,7 +101,8 @@ export class Sequence implements Disposable {
    * @param granularity that of the copy, when it differs: a `kv_head` sequence may be forked into `query_head`
    */
   fork(granularity: Granularity = this.granularity): Sequence {
-    const { observation, vocab } = this.#state;
+    const { observation, vocab, id } = this.#state;
+    id.pointer;
     const state = openSequence(
       this.#state.cache,
       this.cache,
@@ -232,7 +233,15 @@ export class Sequence implements Disposable {
     checkLength(action, "q", q, queryHeads * size);
     checkLength(action, "k", k, kvHeads * size);
     checkLength(action, "v", v, kvHeads * size);
-    callSequence(this.#state, "kvf_record_layer", layer, q, k, v);
+    // Shared memory is as good as any other; only the declared type of buffers does not say so.
+    callSequence(
+      this.#state,
+      "kvf_record_layer",
+      layer,
+      q as Float32Array<ArrayBuffer>,
+      k as Float32Array<ArrayBuffer>,
+      v as Float32Array<ArrayBuffer>,
+    );
   }
   #recorded = 0;
 

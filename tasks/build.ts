@@ -333,6 +333,8 @@ async function buildCuda(architectures: string): Promise<void> {
         "-shared",
         "-cudart",
         "static",
+        "-Xlinker",
+        "-z,defs",
         ...objects,
         "-ldl",
         "-lpthread",

@@ -4,6 +4,7 @@
  *
  *     deno task test:native [--sanitize=address,undefined|thread|none] [name ...]
  *
+ * Without the flag they run twice, under the address and undefined behaviour sanitizers and under the thread sanitizer.
  * Needs to read csrc, tests/csrc and build, to write build, and to run cc and build/native_test.
  *
  * @module
@@ -31,7 +32,6 @@ const PROGRAM = "build/native_test";
 async function main(args: string[]): Promise<void> {
   const flags = parseArgs(args, {
     string: ["sanitize"],
-    default: { sanitize: "address,undefined" },
     unknown: (arg: string) => {
       if (!arg.startsWith("-")) return true;
       throw new BuildError(
@@ -39,8 +39,11 @@ async function main(args: string[]): Promise<void> {
       );
     },
   });
-  const sanitize = String(flags.sanitize);
-  if (!SANITIZERS.includes(sanitize)) {
+  const chosen = flags.sanitize === undefined
+    ? ["address,undefined", "thread"]
+    : [String(flags.sanitize)];
+  for (const sanitize of chosen) {
+    if (SANITIZERS.includes(sanitize)) continue;
     throw new BuildError(
       `Cannot run the C tests as --sanitize must be one of ${
         SANITIZERS.join(" | ")
@@ -58,6 +61,14 @@ async function main(args: string[]): Promise<void> {
       }`,
     );
   }
+  for (const sanitize of chosen) await runPrograms(programs, sanitize);
+}
+
+/** Builds and runs the programs under one set of sanitizers. */
+async function runPrograms(
+  programs: string[],
+  sanitize: string,
+): Promise<void> {
   const instrument = sanitize === "none" ? [] : [
     `-fsanitize=${sanitize}`,
     "-fno-omit-frame-pointer",
