@@ -211,12 +211,12 @@ export interface StoreOptions {
  * A results folder opened for writing.
  *
  * @example
- * ```ts
- * import { RecordStore } from "./mod.ts";
- *
- * const folder = await Deno.makeTempDir();
- * using store = await RecordStore.open(folder, { shard: { index: 1, count: 2 } });
- * store.size; // 0
+ * ```ts ignore
+ * using store = await RecordStore.open("results", { shard: parseShard("1/2") });
+ * for (const work of configurations) {
+ *   if (!store.claims(work.example.hash) || store.has(await recordKey(work))) continue;
+ *   await store.append(await evaluate(work));
+ * }
  * ```
  */
 export class RecordStore implements Disposable {
