@@ -47,13 +47,7 @@ async function launch(args: string[], cwd: string): Promise<number> {
     const grants = spec.grants(call);
     if (grants.native) {
       const target = grants.device?.startsWith("cuda") ? "build:cuda" : "build";
-      const built = await start([
-        "task",
-        "-q",
-        "--config",
-        resolve(ROOT, "deno.json"),
-        target,
-      ], ROOT);
+      const built = await build(target);
       if (built !== 0) {
         status = built;
         return;
@@ -76,17 +70,26 @@ async function launch(args: string[], cwd: string): Promise<number> {
   return status;
 }
 
-/** Starts Deno and waits for it. Standard output belongs to the program alone: the build's goes nowhere. */
-async function start(
-  args: string[],
-  cwd: string,
-  stdout: "inherit" | "null" = "inherit",
-): Promise<number> {
+/** Builds the library where it is missing or stale; what the compiler says is shown when it fails. */
+async function build(target: string): Promise<number> {
+  const { code, stderr } = await new Deno.Command("deno", {
+    args: ["task", "-q", "--config", resolve(ROOT, "deno.json"), target],
+    cwd: ROOT,
+    stdin: "null",
+    stdout: "null",
+    stderr: "piped",
+  }).output();
+  if (code !== 0) console.error(new TextDecoder().decode(stderr).trimEnd());
+  return code;
+}
+
+/** Starts Deno and waits for it. */
+async function start(args: string[], cwd: string): Promise<number> {
   const child = new Deno.Command("deno", {
     args,
     cwd,
     stdin: "inherit",
-    stdout,
+    stdout: "inherit",
     stderr: "inherit",
   });
   return (await child.output()).code;
