@@ -1,3 +1,4 @@
+// deno-lint-ignore-file no-console -- the command line prints
 /**
  * The launcher of `kvf`: builds the native library when it is missing or stale, works out which folders the command
  * line names, and starts the program with exactly those permissions and the one library.

@@ -68,6 +68,11 @@ export function paths(...values: (string | undefined)[]): string[] {
   return values.filter((value): value is string => value !== undefined);
 }
 
+/** A file that is written aside and then renamed. */
+export function outputFile(path: string | undefined): string[] {
+  return path === undefined ? [] : [path, `${path}.tmp`];
+}
+
 /** Method names that are files: they must be read. */
 export function methodPaths(methods: string | undefined): string[] {
   return (methods ?? "").split(",").filter((name) => /[./\\]/.test(name));

@@ -1,5 +1,11 @@
 import { Option } from "@commander-js/extra-typings";
-import { type CommandSpec, methodPaths, paths, text } from "../spec.ts";
+import {
+  type CommandSpec,
+  methodPaths,
+  outputFile,
+  paths,
+  text,
+} from "../spec.ts";
 import { granularityFlag, integer } from "./_shared.ts";
 
 /** `kvf apply`: run a method on recorded tensors. */
@@ -45,7 +51,7 @@ Example:
   grants({ flags }) {
     return {
       read: paths(text(flags, "input"), ...methodPaths(text(flags, "method"))),
-      write: paths(text(flags, "output")),
+      write: outputFile(text(flags, "output")),
       native: true,
     };
   },

@@ -1,5 +1,11 @@
 import { Option } from "@commander-js/extra-typings";
-import { type CommandSpec, methodPaths, paths, text } from "../spec.ts";
+import {
+  type CommandSpec,
+  methodPaths,
+  outputFile,
+  paths,
+  text,
+} from "../spec.ts";
 import {
   deviceOf,
   granularityFlag,
@@ -78,7 +84,7 @@ Example:
         text(flags, "promptFile"),
         ...methodPaths(text(flags, "method")),
       ),
-      write: paths(text(flags, "dumpLogits")),
+      write: outputFile(text(flags, "dumpLogits")),
       native: true,
       device: deviceOf(flags),
     };

@@ -1,0 +1,247 @@
+/** The command line as a user calls it: through the launcher, in processes of its own. */
+import { assert, assertEquals, assertStringIncludes } from "@std/assert";
+import { fromFileUrl } from "@std/path";
+import { permissionFlags } from "../../cli/kvf.ts";
+import { writeSafetensors } from "../../models/mod.ts";
+
+const ROOT = fromFileUrl(new URL("../..", import.meta.url));
+const LLAMA = `${ROOT}/tests/goldens/models/llama`;
+
+async function deno(
+  ...args: string[]
+): Promise<{ code: number; out: string; err: string }> {
+  const { code, stdout, stderr } = await new Deno.Command("deno", {
+    args,
+    cwd: ROOT,
+    stdin: "null",
+  }).output();
+  const decoder = new TextDecoder();
+  return { code, out: decoder.decode(stdout), err: decoder.decode(stderr) };
+}
+
+const kvf = (...args: string[]) =>
+  deno("run", "-q", "--no-prompt", "-P=launcher", "cli/kvf.ts", ...args);
+
+Deno.test("kvf run --json prints one object with rows, bytes and times, and writes the logits", async () => {
+  const folder = Deno.makeTempDirSync({ dir: `${ROOT}/build` });
+  const ids = Array.from({ length: 60 }, (_, i) => i + 3).join();
+  const { code, out, err } = await kvf(
+    ...[
+      "run",
+      "--model",
+      LLAMA,
+      "--prompt-ids",
+      ids,
+      "--method",
+      "snapkv",
+      "--budget",
+      "40",
+    ],
+    ...[
+      "--observation-window",
+      "8",
+      "--max-new-tokens",
+      "3",
+      "--json",
+      "--dump-logits",
+      `${folder}/logits.safetensors`,
+    ],
+  );
+  assertEquals(code, 0, err);
+  const result = JSON.parse(out);
+  assertEquals(result.options, {
+    budget: 40,
+    observationWindow: 8,
+    poolWidth: 7,
+    pool: "max",
+    groupReduce: "mean",
+  });
+  assertEquals(result.promptTokens, 60);
+  assertEquals(result.cache.rows, [[40, 40], [40, 40], [40, 40]]);
+  assertEquals(result.cache.promisedBytes, result.cache.residentBytes);
+  assert(Deno.statSync(`${folder}/logits.safetensors`).size > 3 * 256 * 4);
+  Deno.removeSync(folder, { recursive: true });
+});
+
+Deno.test("kvf refuses unknown flags, methods and values with status 2 and says what is right", async () => {
+  const cases: [string[], string][] = [
+    [
+      ["run", "--model", LLAMA, "--prompt-ids", "1", "--method", "snapkw"],
+      "snapkv",
+    ],
+    [[
+      "run",
+      "--model",
+      LLAMA,
+      "--prompt-ids",
+      "1",
+      "--method",
+      "snapkv",
+      "--budgets",
+      "3",
+    ], "--budget"],
+    [[
+      "run",
+      "--model",
+      LLAMA,
+      "--prompt-ids",
+      "1",
+      "--method",
+      "snapkv",
+      "--budget",
+      "many",
+    ], "budget"],
+    [["run", "--model", `${ROOT}/tests`, "--prompt-ids", "1"], "config.json"],
+    [["methods", "--jsn"], "--json"],
+    [["evaluate"], "eval"],
+  ];
+  for (const [args, expected] of cases) {
+    const { code, out, err } = await kvf(...args);
+    assertEquals([code, out], [2, ""], `${args.join(" ")}: ${err}`);
+    assertStringIncludes(err, expected);
+  }
+});
+
+Deno.test("kvf apply runs a user's own method file on recorded tensors", async () => {
+  const folder = Deno.makeTempDirSync({ dir: `${ROOT}/build` });
+  const numbers = (n: number) =>
+    Float32Array.from({ length: n }, (_, i) => Math.sin(i * 1.7));
+  writeSafetensors(`${folder}/qkv.safetensors`, {
+    q: { shape: [4, 50, 16], data: numbers(3200) },
+    k: { shape: [2, 50, 16], data: numbers(1600) },
+    v: { shape: [2, 50, 16], data: numbers(1600) },
+  });
+  Deno.writeTextFileSync(
+    `${folder}/mine.ts`,
+    `import { defineMethod, integer } from "${ROOT}/methods/mod.ts";
+export default defineMethod<{ budget: number }>({
+  name: "mine", title: "Mine", summary: "keeps the newest rows", kind: "evict", acts: "after prefill",
+  granularities: ["kv_head"], differs: "nothing known", options: { budget: integer("Rows kept", { min: 1 }) },
+  create: ({ budget }) => ({ afterPrefill: (layer) => layer.retain(null, { last: budget }) }),
+});
+`,
+  );
+  const { code, out, err } = await kvf(
+    ...[
+      "apply",
+      "--method",
+      `${folder}/mine.ts`,
+      "--options",
+      '{"budget":3}',
+      "--input",
+      `${folder}/qkv.safetensors`,
+      "--json",
+    ],
+  );
+  assertEquals(code, 0, err);
+  assertEquals(JSON.parse(out).rows, [[47, 48, 49], [47, 48, 49]]);
+  Deno.removeSync(folder, { recursive: true });
+});
+
+Deno.test("kvf grants its own process the named folders and one library, nothing else", () => {
+  const flags = permissionFlags({
+    read: ["model"],
+    write: ["out"],
+    native: true,
+  }, "/home/u");
+  assertEquals(
+    flags.filter((flag) => /allow-(net|env|run|sys|all|import)/.test(flag)),
+    [],
+  );
+  assertStringIncludes(flags.join(" "), "/home/u/model,/home/u/out");
+  assertStringIncludes(flags.join(" "), "--allow-write=/home/u/out");
+  assertEquals(
+    flags.filter((flag) => flag.startsWith("--allow-ffi")).length,
+    1,
+  );
+});
+
+const BUNDLED = `${ROOT}/models/needle-6m/model.safetensors`;
+const hasBundled = (() => {
+  try {
+    return Deno.statSync(BUNDLED).isFile;
+  } catch {
+    return false;
+  }
+})();
+
+Deno.test({
+  name: `without any one of its permissions the needle task fails${
+    hasBundled ? "" : " (SKIPPED: no bundled model)"
+  }`,
+  ignore: !hasBundled,
+  fn: async () => {
+    const config = JSON.parse(Deno.readTextFileSync(`${ROOT}/deno.json`));
+    const set = config.permissions.needle as Record<string, string[]>;
+    const out = `results/permissions-${crypto.randomUUID()}`;
+    const attempt = (kept: (kind: string, path: string) => boolean) => {
+      const flags = Object.entries(set).map(([kind, paths]) => {
+        const left = paths.filter((path) => kept(kind, path));
+        return left.length === 0
+          ? `--deny-${kind}`
+          : `--allow-${kind}=${left.join()}`;
+      });
+      return deno(
+        ...[
+          "run",
+          "-q",
+          "--no-prompt",
+          ...flags,
+          "cli/main.ts",
+          "eval",
+          "needle",
+          "--model",
+          "models/needle-6m",
+        ],
+        ...[
+          "--method",
+          "fullkv",
+          "--lengths",
+          "256",
+          "--depths",
+          "2",
+          "--out",
+          out,
+        ],
+      );
+    };
+    const all = await attempt(() => true);
+    assertEquals(all.code, 0, all.err);
+    for (const [kind, paths] of Object.entries(set)) {
+      for (const path of paths.filter((path) => path !== "./.git")) { // the commit is a record's fact, not a need
+        const { code } = await attempt((other, one) =>
+          other !== kind || one !== path
+        );
+        assert(code !== 0, `it ran without ${kind} of ${path}`);
+      }
+    }
+    Deno.removeSync(`${ROOT}/${out}`, { recursive: true });
+  },
+});
+
+Deno.test("a script under a task's permissions cannot read, write or connect elsewhere", async () => {
+  const attempts = [
+    'Deno.readTextFileSync("/etc/hostname")',
+    'Deno.writeTextFileSync("models/x", "x")',
+    'await fetch("http://127.0.0.1:8099/")',
+    'new Deno.Command("cc").outputSync()',
+    'Deno.env.get("HOME")',
+    'Deno.dlopen("/lib/x86_64-linux-gnu/libc.so.6", {})',
+  ];
+  const folder = Deno.makeTempDirSync({ dir: `${ROOT}/build` });
+  for (const attempt of attempts) {
+    Deno.writeTextFileSync(`${folder}/hostile.ts`, attempt);
+    const { code, err } = await deno(
+      "run",
+      "-q",
+      "--no-prompt",
+      "--config",
+      "deno.json",
+      "-P=needle",
+      `${folder}/hostile.ts`,
+    );
+    assertEquals(code, 1, attempt);
+    assertStringIncludes(err, "NotCapable");
+  }
+  Deno.removeSync(folder, { recursive: true });
+});
