@@ -34,5 +34,9 @@ export {
   resolveMethod,
 } from "./registry.ts";
 export { fullkv, type FullKvOptions } from "./fullkv.ts";
+export { h2o, type H2oOptions } from "./h2o.ts";
+export { l2norm, type L2NormOptions } from "./l2norm.ts";
+export { pyramidkv, type PyramidKvOptions } from "./pyramidkv.ts";
+export type { VoteOptions } from "./parts/votes.ts";
 export { snapkv, type SnapKvOptions } from "./snapkv.ts";
 export { streamingllm, type StreamingLlmOptions } from "./streamingllm.ts";

@@ -7,6 +7,9 @@ import { toFileUrl } from "@std/path";
 import { z } from "zod";
 import { nearest } from "./_nearest.ts";
 import { fullkv } from "./fullkv.ts";
+import { h2o } from "./h2o.ts";
+import { l2norm } from "./l2norm.ts";
+import { pyramidkv } from "./pyramidkv.ts";
 import { snapkv } from "./snapkv.ts";
 import { streamingllm } from "./streamingllm.ts";
 import type { Method } from "./types.ts";
@@ -22,7 +25,10 @@ export const METHODS: ReadonlyMap<string, AnyMethod> = new Map<
 >([
   ["fullkv", fullkv],
   ["streamingllm", streamingllm],
+  ["h2o", h2o],
   ["snapkv", snapkv],
+  ["pyramidkv", pyramidkv],
+  ["l2norm", l2norm],
 ]);
 
 /** Shape of a method, as far as it can be seen without running it. */

@@ -13,25 +13,19 @@
  *
  * @module
  */
-import { choice, defineMethod, integer, type Method } from "./define.ts";
-import type { GroupReduce } from "./types.ts";
+import { defineMethod, integer, type Method } from "./define.ts";
+import {
+  checkBudget,
+  VOTE_OPTIONS,
+  type VoteOptions,
+  windowVotes,
+} from "./parts/votes.ts";
 
 /** Options of {@linkcode snapkv}. */
-export interface SnapKvOptions {
+export interface SnapKvOptions extends VoteOptions {
   /** Tokens kept per layer and stored head, the window included. */
   budget: number;
-  /** Last prompt tokens whose queries vote; always kept themselves. */
-  observationWindow: number;
-  /** Pooling width, tokens, odd; 1 pools nothing. */
-  poolWidth: number;
-  /** Pooling kind; average counts tokens beyond the border as 0. */
-  pool: "max" | "avg";
-  /** Reduction over the query heads of one KV head. */
-  groupReduce: GroupReduce;
 }
-
-/** Where the defaults come from; the LongBench runner of the same revision uses an observation window of 8. */
-const SOURCE = "KVCache-Factory c97f9d7, run_needle_in_haystack.py";
 
 /** The SnapKV method. */
 export const snapkv: Method<SnapKvOptions> = defineMethod<SnapKvOptions>({
@@ -49,43 +43,18 @@ export const snapkv: Method<SnapKvOptions> = defineMethod<SnapKvOptions>({
       "Tokens kept per layer and stored head, the observation window included",
       { min: 1 },
     ),
-    observationWindow: integer(
-      "Last prompt tokens whose queries vote; always kept",
-      { min: 1, default: 32, source: SOURCE },
-    ),
-    poolWidth: integer("Pooling width, tokens, odd", {
-      min: 1,
-      odd: true,
-      default: 7,
-      source: SOURCE,
-    }),
-    pool: choice("Pooling kind", ["max", "avg"], {
-      default: "max",
-      source: SOURCE,
-    }),
-    groupReduce: choice(
-      "Reduction over the query heads of one KV head",
-      ["mean", "max", "sum"],
-      { default: "mean", source: "KVCache-Factory c97f9d7, gqa_score_agg" },
-    ),
+    ...VOTE_OPTIONS,
   },
-  create({ budget, observationWindow, poolWidth, pool, groupReduce }) {
-    if (budget <= observationWindow) {
-      throw new RangeError(
-        `Cannot run "snapkv" as budget must exceed observationWindow: budget is ${budget}, observationWindow is ${observationWindow}`,
-      );
-    }
+  create(options) {
+    const { budget, observationWindow: window } = options;
+    checkBudget("snapkv", budget, "observationWindow", window);
     return {
-      observe: { windowQueries: observationWindow },
+      observe: { windowQueries: window },
       afterPrefill(layer) {
         if (layer.length <= budget) return;
-        using votes = layer.observationScores({
-          window: observationWindow,
-          groupReduce,
-        });
-        using pooled = votes.pool(pool, poolWidth);
-        using kept = pooled.topK(budget - observationWindow);
-        layer.retain(kept, { last: observationWindow });
+        using votes = windowVotes(layer, options);
+        using kept = votes.topK(budget - window);
+        layer.retain(kept, { last: window });
       },
       maxRows: ({ length, storedHeads }) =>
         storedHeads * Math.min(length, budget),

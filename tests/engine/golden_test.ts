@@ -110,7 +110,9 @@ function translate({ method, options }: Case): Record<string, unknown> {
   if (method === "streamingllm") {
     return { budget, sinks: budget - options.window_size! };
   }
-  if (method === "snapkv") {
+  if (method === "h2o") return { budget, window: options.window_size };
+  if (method === "l2norm") return { budget };
+  if (method === "snapkv" || method === "pyramidkv") {
     return {
       budget,
       observationWindow: options.window_size,

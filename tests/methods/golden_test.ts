@@ -19,6 +19,9 @@ interface Golden {
     granularity: Granularity;
     gqa_score_agg: "mean" | "max" | "sum";
     merge?: string | null;
+    layer_idx?: number;
+    num_hidden_layers?: number;
+    skip_layers?: number[];
   };
   indices?: number[][];
 }
@@ -54,33 +57,44 @@ function ourOptions({ method, options }: Golden): Record<string, unknown> {
   if (method === "streamingllm") {
     return { budget, sinks: budget - options.window_size };
   }
+  const groupReduce = options.gqa_score_agg;
+  if (method === "h2o") {
+    return { budget, window: options.window_size, groupReduce };
+  }
+  if (method === "l2norm") return { budget, skipLayers: options.skip_layers };
   return {
     budget,
     observationWindow: options.window_size,
     poolWidth: options.kernel_size,
     pool: options.pooling === "maxpool" ? "max" : "avg",
-    groupReduce: options.gqa_score_agg,
+    groupReduce,
   };
 }
 
-/** Pooled scores of a snapkv case: what decides between candidates. */
-function pooledScores(golden: Golden, device: Device): number[][] {
+/** Scores of a case: what decides between candidates. */
+function scoresOf(golden: Golden, device: Device): number[][] {
   const { tokens, shape, ...tensors } = input(golden.input);
   const { options } = golden;
   using cache = new Cache(device, { ...shape, layers: 1, rowDtype: "f32" });
   using sequence = cache.sequence(options.granularity);
-  sequence.record(tokens, { windowQueries: options.window_size });
+  sequence.record(tokens, {
+    windowQueries: options.window_size ?? 0,
+    columnMasses: ["all"],
+  });
   sequence.recordLayer(0, tensors);
   using layer = sequence.layer(0);
-  const pooled = layer
-    .observationScores({
+  const pooled = golden.method === "h2o"
+    ? layer.columnMass("all", options.gqa_score_agg)
+    : golden.method === "l2norm"
+    ? layer.keyNorm()
+    : layer.observationScores({
       window: options.window_size,
       groupReduce: options.gqa_score_agg,
     })
-    .pool(
-      options.pooling === "maxpool" ? "max" : "avg",
-      options.kernel_size ?? 1,
-    );
+      .pool(
+        options.pooling === "maxpool" ? "max" : "avg",
+        options.kernel_size ?? 1,
+      );
   const values = [...pooled.read()];
   return Array.from(
     { length: pooled.heads },
@@ -111,7 +125,7 @@ function assertSameSet(
   );
 }
 
-for (const method of ["snapkv", "streamingllm"]) {
+for (const method of ["snapkv", "streamingllm", "h2o", "pyramidkv", "l2norm"]) {
   const own = cases.filter((golden) =>
     golden.method === method && golden.indices && !golden.options.merge
   );
@@ -125,6 +139,9 @@ for (const method of ["snapkv", "streamingllm"]) {
         method: resolveMethod(method),
         options: ourOptions(golden),
         granularity: golden.options.granularity,
+        layer: golden.options.layer_idx ?? 0,
+        layers: golden.options.num_hidden_layers ??
+          (golden.options.layer_idx ?? 0) + 1,
         device,
         rows: true,
       });
@@ -135,7 +152,7 @@ for (const method of ["snapkv", "streamingllm"]) {
           `${golden.case}, head ${head}`,
           rows,
           golden.indices?.[head] ?? [],
-          () => (scores ??= pooledScores(golden, device))[head] ?? [],
+          () => (scores ??= scoresOf(golden, device))[head] ?? [],
         );
         assert(rows.every((row, i) => i === 0 || row > (rows[i - 1] ?? 0)));
       });
