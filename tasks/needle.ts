@@ -26,7 +26,7 @@ export const CUSTOM_NEEDLE_SCHEMA = z.strictObject({
 
 /** Options of the needle task. */
 export const NEEDLE_SCHEMA = z.strictObject({
-  lengths: z.array(z.int().min(128)).min(1).default([512, 1024, 2048, 4096])
+  lengths: z.array(z.int().min(64)).min(1).default([512, 1024, 2048, 4096])
     .describe(
       "Tokens of prompt, answer prefix, new tokens and buffer together",
     ),
