@@ -8,7 +8,7 @@ import {
   needleMarkdown,
   needleRows,
 } from "../../eval/needle.ts";
-import { needleHeatMap, renderPng } from "../../eval/plots/mod.ts";
+import { needleHeatMap, renderPng, renderSvg } from "../../eval/plots/mod.ts";
 import {
   type EvalRecord,
   readRecords,
@@ -70,10 +70,12 @@ export async function evalNeedleAction(call: Call): Promise<number> {
     svg: join(out, "needle.svg"),
     png: join(out, "needle.png"),
   };
-  const svg = await needleHeatMap(
-    cells,
-    `Needle in a haystack, ${basename(text(flags, "model")!)}`,
-  );
+  const panels = [...Map.groupBy(cells, ({ configuration }) => configuration)]
+    .map(([title, scores]) => ({ title, scores }));
+  const svg = await renderSvg(needleHeatMap(panels, {
+    title: `Needle in a haystack, ${basename(text(flags, "model")!)}`,
+    values: cells.length <= 200 * panels.length,
+  }));
   Deno.writeTextFileSync(files.table, needleMarkdown(rows));
   Deno.writeTextFileSync(files.cells, needleCsv(cells));
   Deno.writeTextFileSync(files.svg, svg);

@@ -7,6 +7,7 @@
  * @module
  */
 import { cut, initSync } from "jieba-wasm/web";
+import { packageFile } from "../_package_file.ts";
 
 /**
  * Python's jieba cuts only within blocks of Han characters up to U+9FD5, ASCII letters, digits and a few signs; every
@@ -24,10 +25,8 @@ const BORDER = /(?<=[a-zA-Z0-9])(?=[-+#&_][0-9])|(?<=[a-zA-Z0-9]%)(?=[0-9])/u;
 let loaded = false;
 
 function load(): void {
-  const wasm = new URL(
-    "jieba_rs_wasm_bg.wasm",
-    import.meta.resolve("jieba-wasm/web"),
-  );
+  const web = packageFile(import.meta.resolve("jieba-wasm/web"));
+  const wasm = new URL("jieba_rs_wasm_bg.wasm", web);
   initSync({ module: Deno.readFileSync(wasm) });
   loaded = true;
 }

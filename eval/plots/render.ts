@@ -1,30 +1,138 @@
 /**
- * SVG to PNG. Reads two files: the rasteriser's WebAssembly and the font, both under `node_modules`.
+ * From a plot to SVG and PNG, without a browser.
+ *
+ * Permissions: SVG needs none. PNG needs read of `node_modules/@resvg/resvg-wasm` (one .wasm file) and of
+ * `node_modules/dejavu-fonts-ttf` (two fonts). No environment variable, no network, no ffi.
  *
  * @module
  */
 import { initWasm, Resvg } from "@resvg/resvg-wasm";
+import * as vega from "vega";
+import { compile } from "vega-lite";
+import type { TopLevelSpec } from "vega-lite";
+import { packageFile } from "../_package_file.ts";
+import { FONT } from "./_theme.ts";
 
-const FONT = "dejavu-fonts-ttf/ttf/DejaVuSans.ttf";
-let ready: Promise<Uint8Array> | undefined;
-
-/** Makes the rasteriser ready and returns the font. */
-async function prepare(): Promise<Uint8Array> {
-  await initWasm(
-    await Deno.readFile(
-      new URL(import.meta.resolve("@resvg/resvg-wasm/index_bg.wasm")),
-    ),
-  );
-  return await Deno.readFile(new URL(import.meta.resolve(FONT)));
+/** A plot, ready to be rendered: a Vega-Lite specification with its data inside. */
+export interface Plot {
+  /** The specification; JSON, and readable by the Vega editor. */
+  readonly spec: { readonly [key: string]: unknown };
 }
 
-/** Draws an SVG as PNG, `scale` pixels per unit. */
-export async function renderPng(svg: string, scale = 2): Promise<Uint8Array> {
-  const font = await (ready ??= prepare());
-  const image = new Resvg(svg, {
+/** DejaVu Sans is wide; without a canvas Vega guesses 0.8 em per character, which leaves holes in the layout. */
+const EM_PER_CHARACTER = 0.6;
+
+/** Vega measures text through this object; its type declarations leave it out. */
+interface TextMetrics {
+  width: (item: { fontSize?: number }, text: unknown) => number;
+}
+
+const { textMetrics } = vega as unknown as { textMetrics: TextMetrics };
+textMetrics.width = ({ fontSize = 11 }, text) =>
+  String(text ?? "").length * fontSize * EM_PER_CHARACTER;
+
+/** Collects what Vega would print. */
+class WarningList implements vega.LoggerInterface {
+  readonly warnings: string[] = [];
+  #level = vega.Warn;
+
+  level(): number;
+  level(value: number): this;
+  level(value?: number): number | this {
+    if (value === undefined) return this.#level;
+    this.#level = value;
+    return this;
+  }
+  error(...args: readonly unknown[]): this {
+    this.warnings.push(args.join(" "));
+    return this;
+  }
+  warn(...args: readonly unknown[]): this {
+    return this.error(...args);
+  }
+  info(): this {
+    return this;
+  }
+  debug(): this {
+    return this;
+  }
+}
+
+/**
+ * Renders a plot as SVG. The text stays text; where DejaVu Sans is not installed, viewers take their own font.
+ *
+ * @param plot The plot.
+ * @throws Error when Vega finds fault with the specification or its data, instead of printing it.
+ */
+export async function renderSvg(plot: Plot): Promise<string> {
+  const logger = new WarningList();
+  const { spec } = compile(plot.spec as unknown as TopLevelSpec, { logger });
+  const view = new vega.View(vega.parse(spec), { renderer: "none", logger });
+  try {
+    const svg = await view.toSVG();
+    if (logger.warnings.length === 0) return svg;
+    throw new Error(
+      `Cannot render plot as its specification must be sound: ${
+        logger.warnings.join("; ")
+      }`,
+    );
+  } finally {
+    view.finalize();
+  }
+}
+
+/** Options of {@linkcode renderPng}. */
+export interface PngOptions {
+  /** Pixels per unit of the SVG. Default: 2, which is sharp on screens and in print at usual sizes. */
+  scale?: number;
+}
+
+interface Rasteriser {
+  fonts: Uint8Array[];
+}
+
+let rasteriser: Promise<Rasteriser> | undefined;
+
+function read(specifier: string): Promise<Uint8Array<ArrayBuffer>> {
+  return Deno.readFile(packageFile(import.meta.resolve(specifier)));
+}
+
+async function loadRasteriser(): Promise<Rasteriser> {
+  const [wasm, ...fonts] = await Promise.all([
+    read("@resvg/resvg-wasm/index_bg.wasm"),
+    read("dejavu-fonts-ttf/ttf/DejaVuSans.ttf"),
+    read("dejavu-fonts-ttf/ttf/DejaVuSans-Bold.ttf"),
+  ]);
+  await initWasm(wasm);
+  return { fonts };
+}
+
+/**
+ * Rasterises an SVG on white with the DejaVu font.
+ *
+ * @param svg Text of the SVG.
+ * @param options Size.
+ * @returns Bytes of a PNG file.
+ */
+export async function renderPng(
+  svg: string,
+  options: PngOptions = {},
+): Promise<Uint8Array> {
+  rasteriser ??= loadRasteriser();
+  const { fonts } = await rasteriser;
+  const resvg = new Resvg(svg, {
     background: "white",
-    fitTo: { mode: "zoom", value: scale },
-    font: { fontBuffers: [font], defaultFontFamily: "DejaVu Sans" },
+    fitTo: { mode: "zoom", value: options.scale ?? 2 },
+    font: { fontBuffers: fonts, defaultFontFamily: FONT },
   });
-  return image.render().asPng();
+  try {
+    const image = resvg.render();
+    try {
+      return image.asPng();
+    } finally {
+      image.free();
+    }
+  } finally {
+    resvg.free();
+  }
 }
