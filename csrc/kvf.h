@@ -29,7 +29,7 @@ extern "C" {
 #endif
 
 #define KVF_API __attribute__((visibility("default")))
-#define KVF_ABI_VERSION 1
+#define KVF_ABI_VERSION 2
 /* Rows of one page. */
 #define KVF_PAGE_ROWS 32
 
@@ -337,6 +337,11 @@ KVF_API int32_t kvf_scores_combine(kvf_cache *cache, uint32_t a, uint32_t b, uin
 /* A copy in which rows first to end - 1 have the value `value`. */
 KVF_API int32_t kvf_scores_fill(kvf_cache *cache, uint32_t scores, uint32_t first, uint32_t end, float value, char *err,
                                 uint32_t err_cap);
+/*
+ * A copy in which each head is multiplied by the share of its sum that its `count` highest scores make up, so that heads
+ * that gather their attention weigh more. A head whose sum is 0 stays as it is. count at most n_row.
+ */
+KVF_API int32_t kvf_scores_concentrate(kvf_cache *cache, uint32_t scores, uint32_t count, char *err, uint32_t err_cap);
 /* Uniform draws in (0, 1], keyed by (seed, layer, head, row). */
 KVF_API int32_t kvf_scores_random(kvf_cache *cache, uint32_t n_head, uint32_t n_row, uint32_t seed, uint32_t layer,
                                   char *err, uint32_t err_cap);

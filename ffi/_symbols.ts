@@ -18,7 +18,7 @@ const model = "pointer" as Deno.NativeTypedPointer<ModelPointer>;
 const cache = "pointer" as Deno.NativeTypedPointer<CachePointer>;
 
 /** Version of the ABI that this table describes. */
-export const ABI_VERSION = 1;
+export const ABI_VERSION = 2;
 
 const PREFILL_LAYERS = [
   model,
@@ -424,6 +424,16 @@ export const SYMBOLS = {
       "u32", // first
       "u32", // end
       "f32", // value
+      "buffer", // err, written
+      "u32", // err_cap, bytes
+    ],
+    result: "i32", // id
+  },
+  kvf_scores_concentrate: {
+    parameters: [
+      cache,
+      "u32", // scores
+      "u32", // count
       "buffer", // err, written
       "u32", // err_cap, bytes
     ],

@@ -190,6 +190,11 @@ class NativeScores extends ScopedObject implements Scores {
     return this.#make("kvf_scores_fill", this.id, first, end, value);
   }
 
+  concentrate(count: number): Scores {
+    checkInteger("concentrate scores", "count", count, 0, this.rows);
+    return this.#make("kvf_scores_concentrate", this.id, count);
+  }
+
   topK(count: number | ArrayLike<number>): Selection {
     const counts = typeof count === "number"
       ? Array<number>(this.heads).fill(count)

@@ -33,6 +33,7 @@ export {
   METHODS,
   resolveMethod,
 } from "./registry.ts";
+export { adakv, type AdaKvOptions } from "./adakv.ts";
 export { fullkv, type FullKvOptions } from "./fullkv.ts";
 export { h2o, type H2oOptions } from "./h2o.ts";
 export { l2norm, type L2NormOptions } from "./l2norm.ts";

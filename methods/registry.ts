@@ -6,6 +6,7 @@
 import { toFileUrl } from "@std/path";
 import { z } from "zod";
 import { nearest } from "./_nearest.ts";
+import { adakv } from "./adakv.ts";
 import { fullkv } from "./fullkv.ts";
 import { h2o } from "./h2o.ts";
 import { l2norm } from "./l2norm.ts";
@@ -28,6 +29,7 @@ export const METHODS: ReadonlyMap<string, AnyMethod> = new Map<
   ["h2o", h2o],
   ["snapkv", snapkv],
   ["pyramidkv", pyramidkv],
+  ["adakv", adakv],
   ["l2norm", l2norm],
 ]);
 

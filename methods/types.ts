@@ -28,6 +28,8 @@ export interface Scores extends Disposable {
   multiply(other: Scores): Scores;
   /** A copy in which rows `first` to `end - 1` are `value`. */
   fill(first: number, end: number, value: number): Scores;
+  /** Each head multiplied by the share of its sum that its `count` highest scores make up. */
+  concentrate(count: number): Scores;
   /** The highest `count` rows of each head (or `counts[h]` of head `h`); the lower row among equals. */
   topK(count: number | ArrayLike<number>): Selection;
   /** How many of the `total` highest scores of all heads together fall to each head. */

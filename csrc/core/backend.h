@@ -90,6 +90,8 @@ int32_t be_scores_combine(kvf_device *dev, const float *x, const float *y, float
                           kv_err err);
 int32_t be_scores_fill(kvf_device *dev, float *inout, uint32_t n_head, uint32_t n_row, uint32_t first, uint32_t end,
                        float value, kv_err err);
+int32_t be_scores_concentrate(kvf_device *dev, const float *in, float *out, uint32_t n_head, uint32_t n_row,
+                              uint32_t count, kv_err err);
 int32_t be_scores_random(kvf_device *dev, float *out, uint32_t n_head, uint32_t n_row, uint32_t seed, uint32_t layer,
                          kv_err err);
 /* counts: host. rows: backend memory, lists one after the other, ascending. */

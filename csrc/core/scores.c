@@ -322,6 +322,22 @@ int32_t kvf_scores_fill(kvf_cache *cache, uint32_t scores, uint32_t first, uint3
     KV_CACHE_CALL(cache, scores_fill(cache, scores, first, end, value, e));
 }
 
+static int32_t scores_concentrate(kvf_cache *cache, uint32_t scores, uint32_t count, kv_err e) {
+    const kv_object *x = kv_find_object(cache, scores, KV_SCORES, e);
+    if (x == NULL) return KVF_ERR_ARG;
+    if (count > x->n_row) {
+        return kv_fail(e, KVF_ERR_ARG, "Cannot concentrate scores as count must be <= %u: it is %u", x->n_row, count);
+    }
+    uint32_t id = 0;
+    kv_object *o = like(cache, scores, &x, &id, e);
+    if (o == NULL) return KVF_ERR_MEMORY;
+    return object_done(cache, id, be_scores_concentrate(cache->dev, x->values, o->values, x->n_head, x->n_row, count, e));
+}
+
+int32_t kvf_scores_concentrate(kvf_cache *cache, uint32_t scores, uint32_t count, char *err, uint32_t err_cap) {
+    KV_CACHE_CALL(cache, scores_concentrate(cache, scores, count, e));
+}
+
 static int32_t scores_random(kvf_cache *cache, uint32_t n_head, uint32_t n_row, uint32_t seed, uint32_t layer, kv_err e) {
     uint32_t id = 0;
     kv_object *o = object_make(cache, KV_SCORES, n_head, n_row, &id, e);

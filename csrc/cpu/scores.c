@@ -305,3 +305,28 @@ int32_t be_rows_union(kvf_device *dev, const uint32_t *sel, uint32_t n_sel, uint
     for (uint32_t i = window; i < rows; i++) out[n++] = i;
     return (int32_t)n;
 }
+
+int32_t be_scores_concentrate(kvf_device *dev, const float *in, float *out, uint32_t n_head, uint32_t n_row,
+                              uint32_t count, kv_err err) {
+    (void)dev;
+    (void)err;
+    for (uint32_t h = 0; h < n_head; h++) {
+        const float *x = in + (size_t)h * n_row;
+        size_t ties = 0;
+        const uint32_t cut = count > 0 ? threshold(x, n_row, count, &ties) : 0;
+        double top = 0, all = 0;
+        for (uint32_t i = 0; i < n_row; i++) {
+            const uint32_t key = order_key(x[i]);
+            all += x[i];
+            if (count == 0 || key < cut) continue;
+            if (key == cut) {
+                if (ties == 0) continue;
+                ties--;
+            }
+            top += x[i];
+        }
+        const float factor = all > 0 ? (float)(top / all) : 1.0f;
+        for (uint32_t i = 0; i < n_row; i++) out[(size_t)h * n_row + i] = x[i] * factor;
+    }
+    return KVF_OK;
+}

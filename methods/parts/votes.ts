@@ -59,10 +59,15 @@ export const VOTE_OPTIONS: {
 };
 
 /** Pooled votes for the rows before the window: `[storedHeads, length - observationWindow]`. */
-export function windowVotes(layer: LayerContext, options: VoteOptions): Scores {
+export function windowVotes(
+  layer: LayerContext,
+  options: VoteOptions,
+  over: "sum" | "mean" = "sum",
+): Scores {
   using votes = layer.observationScores({
     window: options.observationWindow,
     groupReduce: options.groupReduce,
+    over,
   });
   return votes.pool(options.pool, options.poolWidth);
 }

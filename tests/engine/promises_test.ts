@@ -50,7 +50,7 @@ for (const family of ["llama", "mistral-swa", "mixtral", "qwen3"]) {
           for (const heads of alone!.cache.rows) {
             for (const rows of heads) {
               // What a layer may hold is checked by the engine itself; here, that uniform methods use it fully.
-              if (["pyramidkv", "l2norm"].includes(name)) continue;
+              if (["pyramidkv", "l2norm", "adakv"].includes(name)) continue;
               assertEquals(
                 rows,
                 "budget" in method.options ? Math.min(length, 40) : length,

@@ -36,6 +36,7 @@ export function fakeLayer(
       rows,
       pool: (kind, width) => record("pool", kind, width),
       affine: (factor, offset) => record("affine", factor, offset),
+      concentrate: (count) => record("concentrate", count),
       add: () => record("add"),
       multiply: () => record("multiply"),
       fill: (first, end, value) => record("fill", first, end, value),

@@ -22,6 +22,8 @@ interface Golden {
     layer_idx?: number;
     num_hidden_layers?: number;
     skip_layers?: number[];
+    floor_ratio?: number;
+    normalize?: boolean | null;
   };
   indices?: number[][];
 }
@@ -63,6 +65,9 @@ function ourOptions({ method, options }: Golden): Record<string, unknown> {
   }
   if (method === "l2norm") return { budget, skipLayers: options.skip_layers };
   return {
+    ...(method === "adakv"
+      ? { floor: options.floor_ratio, concentrate: options.normalize ?? false }
+      : {}),
     budget,
     observationWindow: options.window_size,
     poolWidth: options.kernel_size,
@@ -125,7 +130,16 @@ function assertSameSet(
   );
 }
 
-for (const method of ["snapkv", "streamingllm", "h2o", "pyramidkv", "l2norm"]) {
+for (
+  const method of [
+    "snapkv",
+    "streamingllm",
+    "h2o",
+    "pyramidkv",
+    "l2norm",
+    "adakv",
+  ]
+) {
   const own = cases.filter((golden) =>
     golden.method === method && golden.indices && !golden.options.merge
   );

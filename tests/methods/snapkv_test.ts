@@ -13,7 +13,7 @@ Deno.test("snapkv keeps budget tokens, window included", () => {
   policy({ budget: 40, observationWindow: 8, poolWidth: 5, pool: "avg" })
     .afterPrefill?.(layer);
   assertEquals(calls, [
-    ["observationScores", { window: 8, groupReduce: "mean" }],
+    ["observationScores", { window: 8, groupReduce: "mean", over: "sum" }],
     ["pool", "avg", 5],
     ["topK", 32],
     ["retain", [32, 32], { last: 8 }],
