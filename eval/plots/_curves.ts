@@ -8,6 +8,7 @@ import {
   BACKGROUND_COLOUR,
   coloursFor,
   CONFIG,
+  INK,
   panelColumns,
   REFERENCE_COLOUR,
   SCHEMA,
@@ -39,6 +40,8 @@ export interface ReferenceLine {
 /** An axis. */
 export interface Axis {
   title: string;
+  /** Title where there is little room; default: the title. */
+  shortTitle?: string;
   /** Ends of the axis; default: the data's. */
   domain?: [number, number];
   /** Places of the ticks; default: chosen by the renderer. */
@@ -58,16 +61,18 @@ export interface CurvePlot {
   title?: string | undefined;
   /** What the bands are; stands below the title. */
   note?: string | undefined;
-  /** Whether curves are drawn as steps. */
-  step?: boolean;
 }
 
 type Spec = { [key: string]: unknown };
 
 /** Most curves in one panel; beyond this, bands hide each other. */
-const TOGETHER = 6;
+export const TOGETHER = 6;
 
-function axisEncoding(field: string, axis: Axis, shown = true): Spec {
+function axisEncoding(
+  field: string,
+  axis: Axis,
+  show: { title: string | null; labels: boolean },
+): Spec {
   return {
     field,
     type: "quantitative",
@@ -79,9 +84,11 @@ function axisEncoding(field: string, axis: Axis, shown = true): Spec {
       ...(field === "x" ? { padding: 12 } : {}),
     },
     axis: {
-      title: shown ? axis.title : null,
-      labels: shown,
-      ...(axis.ticks === undefined ? {} : { values: axis.ticks }),
+      ...show,
+      // Without a count of its own, Vega thins out the values.
+      ...(axis.ticks === undefined
+        ? {}
+        : { values: axis.ticks, tickCount: axis.ticks.length }),
       ...axis.label,
       labelOverlap: true,
       grid: field === "y",
@@ -93,6 +100,22 @@ function rowsOf(curves: readonly Curve[]): Spec[] {
   return curves.flatMap(({ name, points }) =>
     points.map((point) => ({ ...point, name }))
   );
+}
+
+/** Bands of curves that are a single point, which an area cannot show. */
+function singleBands(
+  curves: readonly Curve[],
+  x: Spec,
+  y: Spec,
+  color: Spec,
+): Spec[] {
+  const single = curves.filter(({ points }) => points.length === 1);
+  if (single.length === 0) return [];
+  return [{
+    data: { values: rowsOf(single) },
+    mark: { type: "rule", strokeWidth: 1.4 },
+    encoding: { x, y: { ...y, field: "low" }, y2: { field: "high" }, color },
+  }];
 }
 
 function referenceLayers(
@@ -149,14 +172,14 @@ function referenceLayers(
 }
 
 function together(plot: CurvePlot, names: string[]): Spec {
-  const x = axisEncoding("x", plot.x);
-  const y = axisEncoding("y", plot.y);
-  const interpolate = plot.step === true ? "step" : "linear";
+  const x = axisEncoding("x", plot.x, { title: plot.x.title, labels: true });
+  const y = axisEncoding("y", plot.y, { title: plot.y.title, labels: true });
   const order = { sort: null };
   const legend = {
     title: null,
     // Leaves room for the name at the end of the reference line.
-    offset: 18 + (plot.reference?.name.length ?? 0) * 7,
+    offset: 18 + (plot.reference?.name.length ?? 0) * 6.5,
+    symbolOpacity: 1,
   };
   const color = {
     field: "name",
@@ -171,7 +194,7 @@ function together(plot: CurvePlot, names: string[]): Spec {
     data: { values: rowsOf(plot.curves) },
     layer: [
       {
-        mark: { type: "area", opacity: 0.13, interpolate },
+        mark: { type: "area", opacity: 0.13 },
         encoding: {
           x,
           y: { ...y, field: "low" },
@@ -179,9 +202,10 @@ function together(plot: CurvePlot, names: string[]): Spec {
           color,
         },
       },
+      ...singleBands(plot.curves, x, y, color),
       ...referenceLayers(plot.reference, true, x, y),
       {
-        mark: { type: "line", strokeWidth: 1.8, interpolate },
+        mark: { type: "line", strokeWidth: 1.8 },
         encoding: { x, y, color },
       },
       {
@@ -206,30 +230,45 @@ function together(plot: CurvePlot, names: string[]): Spec {
 function apart(plot: CurvePlot, names: string[]): Spec {
   const columns = panelColumns(names.length, 4);
   const colours = coloursFor(names.length);
-  const interpolate = plot.step === true ? "step" : "linear";
   const panels = plot.curves.map((curve, place): Spec => {
     const color = { value: colours[place] };
-    const x = axisEncoding("x", plot.x, place + columns >= names.length);
-    const y = axisEncoding("y", plot.y, place % columns === 0);
+    const left = place % columns === 0;
+    const lastRow = place >= Math.floor((names.length - 1) / columns) * columns;
+    const x = axisEncoding("x", plot.x, {
+      title: lastRow ? plot.x.shortTitle ?? plot.x.title : null,
+      labels: place + columns >= names.length,
+    });
+    const y = axisEncoding("y", plot.y, {
+      title: left ? plot.y.title : null,
+      labels: left,
+    });
     const own = { values: rowsOf([curve]) };
     return {
-      title: { text: curve.name, fontSize: 12, offset: 4 },
       width: 200,
       height: 140,
       layer: [
+        // A title would stand at different heights, depending on what sticks out of the panel.
+        {
+          data: { values: [{ name: curve.name }] },
+          mark: { type: "text", fontSize: 12, fontWeight: "bold", color: INK },
+          encoding: {
+            x: { value: 100 },
+            y: { value: -12 },
+            text: { field: "name" },
+          },
+        },
         {
           data: { values: rowsOf(plot.curves.filter((c) => c !== curve)) },
           mark: {
             type: "line",
             strokeWidth: 1,
             color: BACKGROUND_COLOUR,
-            interpolate,
           },
           encoding: { x, y, detail: { field: "name" } },
         },
         {
           data: own,
-          mark: { type: "area", opacity: 0.2, interpolate },
+          mark: { type: "area", opacity: 0.2 },
           encoding: {
             x,
             y: { ...y, field: "low" },
@@ -237,15 +276,16 @@ function apart(plot: CurvePlot, names: string[]): Spec {
             color,
           },
         },
+        ...singleBands([curve], x, y, color),
         ...referenceLayers(
           plot.reference,
-          place % columns === columns - 1 || place === names.length - 1,
+          place % columns === columns - 1,
           x,
           y,
         ),
         {
           data: own,
-          mark: { type: "line", strokeWidth: 2, interpolate },
+          mark: { type: "line", strokeWidth: 2 },
           encoding: { x, y, color },
         },
         {
@@ -256,7 +296,7 @@ function apart(plot: CurvePlot, names: string[]): Spec {
       ],
     };
   });
-  return { columns, spacing: { row: 18, column: 18 }, concat: panels };
+  return { columns, spacing: { row: 16, column: 20 }, concat: panels };
 }
 
 /** Builds the plot. Throws a RangeError when there is nothing to draw. */
@@ -270,6 +310,17 @@ export function curvePlot(plot: CurvePlot): Plot {
       }`,
     );
   }
+  for (const { name, points } of plot.curves) {
+    for (const point of points) {
+      const whole = Object.values(point).every(Number.isFinite);
+      if (whole && (plot.x.log !== true || point.x > 0)) continue;
+      throw new RangeError(
+        `Cannot draw curves as values must be finite, and above 0 on an axis of powers: "${name}" holds ${
+          JSON.stringify(point)
+        }`,
+      );
+    }
+  }
   if (new Set(names).size < names.length) {
     throw new RangeError(
       `Cannot draw curves as their names must differ: names are ${
@@ -279,10 +330,12 @@ export function curvePlot(plot: CurvePlot): Plot {
   }
   const heading = plot.title === undefined && plot.note === undefined ? {} : {
     title: {
-      text: plot.title ?? "",
-      ...(plot.note === undefined ? {} : { subtitle: plot.note }),
-      anchor: names.length > TOGETHER ? "middle" : "start",
-      fontSize: 15,
+      ...(plot.title === undefined
+        ? { text: plot.note, fontSize: 12, fontWeight: "normal" }
+        : { text: plot.title, subtitle: plot.note ?? "", fontSize: 15 }),
+      ...(names.length > TOGETHER
+        ? { anchor: "middle", frame: "bounds" }
+        : { anchor: "start" }),
       offset: 12,
     },
   };
@@ -308,7 +361,7 @@ export function scoreAxis(title: string, values: readonly number[]): Axis {
   const high = Math.ceil((Math.max(...values) + 0.005) * 20) / 20;
   return {
     title,
-    domain: [low, Math.min(high, 1.02)],
+    domain: [low, Math.min(high, 1)],
     label: { labelExpr: "format(100 * datum.value, '.3~g')" },
   };
 }

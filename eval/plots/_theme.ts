@@ -7,7 +7,8 @@
 /** Font of all text. */
 export const FONT = "DejaVu Sans";
 
-const INK = "#262626";
+/** Colour of text. */
+export const INK = "#262626";
 const FAINT = "#e3e3e3";
 
 /** Colour of the uncompressed reference. */
@@ -74,6 +75,7 @@ export const CONFIG = {
     subtitleColor: INK,
     subtitleFontSize: 12,
     offset: 8,
+    frame: "group",
     limit: 0,
   },
   legend: {

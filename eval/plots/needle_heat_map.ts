@@ -90,12 +90,14 @@ export function needleHeatMap(
     const mean = cells.reduce((sum, c) => sum + c.score, 0) / cells.length;
     const left = place % columns === 0;
     const bottom = place + columns >= panels.length;
+    const lastRow =
+      place >= Math.floor((panels.length - 1) / columns) * columns;
     const x = {
       field: "length",
       type: "ordinal",
       scale: { domain: lengths },
       axis: {
-        title: bottom ? "Context length (tokens)" : null,
+        title: lastRow ? "Context length (tokens)" : null,
         values: shown,
         labels: bottom,
         labelAngle: roomy ? 0 : -45,
@@ -158,9 +160,15 @@ export function needleHeatMap(
   return {
     spec: {
       $schema: SCHEMA,
-      ...(options.title === undefined
-        ? {}
-        : { title: { text: options.title, anchor: "middle", fontSize: 15 } }),
+      ...(options.title === undefined ? {} : {
+        title: {
+          text: options.title,
+          anchor: "middle",
+          frame: "bounds",
+          fontSize: 15,
+          offset: 18,
+        },
+      }),
       columns,
       spacing: { row: 20, column: 20 },
       concat: drawn,

@@ -59,6 +59,27 @@ class WarningList implements vega.LoggerInterface {
 }
 
 /**
+ * Names gradients and clip paths after the content. Vega counts them up over the life of the process, so equal plots
+ * would differ, and two plots of one HTML page could share a name.
+ */
+async function nameDefinitions(svg: string): Promise<string> {
+  const counted = /\b(gradient_|clip)(\d+)(?=["')])/g;
+  const numbers = new Map<string, number>();
+  const plain = svg.replace(counted, (_, kind: string, old: string) => {
+    const number = numbers.get(kind + old) ?? numbers.size;
+    numbers.set(kind + old, number);
+    return `${kind}${number}`;
+  });
+  const bytes = new TextEncoder().encode(plain);
+  const digest = await crypto.subtle.digest("SHA-256", bytes);
+  const name = new Uint8Array(digest).toHex().slice(0, 8);
+  return plain.replace(
+    counted,
+    (_, kind: string, number: string) => `${kind}${name}_${number}`,
+  );
+}
+
+/**
  * Renders a plot as SVG. The text stays text; where DejaVu Sans is not installed, viewers take their own font.
  *
  * @param plot The plot.
@@ -70,7 +91,7 @@ export async function renderSvg(plot: Plot): Promise<string> {
   const view = new vega.View(vega.parse(spec), { renderer: "none", logger });
   try {
     const svg = await view.toSVG();
-    if (logger.warnings.length === 0) return svg;
+    if (logger.warnings.length === 0) return await nameDefinitions(svg);
     throw new Error(
       `Cannot render plot as its specification must be sound: ${
         logger.warnings.join("; ")

@@ -3,7 +3,7 @@
  *
  * @module
  */
-import { curvePlot } from "./_curves.ts";
+import { curvePlot, TOGETHER } from "./_curves.ts";
 import type { Plot } from "./render.ts";
 
 /** What one configuration kept. */
@@ -49,7 +49,7 @@ export function rowsPerLayer(
     budget ?? 0,
     ...curves.flatMap(({ points }) => points.map(({ high }) => high)),
   );
-  const step = Math.ceil(layers / 17);
+  const step = Math.ceil(layers / (curves.length > TOGETHER ? 9 : 17));
   return curvePlot({
     curves,
     reference: budget === undefined ? undefined : { name: "budget", y: budget },
@@ -60,12 +60,13 @@ export function rowsPerLayer(
         { length: Math.ceil(layers / step) },
         (_, i) => i * step,
       ),
-      label: { format: "d" },
+      // An integer format would make Vega count fewer ticks than there are layers.
+      label: { labelExpr: "format(datum.value, 'd')" },
     },
     y: {
       title: "Rows kept per head",
       domain: [0, Math.max(1, most * 1.05)],
-      label: { format: "," },
+      label: { format: ",d" },
     },
     title,
     note: "Line: mean over heads; band: fewest to most",

@@ -70,9 +70,10 @@ export function accuracyAgainstBudget(
     reference: reference && { name: reference.name, y: reference.score },
     x: {
       title: "Budget (tokens per layer and KV head)",
+      shortTitle: "Budget (tokens)",
       log: true,
       ticks,
-      label: { format: "," },
+      label: { format: ",d" },
     },
     y: scoreAxis(scoreTitle, spanOf(points, reference)),
     title: options.title,
@@ -102,6 +103,7 @@ export function accuracyAgainstBytes(
       { name: reference.name, y: reference.score, x: reference.residentBytes },
     x: {
       title: "Resident cache after prefill",
+      shortTitle: "Resident cache",
       log: true,
       domain: [Math.min(...bytes), Math.max(...bytes)],
       ticks: powersOfTwo(Math.min(...bytes), Math.max(...bytes)),
@@ -116,7 +118,7 @@ export function accuracyAgainstBytes(
 /** Bytes with a binary unit, in the language of the renderer. */
 const BYTES_LABEL = ["GiB", "MiB", "KiB"].map((unit, i) => {
   const size = 1024 ** (3 - i);
-  return `datum.value >= ${size} ? format(datum.value / ${size}, '~g') + ' ${unit}' : `;
+  return `datum.value >= ${size} ? format(datum.value / ${size}, '.3~r') + ' ${unit}' : `;
 }).join("") + "datum.value + ' B'";
 
 function toCurves<Point extends ScorePoint>(
@@ -144,12 +146,12 @@ function spanOf(
   ];
 }
 
-/** Powers of two in a range, thinned to eight at most. */
+/** Powers of two in a range, thinned to eight at most; the ends of a range that holds fewer than two. */
 function powersOfTwo(least: number, most: number): number[] {
   const first = Math.ceil(Math.log2(least));
   const last = Math.floor(Math.log2(most));
   const step = Math.max(1, Math.ceil((last - first + 1) / 8));
   const powers: number[] = [];
   for (let e = first; e <= last; e += step) powers.push(2 ** e);
-  return powers.length > 0 ? powers : [least];
+  return powers.length > 1 ? powers : [...new Set([least, most])];
 }
