@@ -1,0 +1,310 @@
+/* Scores of a layer's rows, score algebra, and selection by score. */
+#include <string.h>
+
+#include "object.h"
+
+/* ---- Of a layer ---- */
+
+/* Rows of a layer's heads when all hold as many. */
+static int32_t equal_rows(const kv_sequence *s, uint32_t layer, uint32_t *rows, const char *action, kv_err err) {
+    *rows = kv_table_of(s, layer, 0)->rows;
+    for (uint32_t h = 1; h < s->n_stored_head; h++) {
+        const uint32_t other = kv_table_of(s, layer, h)->rows;
+        if (other == *rows) continue;
+        return kv_fail(err, KVF_ERR_STATE, "Cannot %s as all heads must hold as many rows: head 0 holds %u, head %u holds %u",
+                       action, *rows, h, other);
+    }
+    return KVF_OK;
+}
+
+/* The layer's rows are those of the prompt, as they were recorded. */
+static int32_t check_recorded(const kv_sequence *s, uint32_t layer, const char *action, kv_err err) {
+    const kv_observations *o = s->observe;
+    if (o == NULL) return kv_fail(err, KVF_ERR_STATE, "Cannot %s as observations must be there: none were recorded or kept", action);
+    uint32_t rows;
+    const int32_t status = equal_rows(s, layer, &rows, action, err);
+    if (status != KVF_OK) return status;
+    /* As many rows as the prompt had, but after decode: evicted ones have been replaced by new ones. */
+    const bool decoded = s->prefill == NULL && s->position != o->n_token;
+    if (rows == o->n_token && !decoded) return KVF_OK;
+    return kv_fail(err, KVF_ERR_STATE, "Cannot %s as the layer must hold the prompt's %u rows: %u rows at position %u", action,
+                   o->n_token, rows, s->position);
+}
+
+static int32_t check_reduce(uint32_t reduce, const char *action, kv_err err) {
+    if (reduce <= KVF_SUM) return KVF_OK;
+    return kv_fail(err, KVF_ERR_ARG, "Cannot %s as reduce must be 0, 1 or 2: %u", action, reduce);
+}
+
+static int32_t scores_window(kvf_cache *cache, uint32_t sequence, uint32_t layer, uint32_t window, uint32_t flags,
+                             uint32_t reduce, kv_err err) {
+    static const char *const action = "score by the window";
+    kv_sequence *s = kv_find_sequence(cache, sequence, action, err);
+    if (s == NULL || !kv_check_layer(cache, layer, action, err)) return KVF_ERR_ARG;
+    if ((flags & ~(uint32_t)(KVF_WINDOW_MEAN | KVF_WINDOW_ALL_ROWS | KVF_WINDOW_REDUCE_FIRST)) != 0) {
+        return kv_fail(err, KVF_ERR_ARG, "Cannot %s as flags must be known: %u", action, flags);
+    }
+    int32_t status = check_reduce(reduce, action, err);
+    if (status == KVF_OK) status = check_recorded(s, layer, action, err);
+    if (status != KVF_OK) return status;
+    const kv_observations *o = s->observe;
+    if (window == 0 || window > o->n_window) {
+        return kv_fail(err, KVF_ERR_ARG, "Cannot %s as window must be between 1 and the %u recorded queries: %u", action,
+                       o->n_window, window);
+    }
+    if (o->window_q[layer] == NULL) {
+        return kv_fail(err, KVF_ERR_STATE, "Cannot %s as the layer must have run: %u", action, layer);
+    }
+    const uint32_t n_row = flags & KVF_WINDOW_ALL_ROWS ? o->n_token : o->n_token - window;
+    kv_object *out = kv_scores_new(cache, s->n_stored_head, n_row, &status, err);
+    if (out == NULL) return status;
+    if (n_row > 0) status = be_scores_window(cache, s, layer, window, flags, reduce, out->values, n_row, err);
+    return kv_object_publish(cache, out, status, err);
+}
+
+int32_t kvf_scores_window(kvf_cache *cache, uint32_t sequence, uint32_t layer, uint32_t window, uint32_t flags,
+                          uint32_t reduce, char *text, uint32_t cap) {
+    const kv_err err = {text, cap};
+    int32_t status = kv_enter(cache, KV_CACHE, "score by the window", err);
+    if (status != KVF_OK) return status;
+    status = scores_window(cache, sequence, layer, window, flags, reduce, err);
+    kv_leave(cache->dev);
+    return status;
+}
+
+static int32_t scores_mass(kvf_cache *cache, uint32_t sequence, uint32_t layer, uint32_t mass, uint32_t reduce, kv_err err) {
+    static const char *const action = "score by column mass";
+    kv_sequence *s = kv_find_sequence(cache, sequence, action, err);
+    if (s == NULL || !kv_check_layer(cache, layer, action, err)) return KVF_ERR_ARG;
+    int32_t status = check_reduce(reduce, action, err);
+    if (status == KVF_OK) status = check_recorded(s, layer, action, err);
+    if (status != KVF_OK) return status;
+    const kv_observations *o = s->observe;
+    if (mass >= o->n_mass) {
+        return kv_fail(err, KVF_ERR_ARG, "Cannot %s as mass must be below the %u recorded: %u", action, o->n_mass, mass);
+    }
+    if (o->mass[(size_t)layer * o->n_mass + mass] == NULL) {
+        return kv_fail(err, KVF_ERR_STATE, "Cannot %s as the layer must have run: %u", action, layer);
+    }
+    kv_object *out = kv_scores_new(cache, s->n_stored_head, o->n_token, &status, err);
+    if (out == NULL) return status;
+    status = be_scores_mass(cache, s, layer, mass, reduce, out->values, o->n_token, err);
+    return kv_object_publish(cache, out, status, err);
+}
+
+int32_t kvf_scores_mass(kvf_cache *cache, uint32_t sequence, uint32_t layer, uint32_t mass, uint32_t reduce, char *text,
+                        uint32_t cap) {
+    const kv_err err = {text, cap};
+    int32_t status = kv_enter(cache, KV_CACHE, "score by column mass", err);
+    if (status != KVF_OK) return status;
+    status = scores_mass(cache, sequence, layer, mass, reduce, err);
+    kv_leave(cache->dev);
+    return status;
+}
+
+static int32_t scores_norm(kvf_cache *cache, uint32_t sequence, uint32_t layer, uint32_t what, kv_err err) {
+    static const char *const action = "score by norm";
+    kv_sequence *s = kv_find_sequence(cache, sequence, action, err);
+    if (s == NULL || !kv_check_layer(cache, layer, action, err)) return KVF_ERR_ARG;
+    if (what > 1) return kv_fail(err, KVF_ERR_ARG, "Cannot %s as what must be 0 (keys) or 1 (values): %u", action, what);
+    uint32_t rows;
+    int32_t status = equal_rows(s, layer, &rows, action, err);
+    if (status != KVF_OK) return status;
+    kv_object *out = kv_scores_new(cache, s->n_stored_head, rows, &status, err);
+    if (out == NULL) return status;
+    for (uint32_t h = 0; h < s->n_stored_head && rows > 0 && status == KVF_OK; h++) {
+        status = be_scores_norm(cache, kv_table_of(s, layer, h), what, out->values + (size_t)h * rows, err);
+    }
+    return kv_object_publish(cache, out, status, err);
+}
+
+int32_t kvf_scores_norm(kvf_cache *cache, uint32_t sequence, uint32_t layer, uint32_t what, char *text, uint32_t cap) {
+    const kv_err err = {text, cap};
+    int32_t status = kv_enter(cache, KV_CACHE, "score by norm", err);
+    if (status != KVF_OK) return status;
+    status = scores_norm(cache, sequence, layer, what, err);
+    kv_leave(cache->dev);
+    return status;
+}
+
+/* ---- Algebra ---- */
+
+static int32_t scores_pool(kvf_cache *cache, uint32_t scores, uint32_t kind, uint32_t width, kv_err err) {
+    const kv_object *in = kv_find_object(cache, scores, KV_SCORES, "pool the scores", err);
+    if (in == NULL) return KVF_ERR_ARG;
+    if (kind > 1) {
+        return kv_fail(err, KVF_ERR_ARG, "Cannot pool the scores as kind must be 0 (maximum) or 1 (average): %u", kind);
+    }
+    if (width % 2 == 0) return kv_fail(err, KVF_ERR_ARG, "Cannot pool the scores as width must be odd: %u", width);
+    int32_t status;
+    kv_object *out = kv_scores_new(cache, in->n_head, in->n_row, &status, err);
+    if (out == NULL) return status;
+    if (in->n_row > 0) {
+        status = be_scores_pool(cache->dev, in->values, out->values, in->n_head, in->n_row, kind, width, err);
+    }
+    return kv_object_publish(cache, out, status, err);
+}
+
+int32_t kvf_scores_pool(kvf_cache *cache, uint32_t scores, uint32_t kind, uint32_t width, char *text, uint32_t cap) {
+    const kv_err err = {text, cap};
+    int32_t status = kv_enter(cache, KV_CACHE, "pool the scores", err);
+    if (status != KVF_OK) return status;
+    status = scores_pool(cache, scores, kind, width, err);
+    kv_leave(cache->dev);
+    return status;
+}
+
+static int32_t scores_affine(kvf_cache *cache, uint32_t scores, float a, float b, kv_err err) {
+    const kv_object *in = kv_find_object(cache, scores, KV_SCORES, "scale the scores", err);
+    if (in == NULL) return KVF_ERR_ARG;
+    int32_t status;
+    kv_object *out = kv_scores_new(cache, in->n_head, in->n_row, &status, err);
+    if (out == NULL) return status;
+    const size_t n = (size_t)in->n_head * in->n_row;
+    if (n > 0) status = be_scores_affine(cache->dev, in->values, out->values, n, a, b, err);
+    return kv_object_publish(cache, out, status, err);
+}
+
+int32_t kvf_scores_affine(kvf_cache *cache, uint32_t scores, float a, float b, char *text, uint32_t cap) {
+    const kv_err err = {text, cap};
+    int32_t status = kv_enter(cache, KV_CACHE, "scale the scores", err);
+    if (status != KVF_OK) return status;
+    status = scores_affine(cache, scores, a, b, err);
+    kv_leave(cache->dev);
+    return status;
+}
+
+static int32_t scores_combine(kvf_cache *cache, uint32_t a, uint32_t b, uint32_t what, kv_err err) {
+    const kv_object *x = kv_find_object(cache, a, KV_SCORES, "combine the scores", err);
+    const kv_object *y = x == NULL ? NULL : kv_find_object(cache, b, KV_SCORES, "combine the scores", err);
+    if (y == NULL) return KVF_ERR_ARG;
+    if (what > 1) {
+        return kv_fail(err, KVF_ERR_ARG, "Cannot combine the scores as what must be 0 (sum) or 1 (product): %u", what);
+    }
+    if (x->n_head != y->n_head || x->n_row != y->n_row) {
+        return kv_fail(err, KVF_ERR_ARG, "Cannot combine the scores as their shapes must be equal: %u x %u and %u x %u",
+                       x->n_head, x->n_row, y->n_head, y->n_row);
+    }
+    int32_t status;
+    kv_object *out = kv_scores_new(cache, x->n_head, x->n_row, &status, err);
+    if (out == NULL) return status;
+    const size_t n = (size_t)x->n_head * x->n_row;
+    if (n > 0) status = be_scores_combine(cache->dev, x->values, y->values, out->values, n, what, err);
+    return kv_object_publish(cache, out, status, err);
+}
+
+int32_t kvf_scores_combine(kvf_cache *cache, uint32_t a, uint32_t b, uint32_t what, char *text, uint32_t cap) {
+    const kv_err err = {text, cap};
+    int32_t status = kv_enter(cache, KV_CACHE, "combine the scores", err);
+    if (status != KVF_OK) return status;
+    status = scores_combine(cache, a, b, what, err);
+    kv_leave(cache->dev);
+    return status;
+}
+
+static int32_t scores_fill(kvf_cache *cache, uint32_t scores, uint32_t first, uint32_t end, float value, kv_err err) {
+    const kv_object *in = kv_find_object(cache, scores, KV_SCORES, "fill the scores", err);
+    if (in == NULL) return KVF_ERR_ARG;
+    if (first > end || end > in->n_row) {
+        return kv_fail(err, KVF_ERR_ARG, "Cannot fill the scores as the range must lie within %u rows: %u to %u", in->n_row, first,
+                       end);
+    }
+    int32_t status;
+    kv_object *out = kv_scores_new(cache, in->n_head, in->n_row, &status, err);
+    if (out == NULL) return status;
+    const size_t bytes = (size_t)in->n_head * in->n_row * sizeof(float);
+    if (bytes > 0) status = be_copy(cache->dev, out->values, in->values, bytes, err);
+    if (status == KVF_OK && first < end) {
+        status = be_scores_fill(cache->dev, out->values, in->n_head, in->n_row, first, end, value, err);
+    }
+    return kv_object_publish(cache, out, status, err);
+}
+
+int32_t kvf_scores_fill(kvf_cache *cache, uint32_t scores, uint32_t first, uint32_t end, float value, char *text,
+                        uint32_t cap) {
+    const kv_err err = {text, cap};
+    int32_t status = kv_enter(cache, KV_CACHE, "fill the scores", err);
+    if (status != KVF_OK) return status;
+    status = scores_fill(cache, scores, first, end, value, err);
+    kv_leave(cache->dev);
+    return status;
+}
+
+static int32_t scores_random(kvf_cache *cache, uint32_t n_head, uint32_t n_row, uint32_t seed, uint32_t layer, kv_err err) {
+    int32_t status;
+    kv_object *out = kv_scores_new(cache, n_head, n_row, &status, err);
+    if (out == NULL) return status;
+    if (n_row > 0) status = be_scores_random(cache->dev, out->values, n_head, n_row, seed, layer, err);
+    return kv_object_publish(cache, out, status, err);
+}
+
+int32_t kvf_scores_random(kvf_cache *cache, uint32_t n_head, uint32_t n_row, uint32_t seed, uint32_t layer, char *text,
+                          uint32_t cap) {
+    const kv_err err = {text, cap};
+    int32_t status = kv_enter(cache, KV_CACHE, "draw scores", err);
+    if (status != KVF_OK) return status;
+    status = scores_random(cache, n_head, n_row, seed, layer, err);
+    kv_leave(cache->dev);
+    return status;
+}
+
+/* ---- Selection ---- */
+
+static int32_t select_top(kvf_cache *cache, uint32_t scores, const uint32_t *counts, uint32_t n_head, kv_err err) {
+    const kv_object *in = kv_find_object(cache, scores, KV_SCORES, "select rows", err);
+    if (in == NULL) return KVF_ERR_ARG;
+    if (counts == NULL || n_head != in->n_head) {
+        return kv_fail(err, KVF_ERR_ARG, "Cannot select rows as counts must have %u elements: %u", in->n_head,
+                       counts == NULL ? 0 : n_head);
+    }
+    for (uint32_t h = 0; h < n_head; h++) {
+        if (counts[h] > in->n_row) {
+            return kv_fail(err, KVF_ERR_ARG, "Cannot select rows as counts must be at most %u: %u for head %u", in->n_row,
+                           counts[h], h);
+        }
+    }
+    int32_t status;
+    kv_object *out = kv_selection_new(cache, n_head, counts, &status, err);
+    if (out == NULL) return status;
+    for (uint32_t h = 0; h < n_head; h++) out->ends[h] = counts[h] > 0 ? in->n_row : 0;
+    if (out->n_row > 0) {
+        status = be_select_top(cache->dev, in->values, n_head, in->n_row, out->counts, out->rows, err);
+    }
+    return kv_object_publish(cache, out, status, err);
+}
+
+int32_t kvf_select_top(kvf_cache *cache, uint32_t scores, const uint32_t *counts, uint32_t n_head, char *text,
+                       uint32_t cap) {
+    const kv_err err = {text, cap};
+    int32_t status = kv_enter(cache, KV_CACHE, "select rows", err);
+    if (status != KVF_OK) return status;
+    status = select_top(cache, scores, counts, n_head, err);
+    kv_leave(cache->dev);
+    return status;
+}
+
+static int32_t scores_share(kvf_cache *cache, uint32_t scores, uint32_t total, uint32_t *counts, uint32_t n_head,
+                            kv_err err) {
+    const kv_object *in = kv_find_object(cache, scores, KV_SCORES, "share the budget", err);
+    if (in == NULL) return KVF_ERR_ARG;
+    if (counts == NULL || n_head != in->n_head) {
+        return kv_fail(err, KVF_ERR_ARG, "Cannot share the budget as counts must have %u elements: %u", in->n_head,
+                       counts == NULL ? 0 : n_head);
+    }
+    const uint32_t n = in->n_head * in->n_row; /* at most KV_MAX_ELEMENT */
+    if (total > n) {
+        return kv_fail(err, KVF_ERR_ARG, "Cannot share the budget as total must be at most %u: %u", n, total);
+    }
+    memset(counts, 0, n_head * sizeof *counts);
+    return total == 0 ? KVF_OK : be_scores_share(cache->dev, in->values, in->n_head, in->n_row, total, counts, err);
+}
+
+int32_t kvf_scores_share(kvf_cache *cache, uint32_t scores, uint32_t total, uint32_t *counts, uint32_t n_head,
+                         char *text, uint32_t cap) {
+    const kv_err err = {text, cap};
+    int32_t status = kv_enter(cache, KV_CACHE, "share the budget", err);
+    if (status != KVF_OK) return status;
+    status = scores_share(cache, scores, total, counts, n_head, err);
+    kv_leave(cache->dev);
+    return status;
+}
