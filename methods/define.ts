@@ -31,11 +31,10 @@ export function real(
   description: string,
   rules: { min?: number; max?: number; default?: number; source?: string } = {},
 ): OptionSpec<number> {
-  return spec(
-    description,
-    z.number().min(rules.min ?? -Infinity).max(rules.max ?? Infinity),
-    rules,
-  );
+  let schema = z.number();
+  if (rules.min !== undefined) schema = schema.min(rules.min);
+  if (rules.max !== undefined) schema = schema.max(rules.max);
+  return spec<number>(description, schema, rules);
 }
 
 /** One of several words. */

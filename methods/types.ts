@@ -135,10 +135,23 @@ export interface Policy {
   ): number;
 }
 
+/** A zod schema, as far as the contract needs it. */
+export interface OptionSchema<T> {
+  /** Returns the value with defaults filled in, or throws. */
+  parse(value: unknown): T;
+  /** The same without throwing. */
+  safeParse(value: unknown):
+    | { success: true; data: T }
+    | {
+      success: false;
+      error: { issues: { code: string; message: string }[] };
+    };
+}
+
 /** One option of a method, as declared by the helpers of `define.ts`. */
 export interface OptionSpec<T> {
   /** The zod schema: type, bounds and default. */
-  schema: import("zod").ZodType<T>;
+  schema: OptionSchema<T>;
   /** One sentence for help texts; names the unit. */
   description: string;
   /** Where the default comes from: paper and section, or the authors' code. */

@@ -123,6 +123,9 @@ static int32_t retain(kvf_cache *cache, uint32_t sequence, uint32_t layer, uint3
                       uint32_t last, kv_err err) {
     kv_sequence *s = kv_find_sequence(cache, sequence, "retain rows", err);
     if (s == NULL || !kv_check_layer(cache, layer, "retain rows", err)) return KVF_ERR_ARG;
+    if (s->prefill != NULL && s->prefill->projected && s->prefill->next_layer == layer) {
+        return kv_fail(err, KVF_ERR_STATE, "Cannot retain rows as the attention of layer %u must have run", layer);
+    }
     const kv_object *sel = NULL;
     if (selection != 0) {
         sel = kv_find_object(cache, selection, KV_SELECTION, "retain rows", err);
@@ -175,7 +178,7 @@ static int32_t read_rows(kvf_cache *cache, uint32_t sequence, uint32_t layer, ui
     if (t == NULL) return KVF_ERR_ARG;
     if (what > 1) return kv_fail(err, KVF_ERR_ARG, "Cannot read rows as what must be 0 (keys) or 1 (values): %u", what);
     const double bytes = (double)t->rows * cache->config.head_dim * sizeof *rows;
-    if (rows_bytes != bytes || (rows == NULL && t->rows > 0)) {
+    if (!(rows_bytes >= bytes) || (rows == NULL && t->rows > 0)) {
         return kv_fail(err, KVF_ERR_ARG, "Cannot read rows as %.0f bytes must be given: %.0f", bytes,
                        rows == NULL ? 0 : rows_bytes);
     }
@@ -196,7 +199,7 @@ static int32_t read_positions(kvf_cache *cache, uint32_t sequence, uint32_t laye
                               uint32_t n_position, kv_err err) {
     const kv_table *t = find_table(cache, sequence, layer, head, "read positions", err);
     if (t == NULL) return KVF_ERR_ARG;
-    if (n_position != t->rows || (positions == NULL && t->rows > 0)) {
+    if (n_position < t->rows || (positions == NULL && t->rows > 0)) {
         return kv_fail(err, KVF_ERR_ARG, "Cannot read positions as %u elements must be given: %u", t->rows,
                        positions == NULL ? 0 : n_position);
     }

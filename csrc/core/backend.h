@@ -59,15 +59,20 @@ int32_t be_read_positions(kvf_cache *cache, const kv_table *t, uint32_t *to_host
 /* Writes rows [0, n) of a layer's kv head from host f32 k, v [n, head_dim]; positions 0 .. n - 1. Sets no `rows`. */
 int32_t be_write_rows(kvf_cache *cache, kv_table *t, const float *k, const float *v, uint32_t n, kv_err err);
 
+/* ---- Lives ---- */
+
+/* Free what the backend keeps in impl, if anything. The sequences of a cache are closed before it. */
+void be_sequence_close(kvf_cache *cache, kv_sequence *s);
+void be_cache_close(kvf_cache *cache);
+
 /* ---- Prefill and decode ---- */
 
 /* Activations into s->prefill->impl. */
 int32_t be_prefill_begin(kvf_model *model, kvf_cache *cache, kv_sequence *s, kv_err err);
 /*
- * One phase of layer s->prefill->next_layer. Before PROJECT core reserves the pages and allocates observe->window_q of
- * the layer, before ATTEND observe->mass; afterwards core sets `rows` of all tables and moves next_layer and projected.
- * A policy may have retained rows between the two phases: ATTEND reads the tables as they are then. A phase that
- * fails leaves the activations as they were: core may ask for it again, or for the whole layer.
+ * One phase of layer s->prefill->next_layer. PROJECT records observe->window_q of the layer, ATTEND observe->mass. Before
+ * PROJECT core reserves the pages; afterwards it sets `rows` of all tables and moves next_layer and projected. After a
+ * PROJECT that failed core may ask for it again; after an ATTEND that failed it only ends the prefill.
  */
 int32_t be_prefill_layer(kvf_model *model, kvf_cache *cache, kv_sequence *s, uint32_t phase, kv_err err);
 /* Last token's logits into s->logits (allocated by core). core calls be_prefill_abort next. */
@@ -76,14 +81,15 @@ int32_t be_prefill_logits(kvf_model *model, kvf_cache *cache, kv_sequence *s, fl
 /* Frees the activations and clears s->prefill->impl; called whenever that is not NULL at the end of a prefill. */
 void be_prefill_abort(kvf_cache *cache, kv_sequence *s);
 /*
- * Observations of one layer from recorded host tensors: fills s->observe's window_q and mass of the layer, which core
- * has allocated. Rows are written already and `rows` is set. q: [n_head, n_token, head_dim] f32, host.
+ * Observations of one layer from recorded host tensors: window queries and column masses, as far as s->observe asks for
+ * them. Rows are written already and `rows` is set. q: [n_head, n_token, head_dim] f32, host.
  */
 int32_t be_record_layer(kvf_cache *cache, kv_sequence *s, uint32_t layer, const float *q, kv_err err);
 /*
  * The loop of kvf_decode; core has checked everything. Reserves rows itself (kv_table_reserve) before each step and
  * keeps position, pending, n_generated and finished of every sequence up to date; a step that fails leaves them and all
- * rows as before it (core trims the tables). tokens are KV_NO_TOKEN when it is called. With `forced` (n_sequence == 1,
+ * rows as before it (core trims the tables). tokens are KV_NO_TOKEN when it is called, control[1]
+ * counts on from what it was. With `forced` (n_sequence == 1,
  * [n_step] tokens, nothing pending) it runs those tokens instead of sampling and changes only position and logits:
  * kvf_extend. s->logits is there and s->vocab set even when the sequence had no logits before an extend.
  */
@@ -106,8 +112,8 @@ int32_t be_scores_combine(kvf_device *dev, const float *x, const float *y, float
 int32_t be_scores_fill(kvf_device *dev, float *inout, uint32_t n_head, uint32_t n_row, uint32_t first, uint32_t end,
                        float value, kv_err err);
 /*
- * Philox with key {seed, 0} and counter {row / 4, head, layer, KV_DRAW_SCORES}; row's word w is number row % 4 of the
- * four; the draw is ((w >> 8) + 1) * 2^-24.
+ * Philox with key {seed, 0x73636f72} and counter {row, head, layer, 0}; with the first of its four words w the draw is
+ * ((w >> 8) + 1) * 2^-24.
  */
 int32_t be_scores_random(kvf_device *dev, float *out, uint32_t n_head, uint32_t n_row, uint32_t seed, uint32_t layer,
                          kv_err err);

@@ -65,6 +65,7 @@ void kvf_cache_free(kvf_cache *cache) {
     kvf_device *dev = cache->dev;
     for (uint32_t i = 0; i < cache->sequences.n_slot; i++) kv_sequence_destroy(cache, cache->sequences.slot[i].item);
     for (uint32_t i = 0; i < cache->objects.n_slot; i++) kv_object_destroy(cache, cache->objects.slot[i].item);
+    be_cache_close(cache);
     free(cache->sequences.slot);
     free(cache->objects.slot);
     free(cache->page); /* the sequences held all pages */

@@ -7,6 +7,9 @@
 #ifndef KVF_CORE_H
 #define KVF_CORE_H
 
+#ifndef __cplusplus
+#include <stdatomic.h>
+#endif
 #include <stdbool.h>
 #include <stddef.h>
 #include <stdint.h>
@@ -20,7 +23,6 @@
 #define KV_MAX_TOKEN (1u << 24) /* tokens of a sequence */
 #define KV_MAX_LAYER 1024
 #define KV_MAX_HEAD 4096
-#define KV_DRAW_SCORES 1u        /* last counter word of random scores; sampling uses 0 */
 #define KV_MAX_ID 65535          /* live sequences, and live objects, of a cache */
 #define KV_MAX_ELEMENT (1u << 28) /* elements of one score or selection object */
 
@@ -133,6 +135,7 @@ typedef struct kv_ids {
     uint32_t n_live;
 } kv_ids;
 
+static inline uint32_t kv_id_slot(uint32_t id) { return (id & 0xffffu) - 1; }
 /* Returns the id, or 0 without memory or when KV_MAX_ID items are live. */
 uint32_t kv_ids_add(kv_ids *ids, void *item);
 /* The item, or NULL when the id is not live. */
@@ -157,8 +160,8 @@ typedef struct kv_object {
 /* ---- Sequences ---- */
 
 /*
- * What prefill recorded; shared by forks. The arrays are backend memory. core allocates a layer's arrays before the
- * backend call that fills them (window_q: PROJECT; mass: ATTEND; both: be_record_layer) and frees them if it fails.
+ * What prefill recorded; shared by forks. The arrays are backend memory: the backend allocates a layer's arrays in the
+ * call that fills them (window_q: PROJECT; mass: ATTEND; both: be_record_layer); core frees them, also when it fails.
  */
 typedef struct kv_observations {
     uint32_t refs;
@@ -179,11 +182,13 @@ typedef struct kv_prefill {
     uint32_t next_layer; /* layers before it are done; when recording: how many are */
     uint8_t *recorded;   /* [n_layer] when recording from tensors; 1: done */
     bool projected;      /* KVF_PHASE_PROJECT of next_layer is done */
+    bool failed;         /* the backend failed in the middle of a layer: the activations are worth nothing */
     kvf_model *model;    /* NULL when recording */
     void *impl;          /* backend's activations */
 } kv_prefill;
 
 typedef struct kv_sequence {
+    uint32_t slot;           /* below KV_MAX_ID; no other live sequence of the cache has it */
     uint32_t granularity;
     uint32_t n_stored_head;
     uint32_t position;       /* tokens seen: prompt (once prefill has ended), then every token that was run */
@@ -192,13 +197,14 @@ typedef struct kv_sequence {
     kv_observations *observe;
     float *logits;           /* [vocab], backend memory; NULL before the end of prefill */
     uint32_t vocab;          /* of logits */
-    uint32_t pending;        /* sampled token that was not run yet, or KV_NO_TOKEN */
+    uint32_t pending;        /* sampled token that was not run yet, or KV_NO_TOKEN; a stop token is never run */
     uint32_t n_generated;
     bool finished;
     kvf_sampling sampling;
     uint32_t n_stop;
     uint32_t stop[KV_MAX_STOP];
     bool listed;             /* used by kvf_decode to find an id that is given twice */
+    void *impl;              /* backend's own, may stay NULL; be_sequence_close frees it */
 } kv_sequence;
 
 /* ---- Cache ---- */
@@ -217,6 +223,7 @@ struct kvf_cache {
     uint32_t peak_page;  /* highest held_page since the last reset */
     kv_ids sequences;    /* of kv_sequence; their addresses do not change */
     kv_ids objects;      /* of kv_object */
+    void *impl;          /* backend's own, may stay NULL; be_cache_close frees it */
 };
 
 /* Table of one stored head. */

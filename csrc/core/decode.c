@@ -62,8 +62,8 @@ static int32_t decode(kvf_model *model, kvf_cache *cache, const uint32_t *ids, u
         return kv_fail(err, KVF_ERR_ARG, "Cannot decode as n_step must be between 1 and %u: %u", KV_MAX_TOKEN, n_step);
     }
     if (tokens == NULL) return kv_fail(err, KVF_ERR_ARG, "Cannot decode as tokens must not be NULL");
-    const double bytes = logits == NULL ? 0 : (double)n_step * n * model->config.vocab * sizeof(float);
-    if (logits_bytes != bytes) {
+    const double bytes = (double)n_step * n * model->config.vocab * sizeof(float);
+    if (logits != NULL && !(logits_bytes >= bytes)) {
         return kv_fail(err, KVF_ERR_ARG, "Cannot decode as logits must have %.0f bytes: %.0f", bytes, logits_bytes);
     }
     kv_sequence **s = calloc(n, sizeof *s);
@@ -72,7 +72,6 @@ static int32_t decode(kvf_model *model, kvf_cache *cache, const uint32_t *ids, u
     for (uint32_t i = 0; i < n && s[i] != NULL; i++) s[i]->listed = false;
     if (status == KVF_OK) {
         memset(tokens, 0xff, (size_t)n_step * n * sizeof *tokens);
-        if (control != NULL) __atomic_store_n(&control[1], 0, __ATOMIC_RELAXED);
         status = be_decode(model, cache, s, n, n_step, NULL, tokens, logits, control, err);
         if (status != KVF_OK) {
             for (uint32_t i = 0; i < n; i++) trim(cache, s[i]);
@@ -177,11 +176,11 @@ static int32_t sequence_logits(kvf_cache *cache, uint32_t sequence, float *logit
         return kv_fail(err, KVF_ERR_STATE, "Cannot read the logits as the last sampled token must have been run: %u",
                        s->pending);
     }
-    if (logits == NULL || n_logit != s->vocab) {
+    if (logits == NULL || n_logit < s->vocab) {
         return kv_fail(err, KVF_ERR_ARG, "Cannot read the logits as %u elements must be given: %u", s->vocab,
                        logits == NULL ? 0 : n_logit);
     }
-    return be_download(cache->dev, logits, s->logits, (size_t)n_logit * sizeof *logits, err);
+    return be_download(cache->dev, logits, s->logits, (size_t)s->vocab * sizeof *logits, err);
 }
 
 int32_t kvf_sequence_logits(kvf_cache *cache, uint32_t sequence, float *logits, uint32_t n_logit, char *text,

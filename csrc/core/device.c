@@ -20,6 +20,10 @@ kvf_device *kvf_device_create(const kvf_device_options *options, char *text, uin
                 sizeof *options, options->size);
         return NULL;
     }
+    if (options->simd > 4) {
+        kv_fail(err, KVF_ERR_ARG, "Cannot create a device as simd must be at most 4: %u", options->simd);
+        return NULL;
+    }
     kvf_device *dev = calloc(1, sizeof *dev);
     if (dev == NULL) {
         kv_fail(err, KVF_ERR_MEMORY, "Cannot create a device as %zu bytes must be available", sizeof *dev);

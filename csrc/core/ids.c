@@ -3,7 +3,6 @@
 
 #include "core.h"
 
-#define KV_ID_INDEX 0xffffu
 #define KV_ID_GENERATIONS 0x8000u
 
 uint32_t kv_ids_add(kv_ids *ids, void *item) {
@@ -27,7 +26,7 @@ uint32_t kv_ids_add(kv_ids *ids, void *item) {
 }
 
 void *kv_ids_get(const kv_ids *ids, uint32_t id) {
-    const uint32_t index = (id & KV_ID_INDEX) - 1; /* of 0: none */
+    const uint32_t index = kv_id_slot(id); /* of 0: none */
     if (index >= ids->n_slot || ids->slot[index].generation != id >> 16) return NULL;
     return ids->slot[index].item;
 }
@@ -35,7 +34,7 @@ void *kv_ids_get(const kv_ids *ids, uint32_t id) {
 void *kv_ids_remove(kv_ids *ids, uint32_t id) {
     void *item = kv_ids_get(ids, id);
     if (item == NULL) return NULL;
-    kv_slot *slot = &ids->slot[(id & KV_ID_INDEX) - 1];
+    kv_slot *slot = &ids->slot[kv_id_slot(id)];
     slot->item = NULL;
     slot->generation = (slot->generation + 1) % KV_ID_GENERATIONS;
     ids->n_live--;

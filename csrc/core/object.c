@@ -198,7 +198,7 @@ static int32_t scores_read(kvf_cache *cache, uint32_t scores, float *values, uin
     const kv_object *object = kv_find_object(cache, scores, KV_SCORES, "read the scores", err);
     if (object == NULL) return KVF_ERR_ARG;
     const uint32_t n = object->n_head * object->n_row; /* at most KV_MAX_ELEMENT */
-    if (n_value != n || (values == NULL && n > 0)) {
+    if (n_value < n || (values == NULL && n > 0)) {
         return kv_fail(err, KVF_ERR_ARG, "Cannot read the scores as %u elements must be given: %u", n,
                        values == NULL ? 0 : n_value);
     }
@@ -218,16 +218,17 @@ static int32_t selection_read(kvf_cache *cache, uint32_t selection, uint32_t *co
                               uint32_t n_row, kv_err err) {
     const kv_object *object = kv_find_object(cache, selection, KV_SELECTION, "read the selection", err);
     if (object == NULL) return KVF_ERR_ARG;
-    if (counts == NULL || n_head != object->n_head) {
+    if (counts == NULL || n_head < object->n_head) {
         return kv_fail(err, KVF_ERR_ARG, "Cannot read the selection as counts must have %u elements: %u", object->n_head,
                        counts == NULL ? 0 : n_head);
     }
-    if (n_row != object->n_row || (rows == NULL && n_row > 0)) {
+    if (n_row < object->n_row || (rows == NULL && object->n_row > 0)) {
         return kv_fail(err, KVF_ERR_ARG, "Cannot read the selection as rows must have %u elements: %u", object->n_row,
                        rows == NULL ? 0 : n_row);
     }
-    memcpy(counts, object->counts, n_head * sizeof *counts);
-    return n_row == 0 ? KVF_OK : be_download(cache->dev, rows, object->rows, (size_t)n_row * sizeof *rows, err);
+    memcpy(counts, object->counts, object->n_head * sizeof *counts);
+    const size_t bytes = (size_t)object->n_row * sizeof *rows;
+    return bytes == 0 ? KVF_OK : be_download(cache->dev, rows, object->rows, bytes, err);
 }
 
 int32_t kvf_selection_read(kvf_cache *cache, uint32_t selection, uint32_t *counts, uint32_t n_head, uint32_t *rows,

@@ -4,7 +4,8 @@
  *   empty -> begin -> layers in order (each PROJECT, then ATTEND) -> end: position = n_token, logits
  *   empty -> record_begin -> layers in any order                  -> after the last one: position = n_token, no logits
  *
- * A sequence whose prefill failed or was cancelled stays where it was and may go on or be freed.
+ * A sequence whose prefill was cancelled, or refused for want of pages, stays where it was and may go on or be freed. One
+ * whose layer failed half-way can only be freed.
  */
 #include <stdlib.h>
 #include <string.h>
@@ -179,14 +180,7 @@ int32_t kvf_prefill_begin(kvf_model *model, kvf_cache *cache, uint32_t sequence,
     return status;
 }
 
-/* ---- Observations of one layer ---- */
-
-static int32_t window_alloc(kvf_cache *cache, kv_observations *o, uint32_t layer, kv_err err) {
-    if (o->n_window == 0) return KVF_OK;
-    const size_t bytes = (size_t)cache->config.n_head * o->n_window * cache->config.head_dim * sizeof(float);
-    o->window_q[layer] = be_alloc(cache->dev, bytes);
-    return o->window_q[layer] == NULL ? no_memory(bytes, err) : KVF_OK;
-}
+/* ---- One layer, undone ---- */
 
 static void window_free(kvf_cache *cache, kv_observations *o, uint32_t layer) {
     be_free(cache->dev, o->window_q[layer]);
@@ -199,19 +193,6 @@ static void mass_free(kvf_cache *cache, kv_observations *o, uint32_t layer) {
         be_free(cache->dev, *mass);
         *mass = NULL;
     }
-}
-
-static int32_t mass_alloc(kvf_cache *cache, kv_observations *o, uint32_t layer, kv_err err) {
-    const size_t bytes = (size_t)cache->config.n_head * o->n_token * sizeof(float);
-    for (uint32_t m = 0; m < o->n_mass; m++) {
-        float **mass = &o->mass[(size_t)layer * o->n_mass + m];
-        *mass = be_alloc(cache->dev, bytes);
-        if (*mass == NULL) {
-            mass_free(cache, o, layer);
-            return no_memory(bytes, err);
-        }
-    }
-    return KVF_OK;
 }
 
 static void set_rows(kvf_cache *cache, kv_sequence *s, uint32_t layer, uint32_t rows) {
@@ -227,8 +208,7 @@ static void set_rows(kvf_cache *cache, kv_sequence *s, uint32_t layer, uint32_t 
 static int32_t run_project(kvf_cache *cache, kv_sequence *s, kv_err err) {
     kv_prefill *p = s->prefill;
     const uint32_t layer = p->next_layer;
-    int32_t status = window_alloc(cache, s->observe, layer, err);
-    if (status == KVF_OK) status = kv_layer_reserve_prefill(cache, s, layer, p->n_token, err);
+    int32_t status = kv_layer_reserve_prefill(cache, s, layer, p->n_token, err);
     if (status == KVF_OK) status = be_prefill_layer(p->model, cache, s, KVF_PHASE_PROJECT, err);
     if (status != KVF_OK) {
         set_rows(cache, s, layer, 0);
@@ -242,11 +222,10 @@ static int32_t run_project(kvf_cache *cache, kv_sequence *s, kv_err err) {
 
 static int32_t run_attend(kvf_cache *cache, kv_sequence *s, kv_err err) {
     kv_prefill *p = s->prefill;
-    int32_t status = mass_alloc(cache, s->observe, p->next_layer, err);
-    if (status != KVF_OK) return status;
-    status = be_prefill_layer(p->model, cache, s, KVF_PHASE_ATTEND, err);
+    const int32_t status = be_prefill_layer(p->model, cache, s, KVF_PHASE_ATTEND, err);
     if (status != KVF_OK) {
         mass_free(cache, s->observe, p->next_layer);
+        p->failed = true;
         return status;
     }
     p->projected = false;
@@ -287,6 +266,9 @@ static int32_t prefill_layers(kvf_model *model, kvf_cache *cache, uint32_t seque
     if (phases != KVF_PHASE_ALL && n_layer != 1) {
         return kv_fail(err, KVF_ERR_ARG, "Cannot run layers as a single phase must be of a single layer: %u layers", n_layer);
     }
+    if (s->prefill->failed) {
+        return kv_fail(err, KVF_ERR_STATE, "Cannot run layers as none may have failed: layer %u did", s->prefill->next_layer);
+    }
     if (first_layer != s->prefill->next_layer) {
         return kv_fail(err, KVF_ERR_STATE, "Cannot run layers as layer %u must be the next one: %u", s->prefill->next_layer,
                        first_layer);
@@ -295,23 +277,14 @@ static int32_t prefill_layers(kvf_model *model, kvf_cache *cache, uint32_t seque
         return kv_fail(err, KVF_ERR_STATE, "Cannot run layers as the next phase of layer %u must be %s: phases is %u",
                        first_layer, s->prefill->projected ? "attend" : "project", phases);
     }
-    if (control != NULL) __atomic_store_n(&control[1], 0, __ATOMIC_RELAXED);
     for (uint32_t i = 0; i < n_layer; i++) {
         if (control != NULL && __atomic_load_n(&control[0], __ATOMIC_RELAXED) != 0) {
             return kv_fail(err, KVF_ERR_CANCELLED, "Cannot run layers as they must not be cancelled: %u of %u are done", i,
                            n_layer);
         }
         if ((phases & KVF_PHASE_PROJECT) && (status = run_project(cache, s, err)) != KVF_OK) return status;
-        if ((phases & KVF_PHASE_ATTEND) && (status = run_attend(cache, s, err)) != KVF_OK) {
-            /* The call is refused or done as far as layers go: a half-done layer goes back to its start. */
-            if (phases == KVF_PHASE_ALL) {
-                s->prefill->projected = false;
-                set_rows(cache, s, s->prefill->next_layer, 0);
-                window_free(cache, s->observe, s->prefill->next_layer);
-            }
-            return status;
-        }
-        if (control != NULL && (phases & KVF_PHASE_ATTEND)) __atomic_store_n(&control[1], i + 1, __ATOMIC_RELAXED);
+        if ((phases & KVF_PHASE_ATTEND) && (status = run_attend(cache, s, err)) != KVF_OK) return status;
+        if (control != NULL && (phases & KVF_PHASE_ATTEND)) __atomic_fetch_add(&control[1], 1, __ATOMIC_RELAXED);
     }
     return KVF_OK;
 }
@@ -370,7 +343,7 @@ static int32_t prefill_logits(kvf_model *model, kvf_cache *cache, uint32_t seque
     if (s == NULL) return status;
     if ((status = check_layers_done(cache, s, "read the prompt's logits", err)) != KVF_OK) return status;
     const double bytes = (double)s->prefill->n_token * model->config.vocab * sizeof(float);
-    if (logits == NULL || logits_bytes != bytes) {
+    if (logits == NULL || !(logits_bytes >= bytes)) {
         return kv_fail(err, KVF_ERR_ARG, "Cannot read the prompt's logits as %.0f bytes must be given: %.0f", bytes,
                        logits == NULL ? 0 : logits_bytes);
     }
@@ -431,11 +404,7 @@ static int32_t write_layer(kvf_cache *cache, kv_sequence *s, uint32_t layer, con
     }
     if (status != KVF_OK) return status;
     set_rows(cache, s, layer, n);
-    if (s->observe->n_window == 0 && s->observe->n_mass == 0) return KVF_OK;
-    status = window_alloc(cache, s->observe, layer, err);
-    if (status == KVF_OK) status = mass_alloc(cache, s->observe, layer, err);
-    if (status == KVF_OK) status = be_record_layer(cache, s, layer, q, err);
-    return status;
+    return be_record_layer(cache, s, layer, q, err);
 }
 
 static int32_t record_layer(kvf_cache *cache, uint32_t sequence, uint32_t layer, const float *q, const float *k,

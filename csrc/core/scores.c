@@ -287,7 +287,7 @@ static int32_t scores_share(kvf_cache *cache, uint32_t scores, uint32_t total, u
                             kv_err err) {
     const kv_object *in = kv_find_object(cache, scores, KV_SCORES, "share the budget", err);
     if (in == NULL) return KVF_ERR_ARG;
-    if (counts == NULL || n_head != in->n_head) {
+    if (counts == NULL || n_head < in->n_head) {
         return kv_fail(err, KVF_ERR_ARG, "Cannot share the budget as counts must have %u elements: %u", in->n_head,
                        counts == NULL ? 0 : n_head);
     }
@@ -295,7 +295,7 @@ static int32_t scores_share(kvf_cache *cache, uint32_t scores, uint32_t total, u
     if (total > n) {
         return kv_fail(err, KVF_ERR_ARG, "Cannot share the budget as total must be at most %u: %u", n, total);
     }
-    memset(counts, 0, n_head * sizeof *counts);
+    memset(counts, 0, in->n_head * sizeof *counts);
     return total == 0 ? KVF_OK : be_scores_share(cache->dev, in->values, in->n_head, in->n_row, total, counts, err);
 }
 

@@ -79,6 +79,7 @@ void kv_sequence_destroy(kvf_cache *cache, kv_sequence *s) {
     kv_prefill_free(cache, s);
     kv_observations_release(cache, s->observe);
     for (size_t i = 0; i < n_table(cache, s); i++) kv_table_free(cache, &s->table[i]);
+    be_sequence_close(cache, s);
     be_free(cache->dev, s->logits);
     free(s->table);
     free(s);
@@ -87,7 +88,10 @@ void kv_sequence_destroy(kvf_cache *cache, kv_sequence *s) {
 /* Gives a finished sequence its id, or destroys it. */
 static int32_t publish(kvf_cache *cache, kv_sequence *s, kv_err err) {
     const uint32_t id = kv_ids_add(&cache->sequences, s);
-    if (id != 0) return (int32_t)id;
+    if (id != 0) {
+        s->slot = kv_id_slot(id);
+        return (int32_t)id;
+    }
     kv_sequence_destroy(cache, s);
     return kv_fail(err, KVF_ERR_MEMORY, "Cannot create a sequence as at most %u may be live: %u", KV_MAX_ID,
                    cache->sequences.n_live);
@@ -227,11 +231,11 @@ int32_t kvf_sequence_describe(kvf_cache *cache, uint32_t sequence, kvf_sequence_
 static int32_t sequence_rows(kvf_cache *cache, uint32_t sequence, uint32_t *rows, uint32_t n_rows, kv_err err) {
     const kv_sequence *s = kv_find_sequence(cache, sequence, "read the row counts", err);
     if (s == NULL) return KVF_ERR_ARG;
-    if (rows == NULL || n_rows != n_table(cache, s)) {
+    if (rows == NULL || n_rows < n_table(cache, s)) {
         return kv_fail(err, KVF_ERR_ARG, "Cannot read the row counts as rows must have %zu elements: %u", n_table(cache, s),
                        rows == NULL ? 0 : n_rows);
     }
-    for (uint32_t i = 0; i < n_rows; i++) rows[i] = s->table[i].rows;
+    for (size_t i = 0; i < n_table(cache, s); i++) rows[i] = s->table[i].rows;
     return KVF_OK;
 }
 

@@ -19,124 +19,44 @@
 #define CPU_PANEL 16
 /* Rows of a decode attention chunk: chunks are merged in order, so this is part of a result's definition. */
 #define CPU_CHUNK_ROWS 512
-/* Queries of one prefill attention tile, and keys of one block of its online softmax. */
-#define CPU_QUERY_TILE 72
-#define CPU_KEY_BLOCK 128
+/* Queries of one prefill attention tile. */
+#define CPU_QUERY_TILE 64
 
 /* ---- Kernels of one instruction set ---- */
 
-/* Rows [0, n_row) of a decode chunk, read by n_reader query heads. */
-typedef struct cpu_attend_rows {
-    float *out;                /* [n_reader, ld_out], written: sum of exp(score - max) * value, not divided */
-    float *max;                /* [n_reader], written: highest score, -inf when nothing is visible */
-    float *sum;                /* [n_reader], written */
-    const float *q;            /* [n_reader, ld_q] */
-    const void *const *page;   /* [ceil(n_row / KVF_PAGE_ROWS)] */
-    float *scratch;            /* [n_reader, CPU_CHUNK_ROWS], 64-byte aligned */
-    size_t ld_out;
-    size_t ld_q;
-    uint32_t n_reader;
-    uint32_t n_row;            /* at most CPU_CHUNK_ROWS */
-    uint32_t head_dim;
-    uint32_t dtype;
-    uint32_t min_position;     /* rows at lower positions are not visible */
-    float scale;
-} cpu_attend_rows;
-
-/* One tile of prefill attention: queries [first, first + n_query) of the n_reader query heads of one table. */
-typedef struct cpu_attend_tile {
-    float *out;              /* element (token t, reader r, d) at (t - out_first) * ld_out + r * head_dim + d, written */
-    float *lse;              /* element (r, t) at r * n_token + t: log of the sum of exp(score), or NULL */
-    const float *q;          /* element (r, t, d) at (r * n_token + t) * head_dim + d */
-    const void *const *page; /* [ceil(n_row / KVF_PAGE_ROWS)] */
-    const uint32_t *position; /* [n_row], ascending; NULL: row j is at position j */
-    float *scratch;          /* cpu_tile_scratch() floats, 64-byte aligned */
-    size_t ld_out;
-    uint32_t out_first;
-    uint32_t n_token;
-    uint32_t n_reader;
-    uint32_t first;
-    uint32_t n_query;        /* at most CPU_QUERY_TILE */
-    uint32_t n_row;
-    uint32_t head_dim;
-    uint32_t dtype;
-    uint32_t window;         /* 0: none */
-    float scale;
-} cpu_attend_tile;
-
-/* Column masses of rows [block * CPU_KEY_BLOCK, ...) of one table, over the queries of up to KV_MAX_MASS sets. */
-typedef struct cpu_mass_block {
-    float *const *mass;      /* [n_mass]: element (r, position) at r * n_token + position, written for the block's rows */
-    const float *lse;        /* as in cpu_attend_tile */
-    const float *q;          /* as in cpu_attend_tile */
-    const void *const *page; /* [ceil(n_row / KVF_PAGE_ROWS)] */
-    const uint32_t *position; /* as in cpu_attend_tile */
-    const uint8_t *member;   /* [n_token]: bit m is set when the query belongs to mass m */
-    float *scratch;          /* cpu_tile_scratch() floats */
-    uint32_t n_mass;
-    uint32_t n_token;
-    uint32_t n_reader;
-    uint32_t block;
-    uint32_t n_row;
-    uint32_t head_dim;
-    uint32_t dtype;
-    uint32_t window;
-    float scale;
-} cpu_mass_block;
-
 /* Arrays indexed by dtype take KVF_F32, KVF_F16, KVF_BF16. No pointer needs more alignment than its type's. */
 typedef struct cpu_ops {
-    uint32_t level;        /* as in kvf_device_options.simd */
-    bool bf16_activations; /* products with bf16 weights take bf16 activations */
+    uint32_t level; /* as in kvf_device_options.simd */
 
     /*
-     * c[m, 16 * n_panel] = a[m, k] . w, or += with `accumulate`. Panels are `panel_bytes` apart; w points at the panel
-     * part that belongs to the first of the k columns of a; k is even for bf16 weights. ld in elements. a: f32, or bf16
-     * (see above). c: f32.
+     * c[m, 16 * n_panel] = a[m, k] . w, or += with `accumulate`. w: panels one after the other, as weights.c packs them:
+     * f32 and f16 [k][16], bf16 [k / 2][16][2] with k even. ld in elements.
      */
-    void (*panel_product[3])(float *c, size_t ld_c, const void *a, size_t ld_a, const void *w, size_t panel_bytes,
-                             uint32_t m, uint32_t n_panel, uint32_t k, bool accumulate);
-
+    void (*panel_product[3])(float *c, size_t ld_c, const float *a, size_t ld_a, const void *w, size_t panel_bytes,
+                             uint32_t m, uint32_t n_panel, uint32_t k);
     /* s[m, KVF_PAGE_ROWS] = q[m, head_dim] . keys of a page: all slots, used or not. */
     void (*page_scores[3])(float *s, size_t ld_s, const float *q, size_t ld_q, const void *page, uint32_t m,
                            uint32_t head_dim);
-    void (*attend_rows)(const cpu_attend_rows *job);
-    void (*attend_tile)(const cpu_attend_tile *job);
-    void (*mass_block)(const cpu_mass_block *job);
+    /* out[m, head_dim] += p[m, n_row] . values of a page's first n_row slots. */
+    void (*page_values[3])(float *out, size_t ld_out, const float *p, size_t ld_p, const void *page, uint32_t m,
+                           uint32_t n_row, uint32_t head_dim);
 
     /* out = x / sqrt(mean(x^2) + eps) * weight */
     void (*rms_norm)(float *out, const float *x, const float *weight, uint32_t n, float eps);
-    /* Pairs (i, i + n / 2) of x[n] turned by cosine and sine [n / 2]. */
-    void (*rotate)(float *x, const float *cosine, const float *sine, uint32_t n);
     /* out = silu(gate) * up */
     void (*swiglu)(float *out, const float *gate, const float *up, uint32_t n);
     /* y += a * x */
     void (*axpy)(float *y, float a, const float *x, size_t n);
-    float (*dot)(const float *x, const float *y, size_t n);
     /* Highest element; -inf for n = 0. NaN may be missed. */
     float (*max)(const float *x, size_t n);
     /* x = exp(x * scale - shift), in place; returns the sum. exp(-inf) is 0, exactly. */
     float (*exp_sum)(float *x, size_t n, float scale, float shift);
-    /* Conversions; F32 is a copy. */
-    void (*to_f32[3])(float *out, const void *in, size_t n);
-    void (*from_f32[3])(void *out, const float *in, size_t n);
 } cpu_ops;
-
-/* Floats of scratch that attend_tile and mass_block need. */
-static inline size_t cpu_tile_scratch(uint32_t head_dim, uint32_t n_reader) {
-    const size_t ld = ((size_t)head_dim + 15) & ~(size_t)15;
-    return 2 * CPU_KEY_BLOCK * ld                                 /* a block of keys and values */
-           + (size_t)CPU_QUERY_TILE * CPU_KEY_BLOCK               /* scores */
-           + (size_t)n_reader * CPU_QUERY_TILE * (ld + 2)         /* outputs, maxima, sums */
-           + (size_t)n_reader * KV_MAX_MASS * CPU_KEY_BLOCK * 2 /* column sums, f64 */
-           + 64;
-}
 
 const cpu_ops *cpu_ops_generic(void);
 #if defined(__x86_64__)
 const cpu_ops *cpu_ops_avx2(void);
 const cpu_ops *cpu_ops_avx512(void);
-const cpu_ops *cpu_ops_avx512bf16(void);
 #endif
 
 /* ---- Threads ---- */

@@ -1,0 +1,9 @@
+/* Kernels for AVX-512 (F, BW, VL, DQ). */
+#if defined(__x86_64__)
+#include <immintrin.h>
+#define OPS_LANES 16
+#define OPS_LEVEL 3
+#define OPS_NAME cpu_ops_avx512
+#define OPS_FROM_F16 _cvtsh_ss
+#include "ops_impl.h"
+#endif

@@ -1,0 +1,314 @@
+/*
+ * The kernels, written once with vectors of OPS_LANES floats. Each instruction set includes this file with its own flags
+ * and OPS_NAME. A sum over k runs over k in ascending order with one fused multiply-add per element, whatever the tile.
+ */
+#include <math.h>
+#include <string.h>
+
+#include "convert.h"
+#include "cpu.h"
+
+#define L OPS_LANES
+typedef float vf __attribute__((vector_size(4 * L)));
+typedef int32_t vi __attribute__((vector_size(4 * L)));
+typedef uint32_t vu __attribute__((vector_size(4 * L)));
+/* Vectors of a 16-column panel. */
+#define PV (CPU_PANEL / L)
+/* Rows of a register tile: 6 * 16 columns fill the registers of AVX2, 12 * 16 those of AVX-512, 2 * 16 those of SSE. */
+#define TILE_ROWS (L == 16 ? 12 : L == 8 ? 6 : 2)
+/* Columns k that stay in the first-level cache as one unpacked panel. */
+#define BLOCK_K 256
+/* Rows of a that stay in the second-level cache while panels pass by. */
+#define BLOCK_M 96
+
+static inline vf load(const float *p) {
+    vf v;
+    memcpy(&v, p, sizeof v);
+    return v;
+}
+static inline void store(float *p, vf v) { memcpy(p, &v, sizeof v); }
+static inline vf splat(float x) { return x - (vf){0}; }
+static inline vf select(vi mask, vf yes, vf no) { return (vf)((mask & (vi)yes) | (~mask & (vi)no)); }
+
+/* c[m, 16] += a[m, k] . b[k, 16], b with rows of ld_b. m is a constant at each call, so the tile lives in registers. */
+static inline __attribute__((always_inline)) void tile(float *c, size_t ld_c, const float *a, size_t ld_a, const float *b,
+                                                       size_t ld_b, const uint32_t m, uint32_t k) {
+    vf acc[TILE_ROWS][PV];
+    for (uint32_t i = 0; i < m; i++) {
+        for (uint32_t v = 0; v < PV; v++) acc[i][v] = load(c + i * ld_c + v * L);
+    }
+    for (uint32_t j = 0; j < k; j++) {
+        vf w[PV];
+        for (uint32_t v = 0; v < PV; v++) w[v] = load(b + j * ld_b + v * L);
+        for (uint32_t i = 0; i < m; i++) {
+            const vf x = splat(a[i * ld_a + j]);
+            for (uint32_t v = 0; v < PV; v++) acc[i][v] += x * w[v];
+        }
+    }
+    for (uint32_t i = 0; i < m; i++) {
+        for (uint32_t v = 0; v < PV; v++) store(c + i * ld_c + v * L, acc[i][v]);
+    }
+}
+
+static void tile_rest(float *c, size_t ld_c, const float *a, size_t ld_a, const float *b, size_t ld_b, uint32_t m,
+                      uint32_t k) {
+    for (; m >= 4; m -= 4, c += 4 * ld_c, a += 4 * ld_a) tile(c, ld_c, a, ld_a, b, ld_b, 4, k);
+    if (m >= 2) {
+        tile(c, ld_c, a, ld_a, b, ld_b, 2, k);
+        m -= 2, c += 2 * ld_c, a += 2 * ld_a;
+    }
+    if (m == 1) tile(c, ld_c, a, ld_a, b, ld_b, 1, k);
+}
+
+/* c[m, 16] += a[m, k] . b[k, 16] for any m. */
+static void product16(float *c, size_t ld_c, const float *a, size_t ld_a, const float *b, size_t ld_b, uint32_t m,
+                      uint32_t k) {
+    for (; m >= TILE_ROWS; m -= TILE_ROWS, c += TILE_ROWS * ld_c, a += TILE_ROWS * ld_a) {
+        tile(c, ld_c, a, ld_a, b, ld_b, TILE_ROWS, k);
+    }
+    tile_rest(c, ld_c, a, ld_a, b, ld_b, m, k);
+}
+
+/* Columns [j, j + n) of one panel of 16 as f32 [n][16]; j and n are even for bf16. */
+static inline void unpack(float *out, const void *panel, uint32_t dtype, uint32_t j, uint32_t n) {
+    if (dtype == KVF_BF16) {
+        const uint32_t *pair = (const uint32_t *)panel + (size_t)j / 2 * CPU_PANEL;
+        for (uint32_t i = 0; i < n / 2; i++) {
+            for (uint32_t v = 0; v < PV; v++) {
+                vu x;
+                memcpy(&x, pair + i * CPU_PANEL + v * L, sizeof x);
+                store(out + (2 * i) * CPU_PANEL + v * L, (vf)(x << 16));
+                store(out + (2 * i + 1) * CPU_PANEL + v * L, (vf)(x & 0xffff0000u));
+            }
+        }
+    } else {
+        const uint16_t *h = (const uint16_t *)panel + (size_t)j * CPU_PANEL;
+        for (uint32_t i = 0; i < n * CPU_PANEL; i++) out[i] = OPS_FROM_F16(h[i]);
+    }
+}
+
+static inline void zero_panel(float *c, size_t ld_c, uint32_t m) {
+    for (uint32_t i = 0; i < m; i++) memset(c + i * ld_c, 0, CPU_PANEL * sizeof *c);
+}
+
+static inline void product(float *c, size_t ld_c, const float *a, size_t ld_a, const void *w, size_t panel_bytes,
+                           uint32_t m, uint32_t n_panel, uint32_t k, uint32_t dtype) {
+    float block[BLOCK_K * CPU_PANEL] __attribute__((aligned(64)));
+    for (uint32_t i = 0; i < m; i += BLOCK_M) {
+        const uint32_t rows = m - i < BLOCK_M ? m - i : BLOCK_M;
+        for (uint32_t j = 0; j < k; j += BLOCK_K) {
+            const uint32_t depth = k - j < BLOCK_K ? k - j : BLOCK_K;
+            for (uint32_t p = 0; p < n_panel; p++) {
+                const uint8_t *panel = (const uint8_t *)w + p * panel_bytes;
+                float *out = c + i * ld_c + (size_t)p * CPU_PANEL;
+                const float *b = (const float *)(const void *)panel + (size_t)j * CPU_PANEL;
+                if (dtype != KVF_F32) {
+                    unpack(block, panel, dtype, j, depth);
+                    b = block;
+                }
+                if (j == 0) zero_panel(out, ld_c, rows);
+                product16(out, ld_c, a + i * ld_a + j, ld_a, b, CPU_PANEL, rows, depth);
+            }
+        }
+    }
+}
+
+/* One row against bf16 panels without a detour through memory: two panels at once, the same sums as product(). */
+static void row_bf16(float *c, const float *a, const void *w, size_t panel_bytes, uint32_t n_panel, uint32_t k) {
+    for (uint32_t p = 0; p < n_panel; p += 2) {
+        const uint32_t two = n_panel - p > 1;
+        const uint32_t *w0 = (const uint32_t *)(const void *)((const uint8_t *)w + p * panel_bytes);
+        const uint32_t *w1 = two ? (const uint32_t *)(const void *)((const uint8_t *)w + (p + 1) * panel_bytes) : w0;
+        vf acc[2 * PV];
+        for (uint32_t v = 0; v < 2 * PV; v++) acc[v] = splat(0);
+        for (uint32_t j = 0; j < k / 2; j++) {
+            const vf x = splat(a[2 * j]), y = splat(a[2 * j + 1]);
+            __builtin_prefetch(w0 + (j + 32) * CPU_PANEL);
+            __builtin_prefetch(w1 + (j + 32) * CPU_PANEL);
+            for (uint32_t v = 0; v < PV; v++) {
+                vu u0, u1;
+                memcpy(&u0, w0 + j * CPU_PANEL + v * L, sizeof u0);
+                memcpy(&u1, w1 + j * CPU_PANEL + v * L, sizeof u1);
+                acc[v] += x * (vf)(u0 << 16);
+                acc[PV + v] += x * (vf)(u1 << 16);
+                acc[v] += y * (vf)(u0 & 0xffff0000u);
+                acc[PV + v] += y * (vf)(u1 & 0xffff0000u);
+            }
+        }
+        for (uint32_t v = 0; v < (two ? 2 * PV : PV); v++) store(c + (size_t)p * CPU_PANEL + v * L, acc[v]);
+    }
+}
+
+static void product_f32(float *c, size_t ld_c, const float *a, size_t ld_a, const void *w, size_t panel_bytes,
+                        uint32_t m, uint32_t n_panel, uint32_t k) {
+    product(c, ld_c, a, ld_a, w, panel_bytes, m, n_panel, k, KVF_F32);
+}
+static void product_f16(float *c, size_t ld_c, const float *a, size_t ld_a, const void *w, size_t panel_bytes,
+                        uint32_t m, uint32_t n_panel, uint32_t k) {
+    product(c, ld_c, a, ld_a, w, panel_bytes, m, n_panel, k, KVF_F16);
+}
+static void product_bf16(float *c, size_t ld_c, const float *a, size_t ld_a, const void *w, size_t panel_bytes,
+                         uint32_t m, uint32_t n_panel, uint32_t k) {
+    if (m <= 2) {
+        for (uint32_t i = 0; i < m; i++) row_bf16(c + i * ld_c, a + i * ld_a, w, panel_bytes, n_panel, k);
+    } else {
+        product(c, ld_c, a, ld_a, w, panel_bytes, m, n_panel, k, KVF_BF16);
+    }
+}
+
+/* ---- Pages ---- */
+
+/* n elements of a page as f32; the page itself where it is f32. */
+static inline const float *page_f32(float *buffer, const void *data, size_t n, uint32_t dtype) {
+    if (dtype == KVF_F32) return data;
+    const uint16_t *h = data;
+    if (dtype == KVF_BF16) {
+        for (size_t i = 0; i < n; i++) buffer[i] = cpu_from_bf16(h[i]);
+    } else {
+        for (size_t i = 0; i < n; i++) buffer[i] = OPS_FROM_F16(h[i]);
+    }
+    return buffer;
+}
+
+static inline void scores_of(float *s, size_t ld_s, const float *q, size_t ld_q, const void *page, uint32_t m,
+                             uint32_t head_dim, uint32_t dtype) {
+    float buffer[256 * KVF_PAGE_ROWS] __attribute__((aligned(64)));
+    const float *keys = page_f32(buffer, page, (size_t)head_dim * KVF_PAGE_ROWS, dtype);
+    for (uint32_t half = 0; half < KVF_PAGE_ROWS; half += CPU_PANEL) {
+        zero_panel(s + half, ld_s, m);
+        product16(s + half, ld_s, q, ld_q, keys + half, KVF_PAGE_ROWS, m, head_dim);
+    }
+}
+
+static inline void values_of(float *out, size_t ld_out, const float *p, size_t ld_p, const void *page, uint32_t m,
+                             uint32_t n_row, uint32_t head_dim, uint32_t dtype) {
+    float buffer[256 * KVF_PAGE_ROWS] __attribute__((aligned(64)));
+    const uint8_t *at = (const uint8_t *)page + cpu_page_values_offset(head_dim, dtype);
+    const float *values = page_f32(buffer, at, (size_t)n_row * head_dim, dtype);
+    uint32_t d = 0;
+    for (; d + CPU_PANEL <= head_dim; d += CPU_PANEL) {
+        product16(out + d, ld_out, p, ld_p, values + d, head_dim, m, n_row);
+    }
+    for (; d < head_dim; d++) {
+        for (uint32_t i = 0; i < m; i++) {
+            float sum = out[i * ld_out + d];
+            for (uint32_t j = 0; j < n_row; j++) sum += p[i * ld_p + j] * values[j * head_dim + d];
+            out[i * ld_out + d] = sum;
+        }
+    }
+}
+
+#define PAGE_KERNELS(suffix, dtype)                                                                                     \
+    static void scores_##suffix(float *s, size_t ld_s, const float *q, size_t ld_q, const void *page, uint32_t m,       \
+                                uint32_t head_dim) {                                                                    \
+        scores_of(s, ld_s, q, ld_q, page, m, head_dim, dtype);                                                          \
+    }                                                                                                                   \
+    static void values_##suffix(float *out, size_t ld_out, const float *p, size_t ld_p, const void *page, uint32_t m,   \
+                                uint32_t n_row, uint32_t head_dim) {                                                    \
+        values_of(out, ld_out, p, ld_p, page, m, n_row, head_dim, dtype);                                               \
+    }
+PAGE_KERNELS(f32, KVF_F32)
+PAGE_KERNELS(f16, KVF_F16)
+PAGE_KERNELS(bf16, KVF_BF16)
+
+/* ---- Elementwise ---- */
+
+/* exp(x) to about 1e-7 relative; 0 below -87.3, where f32 leaves its normal range, and for -inf. */
+static inline vf exp_v(vf x) {
+    const vf low = splat(-87.3f), high = splat(88.0f);
+    const vi under = x < low;
+    x = select(x > high, high, x);
+    x = select(under, low, x);
+    const vf magic = splat(12582912.0f); /* 1.5 * 2^23: adding it rounds to an integer */
+    const vf n = (x * 1.44269504f + magic) - magic;
+    vf r = x - n * 0.693359375f;
+    r = r + n * 2.12194440e-4f;
+    vf p = splat(1.9875691500e-4f);
+    p = p * r + 1.3981999507e-3f;
+    p = p * r + 8.3334519073e-3f;
+    p = p * r + 4.1665795894e-2f;
+    p = p * r + 1.6666665459e-1f;
+    p = p * r + 5.0000001201e-1f;
+    p = p * r * r + r + 1.0f;
+    const vi bits = (__builtin_convertvector(n, vi) + 127) << 23;
+    const vf result = p * (vf)bits;
+    return select(under, splat(0), result);
+}
+
+static float sum_lanes(vf v) {
+    float s = 0;
+    for (uint32_t i = 0; i < L; i++) s += v[i];
+    return s;
+}
+
+static float exp_sum(float *x, size_t n, float scale, float shift) {
+    vf total = splat(0);
+    size_t i = 0;
+    for (; i + L <= n; i += L) {
+        const vf e = exp_v(load(x + i) * scale - shift);
+        store(x + i, e);
+        total += e;
+    }
+    if (i < n) {
+        float rest[L];
+        for (uint32_t k = 0; k < L; k++) rest[k] = i + k < n ? x[i + k] : -INFINITY;
+        vf e = exp_v(load(rest) * splat(scale) - shift);
+        for (uint32_t k = 0; k < L; k++) e[k] = i + k < n ? e[k] : 0;
+        for (uint32_t k = 0; i + k < n; k++) x[i + k] = e[k];
+        total += e;
+    }
+    return sum_lanes(total);
+}
+
+static float max_of(const float *x, size_t n) {
+    float max = -INFINITY;
+    vf m = splat(-INFINITY);
+    size_t i = 0;
+    for (; i + L <= n; i += L) {
+        const vf v = load(x + i);
+        m = select(v > m, v, m);
+    }
+    for (uint32_t k = 0; k < L; k++) max = m[k] > max ? m[k] : max;
+    for (; i < n; i++) max = x[i] > max ? x[i] : max;
+    return max;
+}
+
+static void axpy(float *y, float a, const float *x, size_t n) {
+    size_t i = 0;
+    for (; i + L <= n; i += L) store(y + i, load(y + i) + load(x + i) * a);
+    for (; i < n; i++) y[i] += x[i] * a;
+}
+
+static void rms_norm(float *out, const float *x, const float *weight, uint32_t n, float eps) {
+    vf sum = splat(0);
+    uint32_t i = 0;
+    for (; i + L <= n; i += L) sum += load(x + i) * load(x + i);
+    float total = sum_lanes(sum);
+    for (; i < n; i++) total += x[i] * x[i];
+    const float scale = 1.0f / sqrtf(total / (float)n + eps);
+    for (i = 0; i < n; i++) out[i] = x[i] * scale * weight[i];
+}
+
+static void swiglu(float *out, const float *gate, const float *up, uint32_t n) {
+    uint32_t i = 0;
+    for (; i + L <= n; i += L) {
+        const vf g = load(gate + i);
+        store(out + i, g / (exp_v(-g) + 1.0f) * load(up + i));
+    }
+    for (; i < n; i++) out[i] = gate[i] / (1.0f + expf(-gate[i])) * up[i];
+}
+
+const cpu_ops *OPS_NAME(void) {
+    static const cpu_ops ops = {
+        .level = OPS_LEVEL,
+        .panel_product = {product_f32, product_f16, product_bf16},
+        .page_scores = {scores_f32, scores_f16, scores_bf16},
+        .page_values = {values_f32, values_f16, values_bf16},
+        .rms_norm = rms_norm,
+        .swiglu = swiglu,
+        .axpy = axpy,
+        .max = max_of,
+        .exp_sum = exp_sum,
+    };
+    return &ops;
+}

@@ -1,0 +1,334 @@
+/* Prefill: one layer over the whole prompt, in tiles; nothing of size tokens x tokens. */
+#include <math.h>
+#include <stdlib.h>
+#include <string.h>
+
+#include "forward.h"
+
+#define CHUNK 256             /* tokens whose projections and MLP are computed together */
+#define KEY_BLOCK 128         /* rows of one block of the online softmax */
+#define PAGES_PER_BLOCK (KEY_BLOCK / KVF_PAGE_ROWS)
+
+/* Queries, and what attention made of them, of one layer: also used to record layers without a model. */
+typedef struct layer_queries {
+    kvf_cache *cache;
+    kv_sequence *s;
+    uint32_t layer, n_token, window;
+    const float *q; /* query head h of token t at h * head_stride + t * token_stride */
+    size_t head_stride, token_stride;
+    float *out; /* [n_token, n_head * head_dim], or NULL */
+    float *lse; /* [n_head, n_token], or NULL */
+    float *tile; /* [n_thread, tile_floats] */
+    size_t tile_floats;
+    const uint8_t *member; /* [n_token]: bit m: query belongs to mass m */
+    float *const *mass;    /* [n_mass] of [n_head, n_token] */
+} layer_queries;
+
+typedef struct activations {
+    float *x;      /* [n_token, hidden] */
+    float *qkv;    /* [CHUNK, padded] */
+    float *q;      /* [n_token, n_head * head_dim] */
+    float *attn;   /* [n_token, n_head * head_dim] */
+    float *cosine; /* [n_token, head_dim / 2] */
+    float *sine;
+} activations;
+
+static int32_t no_memory(kv_err err) { return kv_fail(err, KVF_ERR_MEMORY, "Cannot prefill as memory ran out"); }
+
+static const kv_table *table_for(const layer_queries *j, uint32_t head) {
+    return kv_table_of(j->s, j->layer, head / kv_readers(j->cache, j->s));
+}
+
+/* Rows of one query's block [first, first + n) that it sees: [*low, *high), relative to first. */
+static void visible(const layer_queries *j, uint32_t token, uint32_t first, uint32_t n, uint32_t *low, uint32_t *high) {
+    *high = token < first ? 0 : token - first + 1 < n ? token - first + 1 : n;
+    const uint32_t oldest = j->window > 0 && token >= j->window ? token - j->window + 1 : 0;
+    *low = oldest > first ? oldest - first : 0;
+    if (*low > *high) *low = *high;
+}
+
+/* Scores of m queries on a block, unscaled: [m, KEY_BLOCK]. */
+static void block_scores(const layer_queries *j, const kv_table *t, const float *q, uint32_t m, uint32_t first,
+                         uint32_t n, float *scores) {
+    const uint32_t dim = j->cache->config.head_dim, dtype = j->cache->config.row_dtype;
+    for (uint32_t row = 0; row < n; row += KVF_PAGE_ROWS) {
+        cpu_ops_of(j->cache->dev)->page_scores[dtype](scores + row, KEY_BLOCK, q, j->token_stride,
+                                                      kv_page_data(j->cache, t, first + row), m, dim);
+    }
+}
+
+/* Causal attention of one tile of queries of one head. */
+static void attend_chunk(void *arg, uint32_t chunk, uint32_t thread) {
+    const layer_queries *j = arg;
+    const cpu_ops *ops = cpu_ops_of(j->cache->dev);
+    const uint32_t dim = j->cache->config.head_dim, dtype = j->cache->config.row_dtype, n_head = j->cache->config.n_head;
+    const uint32_t n_tile = (j->n_token + CPU_QUERY_TILE - 1) / CPU_QUERY_TILE;
+    const uint32_t head = chunk % n_head, tile = n_tile - 1 - chunk / n_head; /* the longest tiles first */
+    const uint32_t start = tile * CPU_QUERY_TILE;
+    const uint32_t m = j->n_token - start < CPU_QUERY_TILE ? j->n_token - start : CPU_QUERY_TILE;
+    const kv_table *t = table_for(j, head);
+    const float *q = j->q + head * j->head_stride + start * j->token_stride;
+    const float scale = 1.0f / sqrtf((float)dim);
+    float *scores = j->tile + thread * j->tile_floats, *out = scores + CPU_QUERY_TILE * KEY_BLOCK;
+    float max[CPU_QUERY_TILE], sum[CPU_QUERY_TILE];
+    memset(out, 0, (size_t)m * dim * sizeof *out);
+    for (uint32_t i = 0; i < m; i++) max[i] = -INFINITY, sum[i] = 0;
+    const uint32_t oldest = j->window > 0 && start >= j->window ? start - j->window + 1 : 0;
+    for (uint32_t first = oldest / KEY_BLOCK * KEY_BLOCK; first < start + m; first += KEY_BLOCK) {
+        const uint32_t n = j->n_token - first < KEY_BLOCK ? j->n_token - first : KEY_BLOCK;
+        block_scores(j, t, q, m, first, n, scores);
+        for (uint32_t i = 0; i < m; i++) {
+            float *row = scores + i * KEY_BLOCK;
+            uint32_t low, high;
+            visible(j, start + i, first, n, &low, &high);
+            const float block_max = ops->max(row + low, high - low);
+            if (block_max == -INFINITY) {
+                memset(row, 0, KEY_BLOCK * sizeof *row);
+                continue;
+            }
+            if (block_max > max[i]) {
+                const float factor = max[i] == -INFINITY ? 0.0f : expf((max[i] - block_max) * scale);
+                for (uint32_t d = 0; d < dim; d++) out[i * dim + d] *= factor;
+                sum[i] *= factor;
+                max[i] = block_max;
+            }
+            memset(row, 0, low * sizeof *row);
+            sum[i] += ops->exp_sum(row + low, high - low, scale, max[i] * scale);
+            memset(row + high, 0, (KEY_BLOCK - high) * sizeof *row);
+        }
+        for (uint32_t row = 0; row < n; row += KVF_PAGE_ROWS) {
+            const uint32_t rows = n - row < KVF_PAGE_ROWS ? n - row : KVF_PAGE_ROWS;
+            ops->page_values[dtype](out, dim, scores + row, KEY_BLOCK, kv_page_data(j->cache, t, first + row), m, rows,
+                                    dim);
+        }
+    }
+    for (uint32_t i = 0; i < m; i++) {
+        if (j->out != NULL) {
+            float *to = j->out + ((size_t)(start + i) * n_head + head) * dim;
+            for (uint32_t d = 0; d < dim; d++) to[d] = out[i * dim + d] / sum[i];
+        }
+        if (j->lse != NULL) j->lse[(size_t)head * j->n_token + start + i] = max[i] * scale + logf(sum[i]);
+    }
+}
+
+/* Column masses of one block of rows under one query head. */
+static void mass_chunk(void *arg, uint32_t chunk, uint32_t thread) {
+    const layer_queries *j = arg;
+    const cpu_ops *ops = cpu_ops_of(j->cache->dev);
+    const uint32_t dim = j->cache->config.head_dim, n_head = j->cache->config.n_head;
+    const uint32_t n_mass = j->s->observe->n_mass;
+    const uint32_t head = chunk % n_head, first = chunk / n_head * KEY_BLOCK;
+    const uint32_t n = j->n_token - first < KEY_BLOCK ? j->n_token - first : KEY_BLOCK;
+    const kv_table *t = table_for(j, head);
+    const float scale = 1.0f / sqrtf((float)dim);
+    float *scores = j->tile + thread * j->tile_floats;
+    float column[KV_MAX_MASS][KEY_BLOCK] = {{0}};
+    for (uint32_t start = first / CPU_QUERY_TILE * CPU_QUERY_TILE; start < j->n_token; start += CPU_QUERY_TILE) {
+        const uint32_t m = j->n_token - start < CPU_QUERY_TILE ? j->n_token - start : CPU_QUERY_TILE;
+        uint8_t any = 0;
+        for (uint32_t i = 0; i < m; i++) any |= j->member[start + i];
+        if (any == 0) continue;
+        block_scores(j, t, j->q + head * j->head_stride + start * j->token_stride, m, first, n, scores);
+        for (uint32_t i = 0; i < m; i++) {
+            const uint8_t member = j->member[start + i];
+            if (member == 0) continue;
+            uint32_t low, high;
+            visible(j, start + i, first, n, &low, &high);
+            float *row = scores + i * KEY_BLOCK;
+            ops->exp_sum(row + low, high - low, scale, j->lse[(size_t)head * j->n_token + start + i]);
+            for (uint32_t k = 0; k < n_mass; k++) {
+                if (member >> k & 1) ops->axpy(column[k] + low, 1.0f, row + low, high - low);
+            }
+        }
+    }
+    for (uint32_t k = 0; k < n_mass; k++) {
+        memcpy(j->mass[k] + (size_t)head * j->n_token + first, column[k], n * sizeof(float));
+    }
+}
+
+/* Attention (unless out and masses are not wanted) and column masses of one layer. */
+static int32_t attend(layer_queries *j, kv_err err) {
+    kvf_device *dev = j->cache->dev;
+    kv_observations *o = j->s->observe;
+    const uint32_t n_head = j->cache->config.n_head, n = j->n_token;
+    j->tile_floats = CPU_QUERY_TILE * ((size_t)KEY_BLOCK + j->cache->config.head_dim) + 64;
+    j->tile = cpu_scratch(dev, SLOT_TILE, dev->info.n_thread * j->tile_floats * sizeof(float));
+    if (j->tile == NULL) return no_memory(err);
+    float *lse = NULL;
+    uint8_t *member = NULL;
+    float **mass = o->mass + (size_t)j->layer * o->n_mass;
+    int32_t status = KVF_OK;
+    if (o->n_mass > 0) {
+        lse = be_alloc(dev, (size_t)n_head * n * sizeof *lse);
+        member = calloc(n, 1);
+        for (uint32_t k = 0; k < o->n_mass && mass[k] == NULL; k++) {
+            mass[k] = be_alloc(dev, (size_t)n_head * n * sizeof **mass);
+            if (mass[k] == NULL) status = no_memory(err);
+        }
+        if (lse == NULL || member == NULL) status = no_memory(err);
+        for (uint32_t i = 0; i < o->n_range && status == KVF_OK; i++) {
+            for (uint32_t t = o->range[i][1]; t < o->range[i][2]; t++) member[t] |= (uint8_t)(1u << o->range[i][0]);
+        }
+    }
+    if (status == KVF_OK && (j->out != NULL || o->n_mass > 0)) {
+        j->lse = lse;
+        j->member = member;
+        j->mass = mass;
+        cpu_parallel(dev, (n + CPU_QUERY_TILE - 1) / CPU_QUERY_TILE * n_head, attend_chunk, j);
+        if (o->n_mass > 0) cpu_parallel(dev, (n + KEY_BLOCK - 1) / KEY_BLOCK * n_head, mass_chunk, j);
+    }
+    be_free(dev, lse);
+    free(member);
+    return status;
+}
+
+/* Keeps the queries of the last n_window tokens of one layer. */
+static int32_t record_window(const layer_queries *j, kv_err err) {
+    kv_observations *o = j->s->observe;
+    const uint32_t dim = j->cache->config.head_dim, n_head = j->cache->config.n_head;
+    if (o->n_window == 0 || o->window_q[j->layer] != NULL) return KVF_OK;
+    float *to = be_alloc(j->cache->dev, (size_t)n_head * o->n_window * dim * sizeof *to);
+    if (to == NULL) return no_memory(err);
+    for (uint32_t head = 0; head < n_head; head++) {
+        for (uint32_t i = 0; i < o->n_window; i++) {
+            memcpy(to + ((size_t)head * o->n_window + i) * dim,
+                   j->q + head * j->head_stride + (j->n_token - o->n_window + i) * j->token_stride, dim * sizeof *to);
+        }
+    }
+    o->window_q[j->layer] = to;
+    return KVF_OK;
+}
+
+int32_t be_record_layer(kvf_cache *cache, kv_sequence *s, uint32_t layer, const float *q, kv_err err) {
+    const uint32_t n = s->observe->n_token, dim = cache->config.head_dim;
+    layer_queries j = {.cache = cache, .s = s, .layer = layer, .n_token = n, .q = q, .head_stride = (size_t)n * dim,
+                       .token_stride = dim};
+    const int32_t status = record_window(&j, err);
+    return status == KVF_OK ? attend(&j, err) : status;
+}
+
+/* ---- With a model ---- */
+
+void be_prefill_abort(kvf_cache *cache, kv_sequence *s) {
+    activations *a = s->prefill->impl;
+    if (a == NULL) return;
+    be_free(cache->dev, a->x);
+    be_free(cache->dev, a->qkv);
+    be_free(cache->dev, a->q);
+    be_free(cache->dev, a->attn);
+    be_free(cache->dev, a->cosine);
+    be_free(cache->dev, a->sine);
+    free(a);
+    s->prefill->impl = NULL;
+}
+
+int32_t be_prefill_begin(kvf_model *model, kvf_cache *cache, kv_sequence *s, kv_err err) {
+    const kvf_model_config *c = &model->config;
+    const cpu_weights *w = model->impl;
+    const size_t n = s->prefill->n_token, width = (size_t)c->n_head * c->head_dim, half = c->head_dim / 2;
+    activations *a = calloc(1, sizeof *a);
+    if (a == NULL) return no_memory(err);
+    s->prefill->impl = a;
+    a->x = be_alloc(model->dev, (n * c->hidden + 2) * sizeof(float));
+    a->qkv = be_alloc(model->dev, CHUNK * cpu_padded((c->n_head + 2 * c->n_kv_head) * c->head_dim) * sizeof(float));
+    a->q = be_alloc(model->dev, n * width * sizeof(float));
+    a->attn = be_alloc(model->dev, (n * width + 2) * sizeof(float));
+    a->cosine = be_alloc(model->dev, n * half * sizeof(float));
+    a->sine = be_alloc(model->dev, n * half * sizeof(float));
+    if (a->x == NULL || a->qkv == NULL || a->q == NULL || a->attn == NULL || a->cosine == NULL || a->sine == NULL) {
+        be_prefill_abort(cache, s);
+        return no_memory(err);
+    }
+    for (uint32_t i = 0; i < n; i++) {
+        cpu_matrix_row(&w->embed, c->weight_dtype, s->prefill->tokens[i], a->x + (size_t)i * c->hidden);
+        cpu_rotation(model, i, a->cosine + i * half, a->sine + i * half);
+    }
+    return KVF_OK;
+}
+
+typedef struct write_job {
+    kvf_cache *cache;
+    kv_sequence *s;
+    const float *qkv;
+    size_t ld;
+    uint32_t layer, first, m;
+} write_job;
+
+/* Rows of one kv head, through the first of the tables that share its pages. */
+static void write_chunk(void *arg, uint32_t head, uint32_t thread) {
+    (void)thread;
+    const write_job *j = arg;
+    const kvf_cache_config *c = &j->cache->config;
+    const kv_table *t = kv_table_of(j->s, j->layer, head * (j->s->n_stored_head / c->n_kv_head));
+    for (uint32_t i = 0; i < j->m; i++) {
+        const float *k = j->qkv + i * j->ld + (size_t)(c->n_head + head) * c->head_dim;
+        cpu_write_row(j->cache, t, j->first + i, j->first + i, k, k + (size_t)c->n_kv_head * c->head_dim);
+    }
+}
+
+static int32_t project(kvf_model *model, kvf_cache *cache, kv_sequence *s, kv_err err) {
+    const kvf_model_config *c = &model->config;
+    const activations *a = s->prefill->impl;
+    const uint32_t n = s->prefill->n_token, layer = s->prefill->next_layer, half = c->head_dim / 2;
+    const size_t ld = cpu_padded((c->n_head + 2 * c->n_kv_head) * c->head_dim), width = (size_t)c->n_head * c->head_dim;
+    float *norm = cpu_scratch(model->dev, SLOT_NORM, (CHUNK * (size_t)c->hidden + 2) * sizeof *norm);
+    if (norm == NULL) return no_memory(err);
+    for (uint32_t first = 0; first < n; first += CHUNK) {
+        const uint32_t m = n - first < CHUNK ? n - first : CHUNK;
+        cpu_project(model, &((cpu_weights *)model->impl)->layer[layer], a->x + (size_t)first * c->hidden, a->qkv, ld, norm,
+                    a->cosine + (size_t)first * half, a->sine + (size_t)first * half, m);
+        for (uint32_t i = 0; i < m; i++) memcpy(a->q + (first + i) * width, a->qkv + i * ld, width * sizeof(float));
+        write_job j = {cache, s, a->qkv, ld, layer, first, m};
+        cpu_parallel(model->dev, c->n_kv_head, write_chunk, &j);
+    }
+    for (uint32_t h = 0; h < s->n_stored_head; h++) kv_table_of(s, layer, h)->rows = n;
+    return KVF_OK;
+}
+
+int32_t be_prefill_layer(kvf_model *model, kvf_cache *cache, kv_sequence *s, uint32_t phase, kv_err err) {
+    const kvf_model_config *c = &model->config;
+    const activations *a = s->prefill->impl;
+    const uint32_t n = s->prefill->n_token, layer = s->prefill->next_layer;
+    const size_t width = (size_t)c->n_head * c->head_dim;
+    layer_queries j = {.cache = cache, .s = s, .layer = layer, .n_token = n, .window = model->layer_window[layer],
+                       .q = a->q, .head_stride = c->head_dim, .token_stride = width, .out = a->attn};
+    if (phase == KVF_PHASE_PROJECT) {
+        const int32_t status = project(model, cache, s, err);
+        return status == KVF_OK ? record_window(&j, err) : status;
+    }
+    int32_t status = attend(&j, err);
+    for (uint32_t first = 0; first < n && status == KVF_OK; first += CHUNK) {
+        const uint32_t m = n - first < CHUNK ? n - first : CHUNK;
+        status = cpu_finish_layer(model, &((cpu_weights *)model->impl)->layer[layer], a->x + (size_t)first * c->hidden,
+                                  a->attn + first * width, m, err);
+    }
+    return status;
+}
+
+int32_t be_prefill_logits(kvf_model *model, kvf_cache *cache, kv_sequence *s, float *to_host, kv_err err) {
+    (void)cache;
+    const kvf_model_config *c = &model->config;
+    const activations *a = s->prefill->impl;
+    const size_t ld = cpu_padded(c->vocab);
+    float *norm = cpu_scratch(model->dev, SLOT_NORM, (CHUNK * (size_t)c->hidden + 2) * sizeof *norm);
+    float *logits = cpu_scratch(model->dev, SLOT_LOGITS, CHUNK * ld * sizeof *logits);
+    if (norm == NULL || logits == NULL) return no_memory(err);
+    for (uint32_t first = 0; first < s->prefill->n_token; first += CHUNK) {
+        const uint32_t m = s->prefill->n_token - first < CHUNK ? s->prefill->n_token - first : CHUNK;
+        cpu_logits(model, a->x + (size_t)first * c->hidden, norm, logits, m);
+        for (uint32_t i = 0; i < m; i++) memcpy(to_host + (size_t)(first + i) * c->vocab, logits + i * ld, c->vocab * sizeof *logits);
+    }
+    return KVF_OK;
+}
+
+int32_t be_prefill_end(kvf_model *model, kvf_cache *cache, kv_sequence *s, kv_err err) {
+    (void)cache;
+    const kvf_model_config *c = &model->config;
+    const activations *a = s->prefill->impl;
+    float *norm = cpu_scratch(model->dev, SLOT_NORM, ((size_t)c->hidden + 2) * sizeof *norm);
+    float *logits = cpu_scratch(model->dev, SLOT_LOGITS, cpu_padded(c->vocab) * sizeof *logits);
+    if (norm == NULL || logits == NULL) return no_memory(err);
+    cpu_logits(model, a->x + (size_t)(s->prefill->n_token - 1) * c->hidden, norm, logits, 1);
+    memcpy(s->logits, logits, c->vocab * sizeof *logits);
+    return KVF_OK;
+}

@@ -1,0 +1,83 @@
+/**
+ * Runs a method on recorded tensors, without a model: the way to look at what a method keeps.
+ *
+ * @module
+ */
+import { Cache, type Device, type RecordedLayer } from "../ffi/mod.ts";
+import {
+  type Granularity,
+  type Method,
+  type ModelShape,
+  resolveOptions,
+} from "../methods/mod.ts";
+
+/** What {@linkcode applyMethod} needs. */
+export interface ApplyRequest<Options> extends RecordedLayer {
+  /** The method. */
+  method: Method<Options>;
+  /** Its options as given; defaults are filled in. */
+  options: Readonly<Record<string, unknown>>;
+  /** Heads of the tensors. */
+  shape: Omit<ModelShape, "layers">;
+  /** Layout of the cache. */
+  granularity: Granularity;
+  /** Which layer the tensors are taken for, from 0; 0 when missing. */
+  layer?: number;
+  /** Layers of the model they are from; `layer + 1` when missing. */
+  layers?: number;
+  /** Where it runs. */
+  device: Device;
+  /** Return the rows kept, too. */
+  rows?: boolean;
+}
+
+/** What a method kept. */
+export interface Applied<Options> {
+  /** Options as resolved. */
+  options: Options;
+  /** Kept positions of each stored head, ascending. */
+  positions: number[][];
+  /** Keys of each stored head, `[rows, headDim]`, when asked for. */
+  keys?: Float32Array<ArrayBuffer>[];
+  /** Values of each stored head, `[rows, headDim]`, when asked for. */
+  values?: Float32Array<ArrayBuffer>[];
+}
+
+/**
+ * Runs a method on the queries, keys and values of one layer.
+ * @throws {TypeError} when the method is not defined for the granularity, or for wrong options
+ * @throws {RangeError} when sizes do not fit, or when the method keeps more than it says
+ */
+export function applyMethod<Options>(
+  request: ApplyRequest<Options>,
+): Applied<Options> {
+  const { method, granularity, device, layer = 0, layers = layer + 1 } =
+    request;
+  if (!method.granularities.includes(granularity)) {
+    throw new TypeError(
+      `Cannot run "${method.name}" as it is defined for ${
+        method.granularities.map((name) => `"${name}"`).join(", ")
+      } only: granularity is "${granularity}"`,
+    );
+  }
+  const shape: ModelShape = { ...request.shape, layers };
+  const tokens = request.k.length / (shape.kvHeads * shape.headDim);
+  const options = resolveOptions(method, request.options);
+  const policy = method.create(options, shape);
+  using cache = new Cache(device, { ...shape, rowDtype: "f32" });
+  using sequence = cache.sequence(granularity);
+  sequence.record(tokens, policy.observe);
+  sequence.recordLayer(layer, request);
+  sequence.act(policy, layer);
+  const heads = Array.from({ length: sequence.storedHeads }, (_, h) => h);
+  return {
+    options,
+    positions: heads.map((head) => [...sequence.positions(layer, head)]),
+    ...(request.rows
+      ? {
+        keys: heads.map((head) => sequence.readRows(layer, head, "keys")),
+        values: heads.map((head) => sequence.readRows(layer, head, "values")),
+      }
+      : {}),
+  };
+}

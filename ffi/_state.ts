@@ -1,0 +1,63 @@
+/**
+ * The native side of a sequence, shared by the classes that act on it.
+ *
+ * @module
+ */
+import type { Granularity, ModelShape } from "../methods/types.ts";
+import type { AsyncName, Library, StatusName } from "./_library.ts";
+import type { Native } from "./_native.ts";
+import type { CachePointer } from "./_symbols.ts";
+import type { MergedObservation } from "./observe.ts";
+
+/** A sequence of a cache. */
+export interface SequenceState {
+  /** The cache's handle. */
+  readonly cache: Native<CachePointer>;
+  /** The sequence's id. */
+  readonly id: Native<number>;
+  /** The cache's shape. */
+  readonly shape: ModelShape;
+  /** What a stored head is. */
+  readonly granularity: Granularity;
+  /** Heads of the cache. */
+  readonly storedHeads: number;
+  /** What was recorded for it. */
+  observation: MergedObservation;
+  /** Elements of its logits; 0 before prefill. */
+  vocab: number;
+}
+
+/** The arguments of a function of a sequence, without the cache, the sequence and the error buffer. */
+export type SequenceArguments<N extends StatusName | AsyncName> = Parameters<
+  Library["functions"][N]
+> extends
+  readonly [CachePointer | null, number, ...infer A, infer _Error, number] ? A
+  : never;
+
+/** Functions whose first two parameters are a cache and one of its sequences (or objects). */
+export type SequenceCall = {
+  [N in StatusName]: SequenceArguments<N> extends never ? never : N;
+}[StatusName];
+
+/** Calls a function of a sequence; returns its status or id. */
+export function callSequence<N extends SequenceCall>(
+  state: SequenceState,
+  name: N,
+  ...args: SequenceArguments<N>
+): number {
+  const { library } = state.cache;
+  const call = library.status.bind(library) as (
+    name: N,
+    ...args: unknown[]
+  ) => number;
+  return call(name, state.cache.pointer, state.id.pointer, ...args);
+}
+
+/** Rows of every layer and stored head: `[layers, storedHeads]`. */
+export function readRowCounts(
+  state: SequenceState,
+): Uint32Array<ArrayBuffer> {
+  const rows = new Uint32Array(state.shape.layers * state.storedHeads);
+  callSequence(state, "kvf_sequence_rows", rows, rows.length);
+  return rows;
+}

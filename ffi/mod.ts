@@ -1,0 +1,36 @@
+/**
+ * The native library: devices, models, caches, sequences and decode.
+ *
+ * @module
+ */
+export { LibraryError, NativeError, type NativeErrorKind } from "./errors.ts";
+export {
+  Device,
+  type DeviceInfo,
+  type DeviceKind,
+  type DeviceOptions,
+  type SimdLevel,
+} from "./device.ts";
+export {
+  type Dtype,
+  NativeModel,
+  type NativeModelConfig,
+  type TensorName,
+  type TensorPiece,
+} from "./model.ts";
+export { Cache, type CacheConfig, type Ledger } from "./cache.ts";
+export {
+  type LayerScope,
+  type RecordedLayer,
+  Sequence,
+  type SequenceInfo,
+} from "./sequence.ts";
+export { Prefill, type PrefillOptions } from "./prefill.ts";
+export type { CallOptions } from "./_control.ts";
+export { GREEDY, type Sampling } from "./sampling.ts";
+export {
+  MAX_COLUMN_MASSES,
+  type MergedObservation,
+  mergeObservations,
+} from "./observe.ts";
+export { decode, type Decoded, type DecodeOptions } from "./decode.ts";

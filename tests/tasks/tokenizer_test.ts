@@ -1,0 +1,67 @@
+import { assert, assertEquals } from "@std/assert";
+import { Tokenizer } from "@huggingface/tokenizers";
+import fc from "fast-check";
+import { PieceCodec, type TokenizerJson } from "../../models/train/codec.ts";
+import { createTask, TASKS } from "../../tasks/mod.ts";
+import { ADJECTIVES, NOUNS, VERBS } from "../../tasks/text/words.ts";
+
+const folder = new URL("../../models/needle-6m/", import.meta.url);
+const read = (name: string): object =>
+  JSON.parse(Deno.readTextFileSync(new URL(name, folder)));
+const json = read("tokenizer.json");
+const library = new Tokenizer(json, read("tokenizer_config.json"));
+const codec = new PieceCodec(json as TokenizerJson);
+const plain = (text: string): number[] =>
+  library.encode(text, { add_special_tokens: false }).ids;
+
+Deno.test("the tokenizer adds BOS and nothing else", () => {
+  assertEquals(library.encode("The lamp").ids, [1, ...plain("The lamp")]);
+});
+
+Deno.test("the tokenizer has one token for every listed word with a leading space", () => {
+  for (const word of [...ADJECTIVES, ...NOUNS, ...VERBS]) {
+    assertEquals(plain(` ${word}`).length, 1, word);
+  }
+});
+
+Deno.test("the tokenizer cuts numbers in pairs of digits", () => {
+  assertEquals(plain(" 1234567").length, 4);
+  assertEquals(plain("7").length, 1);
+});
+
+Deno.test("PieceCodec gives the library's ids and round-trips any text", () => {
+  fc.assert(
+    fc.property(
+      fc.string({ unit: "grapheme", minLength: 1, maxLength: 60 }),
+      (text) => {
+        const ids = codec.encode(text);
+        assertEquals(ids, plain(text));
+        assertEquals(codec.decode(ids), text);
+        assertEquals(
+          library.decode(ids, { skip_special_tokens: true }),
+          text,
+        );
+      },
+    ),
+    { seed: 1, numRuns: 500 },
+  );
+});
+
+Deno.test("PieceCodec gives the library's ids on every task", () => {
+  for (const name of Object.keys(TASKS)) {
+    const task = name === "needle"
+      ? createTask(name, { lengths: [1024], depths: 2, seed: 5 })
+      : createTask(name, { length: 1024, count: 2, seed: 5 });
+    for (const { prompt, answerPrefix, answers } of task.examples(codec)) {
+      const text = `${prompt}${answerPrefix} ${answers.join(", ")}`;
+      assertEquals(codec.encode(text), plain(text));
+    }
+  }
+});
+
+Deno.test("the tokenizer reads our haystack language in few tokens per word", () => {
+  const [example] = createTask("needle", { lengths: [2048], depths: 1 })
+    .examples(codec);
+  const words = (example?.prompt ?? "").split(/\s+/).length;
+  assert(codec.encode(example?.prompt ?? "").length < 1.5 * words);
+});
