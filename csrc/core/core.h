@@ -133,6 +133,7 @@ typedef struct kv_ids {
     kv_slot *slot; /* [n_slot] */
     uint32_t n_slot;
     uint32_t n_live;
+    uint32_t n_full; /* slots before it are taken */
 } kv_ids;
 
 static inline uint32_t kv_id_slot(uint32_t id) { return (id & 0xffffu) - 1; }
