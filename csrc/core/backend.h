@@ -17,7 +17,7 @@ void be_device_close(kvf_device *dev);
 void be_device_refresh(kvf_device *dev);
 double be_read_bandwidth(kvf_device *dev, double bytes);
 
-/* ---- Memory: NULL when there is none left; 64-byte aligned ---- */
+/* ---- Memory: NULL when there is none left; 64-byte aligned; be_free takes NULL ---- */
 
 void *be_alloc(kvf_device *dev, size_t bytes);
 void be_free(kvf_device *dev, void *data);
@@ -42,35 +42,56 @@ double be_model_step_bytes(const kvf_model *model);
 
 /* Bytes of one page of plain rows, a multiple of 64. */
 uint32_t be_page_bytes(const kvf_cache_config *config);
-/* dst's rows [0, n) become src's rows `rows` (backend memory, ascending); both tables hold pages for their rows. */
+/*
+ * dst's rows [0, n) become src's rows `rows` (backend memory, ascending); both tables hold pages for their rows, and none
+ * of dst's pages is one of src's. Sets no `rows`.
+ */
 int32_t be_gather_rows(kvf_cache *cache, kv_table *dst, const kv_table *src, const uint32_t *rows, uint32_t n,
                        kv_err err);
+/*
+ * The same within the table's own pages: t's rows [0, n) become its rows `rows` (backend memory, ascending, so
+ * rows[i] >= i). No other table holds the first ceil(n / KVF_PAGE_ROWS) pages. Sets no `rows`.
+ */
+int32_t be_compact_rows(kvf_cache *cache, kv_table *t, const uint32_t *rows, uint32_t n, kv_err err);
 /* host f32 [rows, head_dim]; what: 0 keys, 1 values. */
 int32_t be_read_rows(kvf_cache *cache, const kv_table *t, uint32_t what, float *to_host, kv_err err);
 int32_t be_read_positions(kvf_cache *cache, const kv_table *t, uint32_t *to_host, kv_err err);
-/* Writes rows [0, n) of a layer's kv head from host f32 k, v [n, head_dim]; positions 0 .. n - 1. */
+/* Writes rows [0, n) of a layer's kv head from host f32 k, v [n, head_dim]; positions 0 .. n - 1. Sets no `rows`. */
 int32_t be_write_rows(kvf_cache *cache, kv_table *t, const float *k, const float *v, uint32_t n, kv_err err);
+
+/* ---- Lives ---- */
+
+/* Free what the backend keeps in impl, if anything. The sequences of a cache are closed before it. */
+void be_sequence_close(kvf_cache *cache, kv_sequence *s);
+void be_cache_close(kvf_cache *cache);
 
 /* ---- Prefill and decode ---- */
 
 /* Activations into s->prefill->impl. */
 int32_t be_prefill_begin(kvf_model *model, kvf_cache *cache, kv_sequence *s, kv_err err);
-/* One phase of layer s->prefill->next_layer; pages are reserved before PROJECT, which writes rows and sets `rows`. */
+/*
+ * One phase of layer s->prefill->next_layer. PROJECT records observe->window_q of the layer, ATTEND observe->mass. Before
+ * PROJECT core reserves the pages; afterwards it sets `rows` of all tables and moves next_layer and projected. After a
+ * PROJECT that failed core may ask for it again; after an ATTEND that failed it only ends the prefill.
+ */
 int32_t be_prefill_layer(kvf_model *model, kvf_cache *cache, kv_sequence *s, uint32_t phase, kv_err err);
-/* Last token's logits into s->logits (allocated by core). */
+/* Last token's logits into s->logits (allocated by core). core calls be_prefill_abort next. */
 int32_t be_prefill_end(kvf_model *model, kvf_cache *cache, kv_sequence *s, kv_err err);
 int32_t be_prefill_logits(kvf_model *model, kvf_cache *cache, kv_sequence *s, float *to_host, kv_err err);
-/* Frees the activations; allowed at any moment. */
+/* Frees the activations and clears s->prefill->impl; called whenever that is not NULL at the end of a prefill. */
 void be_prefill_abort(kvf_cache *cache, kv_sequence *s);
 /*
- * Observations of one layer from recorded host tensors (rows are written already): window queries and column masses.
- * q: [n_head, n_token, head_dim] f32, host.
+ * Observations of one layer from recorded host tensors: window queries and column masses, as far as s->observe asks for
+ * them. Rows are written already and `rows` is set. q: [n_head, n_token, head_dim] f32, host.
  */
 int32_t be_record_layer(kvf_cache *cache, kv_sequence *s, uint32_t layer, const float *q, kv_err err);
 /*
  * The loop of kvf_decode; core has checked everything. Reserves rows itself (kv_table_reserve) before each step and
- * keeps position, pending, n_generated and finished of every sequence up to date. With `forced` (n_sequence == 1,
- * [n_step] tokens) it runs those instead of sampling: kvf_extend.
+ * keeps position, pending, n_generated and finished of every sequence up to date; a step that fails leaves them and all
+ * rows as before it (core trims the tables). tokens are KV_NO_TOKEN when it is called, control[1]
+ * counts on from what it was. With `forced` (n_sequence == 1,
+ * [n_step] tokens, nothing pending) it runs those tokens instead of sampling and changes only position and logits:
+ * kvf_extend. s->logits is there and s->vocab set even when the sequence had no logits before an extend.
  */
 int32_t be_decode(kvf_model *model, kvf_cache *cache, kv_sequence **s, uint32_t n_sequence, uint32_t n_step,
                   const uint32_t *forced, uint32_t *tokens, float *logits, uint32_t *control, kv_err err);
@@ -90,13 +111,18 @@ int32_t be_scores_combine(kvf_device *dev, const float *x, const float *y, float
                           kv_err err);
 int32_t be_scores_fill(kvf_device *dev, float *inout, uint32_t n_head, uint32_t n_row, uint32_t first, uint32_t end,
                        float value, kv_err err);
+/*
+ * Philox with key {seed, 0x73636f72} and counter {row, head, layer, 0}; with the first of its four words w the draw is
+ * ((w >> 8) + 1) * 2^-24.
+ */
 int32_t be_scores_concentrate(kvf_device *dev, const float *in, float *out, uint32_t n_head, uint32_t n_row,
                               uint32_t count, kv_err err);
 int32_t be_scores_random(kvf_device *dev, float *out, uint32_t n_head, uint32_t n_row, uint32_t seed, uint32_t layer,
                          kv_err err);
-/* counts: host. rows: backend memory, lists one after the other, ascending. */
+/* counts: host; order and ties as kvf.h says, -0 equals 0. rows: backend memory, lists one after the other, ascending. */
 int32_t be_select_top(kvf_device *dev, const float *scores, uint32_t n_head, uint32_t n_row, const uint32_t *counts,
                       uint32_t *rows, kv_err err);
+/* counts: host, written. Among equals the lower head, then the lower row counts first. */
 int32_t be_scores_share(kvf_device *dev, const float *scores, uint32_t n_head, uint32_t n_row, uint32_t total,
                         uint32_t *counts, kv_err err);
 /*

@@ -7,7 +7,9 @@
 #ifndef KVF_CORE_H
 #define KVF_CORE_H
 
+#ifndef __cplusplus
 #include <stdatomic.h>
+#endif
 #include <stdbool.h>
 #include <stddef.h>
 #include <stdint.h>
@@ -18,8 +20,11 @@
 #define KV_MAX_STOP 64
 #define KV_MAX_MASS 4
 #define KV_MAX_RANGE 64
-#define KV_MAX_SEQUENCE 65536
-#define KV_MAX_OBJECT 65536
+#define KV_MAX_TOKEN (1u << 24) /* tokens of a sequence */
+#define KV_MAX_LAYER 1024
+#define KV_MAX_HEAD 4096
+#define KV_MAX_ID 65535          /* live sequences, and live objects, of a cache */
+#define KV_MAX_ELEMENT (1u << 28) /* elements of one score or selection object */
 
 /* ---- Errors ---- */
 
@@ -31,32 +36,68 @@ typedef struct kv_err {
 /* Writes the message (printf style) and returns `status`. */
 int32_t kv_fail(kv_err err, int32_t status, const char *format, ...) __attribute__((format(printf, 3, 4)));
 
+/* ---- Handles ---- */
+
+enum kv_kind { KV_DEVICE = 1, KV_MODEL = 2, KV_CACHE = 3 };
+
+/*
+ * First member of every handle. Live handles are on one list of the process, and a pointer that is not on it is refused
+ * without being read: a freed or invented handle is an error, not a crash.
+ */
+typedef struct kv_handle {
+    struct kv_handle *next;
+    uint32_t kind;
+} kv_handle;
+
+/* Puts a finished handle on the list. */
+void kv_handle_add(kv_handle *handle);
+/*
+ * Finds the handle and takes its device for this call, or fails: KVF_ERR_ARG when it is not a live handle of that kind,
+ * KVF_ERR_BUSY when another call has the device. `action` completes "Cannot ...".
+ */
+int32_t kv_enter(const void *handle, uint32_t kind, const char *action, kv_err err);
+/* For the free functions: waits while the device is taken, then takes it and the handle off the list. False: not live. */
+bool kv_enter_to_free(const void *handle, uint32_t kind);
+/* Gives the device back. */
+void kv_leave(kvf_device *dev);
+/* Whether a second handle of a call is live; the call has the device of `dev` already, and it must be the same. */
+bool kv_shares_device(const void *handle, uint32_t kind, const kvf_device *dev);
+/* References that keep a device: the caller's handle and one per model and cache. The last one closes it. */
+void kv_device_retain(kvf_device *dev);
+void kv_device_release(kvf_device *dev);
+
 /* ---- Device ---- */
 
 struct kvf_device {
-    uint32_t magic;
-    atomic_flag busy;        /* one call at a time for the device and all its models and caches */
-    atomic_uint n_holder;    /* its handle, and its live models and caches; the last one closes it */
+    kv_handle handle;
+    bool busy;     /* taken by a call; guarded by the lock of the handle list, like refs */
+    uint32_t refs;
     kvf_device_info info;
-    void *impl;              /* backend's own */
+    void *impl;    /* backend's own */
 };
 
 /* ---- Model ---- */
 
 struct kvf_model {
-    uint32_t magic;
+    kv_handle handle;
     kvf_device *dev;
+    uint32_t refs;           /* the caller's handle and one per running prefill */
     kvf_model_config config;
     uint32_t group;          /* n_head / n_kv_head */
     float *inv_freq;         /* [head_dim / 2], host */
     uint32_t *layer_window;  /* [n_layer], host; 0: none */
-    uint8_t *loaded;         /* one byte per row of every tensor, host; 1: loaded. Freed once the model is ready */
+    uint8_t *loaded;         /* one byte per row of every tensor, host; 1: loaded. NULL once the model is ready */
     bool ready;
     void *impl;              /* backend's weights */
 };
 
 /* Rows and columns of a tensor (vectors: 1 row); false if the model has no such tensor. */
 bool kv_tensor_shape(const kvf_model *model, uint32_t tensor, uint32_t *n_row, uint32_t *n_col);
+/* Whether there is one such tensor per layer, and per expert. */
+bool kv_tensor_per_layer(uint32_t tensor);
+bool kv_tensor_per_expert(const kvf_model *model, uint32_t tensor);
+/* Drops one reference; the last one frees the weights. The caller has the device. */
+void kv_model_release(kvf_model *model);
 
 /* ---- Pages ---- */
 
@@ -67,7 +108,7 @@ bool kv_tensor_shape(const kvf_model *model, uint32_t tensor, uint32_t *n_row, u
 typedef struct kv_page {
     void *data;    /* backend memory, page_bytes long */
     uint32_t refs; /* tables that hold it; 0: free */
-    uint32_t next; /* next free index */
+    uint32_t next; /* next free index, while refs is 0 */
 } kv_page;
 
 typedef struct kv_table {
@@ -77,23 +118,52 @@ typedef struct kv_table {
     uint32_t rows;
 } kv_table;
 
+/* ---- Ids ---- */
+
+/*
+ * Ids are positive: the slot's index + 1 in the low 16 bits and the slot's generation above. An id of a freed item stays
+ * invalid until its slot was used 32768 times again.
+ */
+typedef struct kv_slot {
+    void *item; /* NULL: free */
+    uint32_t generation;
+} kv_slot;
+
+typedef struct kv_ids {
+    kv_slot *slot; /* [n_slot] */
+    uint32_t n_slot;
+    uint32_t n_live;
+    uint32_t n_full; /* slots before it are taken */
+} kv_ids;
+
+static inline uint32_t kv_id_slot(uint32_t id) { return (id & 0xffffu) - 1; }
+/* Returns the id, or 0 without memory or when KV_MAX_ID items are live. */
+uint32_t kv_ids_add(kv_ids *ids, void *item);
+/* The item, or NULL when the id is not live. */
+void *kv_ids_get(const kv_ids *ids, uint32_t id);
+/* Takes the item out and returns it, or NULL. */
+void *kv_ids_remove(kv_ids *ids, uint32_t id);
+
 /* ---- Objects: scores and selections ---- */
 
-enum kv_object_kind { KV_FREE = 0, KV_SCORES = 1, KV_SELECTION = 2 };
+enum kv_object_kind { KV_SCORES = 1, KV_SELECTION = 2 };
 
 typedef struct kv_object {
-    uint32_t kind;
+    uint32_t kind;    /* KV_SCORES or KV_SELECTION */
     uint32_t n_head;
     uint32_t n_row;   /* scores: rows; selection: entries of all heads */
-    uint32_t bound;   /* selection: above every chosen row */
     float *values;    /* scores: [n_head, n_row], backend memory */
     uint32_t *counts; /* selection: [n_head], host */
+    uint32_t *ends;   /* selection: [n_head], host; all entries of the head's list are below */
     uint32_t *rows;   /* selection: lists one after the other, ascending, backend memory */
 } kv_object;
 
 /* ---- Sequences ---- */
 
-/* What prefill recorded; shared by forks. All arrays are backend memory. */
+/*
+ * What prefill recorded; shared by forks. The arrays are backend memory: the backend allocates a layer's arrays in the
+ * call that fills them (window_q: PROJECT; mass: ATTEND; both: be_record_layer); core frees them, also when it fails.
+ */
 typedef struct kv_observations {
     uint32_t refs;
     uint32_t n_layer;
@@ -103,41 +173,45 @@ typedef struct kv_observations {
     uint32_t n_range;
     uint32_t range[KV_MAX_RANGE][3]; /* mass, first query, end */
     float **window_q;                /* [n_layer] of [n_head, n_window, head_dim], rotated; NULL before the layer ran */
-    float **mass;                    /* [n_layer * n_mass] of [n_head, n_token]; NULL before the layer ran */
+    float **mass;                    /* [n_layer * n_mass] of [n_head, n_token]; NULL before the layer ran; for layer
+                                        and mass at layer * n_mass + mass, indexed by position */
 } kv_observations;
 
 typedef struct kv_prefill {
     uint32_t n_token;
     uint32_t *tokens;    /* host; NULL when recording from tensors */
-    uint32_t next_layer; /* layers before it are done */
+    uint32_t next_layer; /* layers before it are done; when recording: how many are */
+    uint8_t *recorded;   /* [n_layer] when recording from tensors; 1: done */
     bool projected;      /* KVF_PHASE_PROJECT of next_layer is done */
+    bool failed;         /* the backend failed in the middle of a layer: the activations are worth nothing */
     kvf_model *model;    /* NULL when recording */
     void *impl;          /* backend's activations */
 } kv_prefill;
 
 typedef struct kv_sequence {
-    bool live;
+    uint32_t slot;           /* below KV_MAX_ID; no other live sequence of the cache has it */
     uint32_t granularity;
     uint32_t n_stored_head;
-    uint32_t position;       /* tokens seen: prompt, then every token that was run through the model */
+    uint32_t position;       /* tokens seen: prompt (once prefill has ended), then every token that was run */
     kv_table *table;         /* [n_layer * n_stored_head] */
     kv_prefill *prefill;     /* while prefilling */
     kv_observations *observe;
     float *logits;           /* [vocab], backend memory; NULL before the end of prefill */
     uint32_t vocab;          /* of logits */
-    uint32_t pending;        /* sampled token that was not run yet, or KV_NO_TOKEN */
+    uint32_t pending;        /* sampled token that was not run yet, or KV_NO_TOKEN; a stop token is never run */
     uint32_t n_generated;
     bool finished;
     kvf_sampling sampling;
     uint32_t n_stop;
     uint32_t stop[KV_MAX_STOP];
-    void *impl;              /* backend's own, may stay NULL */
+    bool listed;             /* used by kvf_decode to find an id that is given twice */
+    void *impl;              /* backend's own, may stay NULL; be_sequence_close frees it */
 } kv_sequence;
 
 /* ---- Cache ---- */
 
 struct kvf_cache {
-    uint32_t magic;
+    kv_handle handle;
     kvf_device *dev;
     kvf_cache_config config;
     uint32_t group;
@@ -147,13 +221,10 @@ struct kvf_cache {
     uint32_t cap_page;
     uint32_t free_page;  /* head of the free list, KV_NO_TOKEN: empty */
     uint32_t held_page;  /* pages with refs > 0 */
-    double resident_bytes;
-    double peak_bytes;
-    kv_sequence *sequence; /* [cap_sequence]; id = index + 1 */
-    uint32_t cap_sequence;
-    kv_object *object;     /* [cap_object]; id = index + 1 */
-    uint32_t cap_object;
-    void *impl;            /* backend's own, may stay NULL */
+    uint32_t peak_page;  /* highest held_page since the last reset */
+    kv_ids sequences;    /* of kv_sequence; their addresses do not change */
+    kv_ids objects;      /* of kv_object */
+    void *impl;          /* backend's own, may stay NULL; be_cache_close frees it */
 };
 
 /* Table of one stored head. */
@@ -171,18 +242,54 @@ static inline uint32_t kv_readers(const kvf_cache *cache, const kv_sequence *s) 
     return cache->config.n_head / s->n_stored_head;
 }
 
+/* Finds a live sequence or object; NULL with a message otherwise. kind: a kv_object_kind. */
+kv_sequence *kv_find_sequence(kvf_cache *cache, uint32_t id, const char *action, kv_err err);
+kv_object *kv_find_object(kvf_cache *cache, uint32_t id, uint32_t kind, const char *action, kv_err err);
+/* Whether the layer is below n_layer, with a message if not; the same for a stored head. */
+bool kv_check_layer(const kvf_cache *cache, uint32_t layer, const char *action, kv_err err);
+bool kv_check_head(const kv_sequence *s, uint32_t head, const char *action, kv_err err);
+
+/*
+ * Page memory comes from be_alloc page by page and goes back to be_free with the last reference: nothing is held back,
+ * so resident_bytes is all there is.
+ *
+ * Takes n fresh pages (one reference each) into page[0, n). All or nothing; fails with KVF_ERR_MEMORY at the limit.
+ */
+int32_t kv_pages_take(kvf_cache *cache, uint32_t *page, uint32_t n, kv_err err);
+void kv_page_retain(kvf_cache *cache, uint32_t page);
+void kv_page_release(kvf_cache *cache, uint32_t page);
+/* Room for n_page page indices in the table. */
+int32_t kv_table_grow(kv_table *t, uint32_t n_page, kv_err err);
+/* Releases all pages and the index array. */
+void kv_table_free(kvf_cache *cache, kv_table *t);
+
 /*
  * Makes room for n more rows in one table, all writable: copies a shared tail page first. Does not change `rows`; the
- * backend writes the rows and core or the backend then adds n. Fails with KVF_ERR_MEMORY at the limit, changing nothing.
+ * backend writes the rows and then adds n. Fails with KVF_ERR_MEMORY at the limit, leaving the table as it was.
  */
 int32_t kv_table_reserve(kvf_cache *cache, kv_table *t, uint32_t n, kv_err err);
 /*
- * Room for the n rows of a prefill in all tables of a layer. With query_head granularity the tables of one group share
- * their pages; the backend writes through the group's first table, and all tables' rows are set by the caller.
+ * Room for the n rows of a prefill in all (empty) tables of a layer. With query_head granularity the tables of one group
+ * share their pages: the backend writes through the group's first table. core sets the tables' rows once they are written.
  */
 int32_t kv_layer_reserve_prefill(kvf_cache *cache, kv_sequence *s, uint32_t layer, uint32_t n, kv_err err);
-/* Drops the last page reference of every table beyond its rows (after a failed or cancelled append). */
+/* Releases the pages beyond ceil(rows / KVF_PAGE_ROWS) (after a failed or cancelled append). */
 void kv_table_trim(kvf_cache *cache, kv_table *t);
+
+/* The model is live, ready, on the cache's device (which the caller has) and of the cache's shape. */
+int32_t kv_check_model(const kvf_model *model, const kvf_cache *cache, const char *action, kv_err err);
+/* Token ids are there and below the model's vocabulary. */
+int32_t kv_check_tokens(const kvf_model *model, const uint32_t *tokens, uint32_t n_token, const char *action, kv_err err);
+/* Ends a prefill: activations, tokens and the reference to the model. NULL allowed. */
+void kv_prefill_free(kvf_cache *cache, kv_sequence *s);
+/* Drops one reference. NULL allowed. */
+void kv_observations_release(kvf_cache *cache, kv_observations *observe);
+/* Bytes of a sequence's pages: by arithmetic over its row counts, and by walking its tables. */
+double kv_promised_bytes(const kvf_cache *cache, const kv_sequence *s);
+double kv_owned_bytes(const kvf_cache *cache, const kv_sequence *s);
+/* NULL allowed. */
+void kv_sequence_destroy(kvf_cache *cache, kv_sequence *s);
+void kv_object_destroy(kvf_cache *cache, kv_object *object);
 
 /*
  * Samples from host logits [vocab] by s->sampling, lowest id among equals, draws keyed by (seed, n_generated). Stop

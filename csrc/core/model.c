@@ -1,261 +1,364 @@
-/* Models: shapes, loading row by row, completeness. */
+/* Models: shapes of the tensors, loading row by row, readiness. */
 #include <math.h>
 #include <stdlib.h>
 #include <string.h>
 
-#include "entry.h"
+#include "backend.h"
 
-static const char *const TENSOR_NAME[KVF_T_COUNT] = {
-    "embedding", "output",  "final norm", "attention norm", "MLP norm", "query", "key",  "value",  "attention output",
-    "query bias", "key bias", "value bias", "output bias", "query norm", "key norm", "gate", "up", "down", "router"};
+_Static_assert(sizeof(kvf_model_config) == 56, "layout of the ABI");
+
+#define KV_MAX_HIDDEN (1u << 17)
+#define KV_MAX_INTERMEDIATE (1u << 20)
+#define KV_MAX_VOCAB (1u << 22)
+#define KV_MAX_EXPERT 1024u
+#define KV_MODEL_FLAGS (KVF_QKV_BIAS | KVF_O_BIAS | KVF_QK_NORM | KVF_TIED_EMBEDDING | KVF_NORM_EXPERT_PROB)
+
+static const char *const g_tensor_name[KVF_T_COUNT] = {
+    "embed",  "output", "final_norm", "attn_norm", "mlp_norm", "q",      "k",    "v",  "o",   "q_bias",
+    "k_bias", "v_bias", "o_bias",     "q_norm",    "k_norm",   "gate", "up", "down", "router"};
+
+/* ---- Shapes ---- */
+
+bool kv_tensor_per_layer(uint32_t tensor) { return tensor >= KVF_T_ATTN_NORM && tensor < KVF_T_COUNT; }
+
+bool kv_tensor_per_expert(const kvf_model *model, uint32_t tensor) {
+    return model->config.n_expert > 0 && (tensor == KVF_T_GATE || tensor == KVF_T_UP || tensor == KVF_T_DOWN);
+}
 
 bool kv_tensor_shape(const kvf_model *model, uint32_t tensor, uint32_t *n_row, uint32_t *n_col) {
     const kvf_model_config *c = &model->config;
-    const uint32_t q = c->n_head * c->head_dim, kv = c->n_kv_head * c->head_dim;
-    const bool bias = c->flags & KVF_QKV_BIAS, norm = c->flags & KVF_QK_NORM;
-    uint32_t rows = 1, cols = c->hidden;
-    bool has = true;
+    const uint32_t q = c->n_head * c->head_dim;
+    const uint32_t kv = c->n_kv_head * c->head_dim;
+    uint32_t rows = 1;
+    uint32_t cols = 0;
     switch (tensor) {
-    case KVF_T_EMBED: rows = c->vocab; break;
-    case KVF_T_OUTPUT: rows = c->vocab; has = !(c->flags & KVF_TIED_EMBEDDING); break;
-    case KVF_T_FINAL_NORM:
-    case KVF_T_ATTN_NORM:
-    case KVF_T_MLP_NORM: break;
-    case KVF_T_Q: rows = q; break;
-    case KVF_T_K:
-    case KVF_T_V: rows = kv; break;
-    case KVF_T_O: rows = c->hidden; cols = q; break;
-    case KVF_T_Q_BIAS: cols = q; has = bias; break;
-    case KVF_T_K_BIAS:
-    case KVF_T_V_BIAS: cols = kv; has = bias; break;
-    case KVF_T_O_BIAS: has = c->flags & KVF_O_BIAS; break;
-    case KVF_T_Q_NORM:
-    case KVF_T_K_NORM: cols = c->head_dim; has = norm; break;
-    case KVF_T_GATE:
-    case KVF_T_UP: rows = c->intermediate; break;
-    case KVF_T_DOWN: rows = c->hidden; cols = c->intermediate; break;
-    case KVF_T_ROUTER: rows = c->n_expert; has = c->n_expert > 0; break;
-    default: has = false;
+        case KVF_T_EMBED: rows = c->vocab; cols = c->hidden; break;
+        case KVF_T_OUTPUT:
+            if (c->flags & KVF_TIED_EMBEDDING) return false;
+            rows = c->vocab;
+            cols = c->hidden;
+            break;
+        case KVF_T_FINAL_NORM:
+        case KVF_T_ATTN_NORM:
+        case KVF_T_MLP_NORM: cols = c->hidden; break;
+        case KVF_T_Q: rows = q; cols = c->hidden; break;
+        case KVF_T_K:
+        case KVF_T_V: rows = kv; cols = c->hidden; break;
+        case KVF_T_O: rows = c->hidden; cols = q; break;
+        case KVF_T_Q_BIAS:
+            if (!(c->flags & KVF_QKV_BIAS)) return false;
+            cols = q;
+            break;
+        case KVF_T_K_BIAS:
+        case KVF_T_V_BIAS:
+            if (!(c->flags & KVF_QKV_BIAS)) return false;
+            cols = kv;
+            break;
+        case KVF_T_O_BIAS:
+            if (!(c->flags & KVF_O_BIAS)) return false;
+            cols = c->hidden;
+            break;
+        case KVF_T_Q_NORM:
+        case KVF_T_K_NORM:
+            if (!(c->flags & KVF_QK_NORM)) return false;
+            cols = c->head_dim;
+            break;
+        case KVF_T_GATE:
+        case KVF_T_UP: rows = c->intermediate; cols = c->hidden; break;
+        case KVF_T_DOWN: rows = c->hidden; cols = c->intermediate; break;
+        case KVF_T_ROUTER:
+            if (c->n_expert == 0) return false;
+            rows = c->n_expert;
+            cols = c->hidden;
+            break;
+        default: return false;
     }
     *n_row = rows;
     *n_col = cols;
-    return has;
+    return true;
 }
 
-static bool is_global(uint32_t tensor) { return tensor <= KVF_T_FINAL_NORM; }
-
-static uint32_t copies(const kvf_model *model, uint32_t tensor) {
-    const bool per_expert = tensor >= KVF_T_GATE && tensor <= KVF_T_DOWN;
-    return per_expert && model->config.n_expert > 0 ? model->config.n_expert : 1;
+static uint32_t copies_per_layer(const kvf_model *model, uint32_t tensor) {
+    return kv_tensor_per_expert(model, tensor) ? model->config.n_expert : 1;
 }
 
-/* Index in `loaded` of a tensor's first row; with tensor = KVF_T_COUNT, layer = n_layer - 1: the number of all rows. */
-static size_t loaded_index(const kvf_model *model, uint32_t tensor, uint32_t layer, uint32_t expert) {
-    size_t per_layer = 0, before = 0;
-    uint32_t rows, cols;
+/* Rows of one layer's tensors (layer), or of those outside the layers. */
+static size_t rows_of(const kvf_model *model, bool layer) {
+    size_t sum = 0;
+    uint32_t n_row, n_col;
     for (uint32_t t = 0; t < KVF_T_COUNT; t++) {
-        if (!kv_tensor_shape(model, t, &rows, &cols)) continue;
-        const size_t all = (size_t)rows * copies(model, t);
-        if (is_global(t)) {
-            if (t < tensor) before += all;
-        } else {
-            if (t < tensor) before += all;
-            per_layer += all;
-        }
+        if (kv_tensor_per_layer(t) != layer || !kv_tensor_shape(model, t, &n_row, &n_col)) continue;
+        sum += (size_t)n_row * copies_per_layer(model, t);
     }
-    if (is_global(tensor)) return before;
-    size_t index = before + per_layer * layer; /* before holds all global rows as well */
-    if (tensor < KVF_T_COUNT && kv_tensor_shape(model, tensor, &rows, &cols)) index += (size_t)rows * expert;
-    return index;
+    return sum;
 }
 
-static int32_t check_config(const kvf_model_config *c, const float *inv_freq, const uint32_t *layer_window, kv_err e) {
-    if (c == NULL || c->size != sizeof *c) {
-        return kv_fail(e, KVF_ERR_ARG, "Cannot create model as config.size must be %zu: it is %u", sizeof *c,
-                       c == NULL ? 0 : c->size);
+/* Where a tensor's row 0 is in model->loaded: first the tensors outside the layers, then layer after layer. */
+static size_t loaded_at(const kvf_model *model, uint32_t tensor, uint32_t layer, uint32_t expert) {
+    const bool in_layer = kv_tensor_per_layer(tensor);
+    size_t at = in_layer ? rows_of(model, false) + (size_t)layer * rows_of(model, true) : 0;
+    uint32_t n_row, n_col;
+    for (uint32_t t = 0; t < tensor; t++) {
+        if (kv_tensor_per_layer(t) != in_layer || !kv_tensor_shape(model, t, &n_row, &n_col)) continue;
+        at += (size_t)n_row * copies_per_layer(model, t);
     }
-    const struct {
-        const char *name;
-        uint32_t value, low, high;
-    } field[] = {{"n_layer", c->n_layer, 1, 1024},
-                 {"hidden", c->hidden, 1, 1u << 17},
-                 {"n_head", c->n_head, 1, 1024},
-                 {"n_kv_head", c->n_kv_head, 1, 1024},
-                 {"head_dim", c->head_dim, 2, 256},
-                 {"intermediate", c->intermediate, 1, 1u << 20},
-                 {"vocab", c->vocab, 1, 1u << 22},
-                 {"weight_dtype", c->weight_dtype, 0, KVF_BF16},
-                 {"flags", c->flags, 0, 31},
-                 {"n_expert", c->n_expert, 0, 1024},
-                 {"n_expert_used", c->n_expert_used, c->n_expert > 0, c->n_expert}};
-    for (size_t i = 0; i < sizeof field / sizeof *field; i++) {
-        if (field[i].value < field[i].low || field[i].value > field[i].high) {
-            return kv_fail(e, KVF_ERR_ARG, "Cannot create model as %s must be from %u to %u: it is %u", field[i].name,
-                           field[i].low, field[i].high, field[i].value);
-        }
+    kv_tensor_shape(model, tensor, &n_row, &n_col);
+    return at + (size_t)n_row * expert;
+}
+
+/* ---- Creation ---- */
+
+static int32_t check_between(const char *name, uint32_t value, uint32_t low, uint32_t high, kv_err err) {
+    if (value >= low && value <= high) return KVF_OK;
+    return kv_fail(err, KVF_ERR_ARG, "Cannot create a model as %s must be between %u and %u: %u", name, low, high, value);
+}
+
+static int32_t check_config(const kvf_model_config *c, const float *inv_freq, const uint32_t *layer_window, kv_err err) {
+    int32_t status;
+    if ((status = check_between("n_layer", c->n_layer, 1, KV_MAX_LAYER, err)) != KVF_OK) return status;
+    if ((status = check_between("hidden", c->hidden, 1, KV_MAX_HIDDEN, err)) != KVF_OK) return status;
+    if ((status = check_between("n_head", c->n_head, 1, KV_MAX_HEAD, err)) != KVF_OK) return status;
+    if ((status = check_between("n_kv_head", c->n_kv_head, 1, c->n_head, err)) != KVF_OK) return status;
+    if ((status = check_between("head_dim", c->head_dim, 2, 256, err)) != KVF_OK) return status;
+    if ((status = check_between("intermediate", c->intermediate, 1, KV_MAX_INTERMEDIATE, err)) != KVF_OK) return status;
+    if ((status = check_between("vocab", c->vocab, 1, KV_MAX_VOCAB, err)) != KVF_OK) return status;
+    if ((status = check_between("weight_dtype", c->weight_dtype, KVF_F32, KVF_BF16, err)) != KVF_OK) return status;
+    if ((status = check_between("n_expert", c->n_expert, 0, KV_MAX_EXPERT, err)) != KVF_OK) return status;
+    if (c->n_expert == 0) {
+        status = check_between("n_expert_used of a dense model", c->n_expert_used, 0, 0, err);
+    } else {
+        status = check_between("n_expert_used", c->n_expert_used, 1, c->n_expert, err);
     }
-    if (c->n_head % c->n_kv_head != 0 || c->head_dim % 2 != 0) {
-        return kv_fail(e, KVF_ERR_ARG,
-                       "Cannot create model as n_kv_head must divide n_head and head_dim must be even: they are %u, %u, %u",
-                       c->n_kv_head, c->n_head, c->head_dim);
+    if (status != KVF_OK) return status;
+    if (c->n_head % c->n_kv_head != 0) {
+        return kv_fail(err, KVF_ERR_ARG, "Cannot create a model as n_kv_head must divide n_head: %u and %u", c->n_kv_head,
+                       c->n_head);
     }
-    if (!(c->norm_eps >= 0) || !isfinite(c->norm_eps) || !isfinite(c->rope_scale)) {
-        return kv_fail(e, KVF_ERR_ARG, "Cannot create model as norm_eps and rope_scale must be finite: they are %g and %g",
-                       (double)c->norm_eps, (double)c->rope_scale);
+    if (c->head_dim % 2 != 0) {
+        return kv_fail(err, KVF_ERR_ARG, "Cannot create a model as head_dim must be even: %u", c->head_dim);
+    }
+    if ((c->flags & ~(uint32_t)KV_MODEL_FLAGS) != 0) {
+        return kv_fail(err, KVF_ERR_ARG, "Cannot create a model as its flags must be known: %u", c->flags);
+    }
+    if (!isfinite(c->norm_eps) || c->norm_eps < 0) {
+        return kv_fail(err, KVF_ERR_ARG, "Cannot create a model as norm_eps must be finite and at least 0: %g",
+                       (double)c->norm_eps);
+    }
+    if (!isfinite(c->rope_scale) || c->rope_scale <= 0) {
+        return kv_fail(err, KVF_ERR_ARG, "Cannot create a model as rope_scale must be finite and above 0: %g",
+                       (double)c->rope_scale);
     }
     if (inv_freq == NULL || layer_window == NULL) {
-        return kv_fail(e, KVF_ERR_ARG, "Cannot create model as inv_freq and layer_window must be given");
+        return kv_fail(err, KVF_ERR_ARG, "Cannot create a model as inv_freq and layer_window must not be NULL");
     }
     for (uint32_t i = 0; i < c->head_dim / 2; i++) {
         if (!isfinite(inv_freq[i])) {
-            return kv_fail(e, KVF_ERR_ARG, "Cannot create model as inv_freq[%u] must be finite: it is %g", i,
-                           (double)inv_freq[i]);
+            return kv_fail(err, KVF_ERR_ARG, "Cannot create a model as inv_freq must be finite: %g at %u",
+                           (double)inv_freq[i], i);
         }
     }
     return KVF_OK;
 }
 
 static void model_destroy(kvf_model *model) {
-    free(model->inv_freq);
-    free(model->layer_window);
+    if (model->impl != NULL) be_model_close(model);
     free(model->loaded);
-    model->magic = 0;
+    free(model->layer_window);
+    free(model->inv_freq);
     free(model);
 }
 
-static kvf_model *model_make(kvf_device *dev, const kvf_model_config *config, const float *inv_freq,
-                             const uint32_t *layer_window, kv_err e) {
-    if (check_config(config, inv_freq, layer_window, e) != KVF_OK) return NULL;
-    kvf_model *model = calloc(1, sizeof *model);
-    if (model == NULL) {
-        kv_fail(e, KVF_ERR_MEMORY, "Cannot create model as memory ran out");
+static kvf_model *model_create(kvf_device *dev, const kvf_model_config *config, const float *inv_freq,
+                               const uint32_t *layer_window, kv_err err) {
+    if (config == NULL) {
+        kv_fail(err, KVF_ERR_ARG, "Cannot create a model as the config must not be NULL");
         return NULL;
     }
+    if (config->size != sizeof *config) {
+        kv_fail(err, KVF_ERR_ARG, "Cannot create a model as kvf_model_config must have %zu bytes: size is %u",
+                sizeof *config, config->size);
+        return NULL;
+    }
+    if (check_config(config, inv_freq, layer_window, err) != KVF_OK) return NULL;
+    kvf_model *model = calloc(1, sizeof *model);
+    if (model == NULL) {
+        kv_fail(err, KVF_ERR_MEMORY, "Cannot create a model as %zu bytes must be available", sizeof *model);
+        return NULL;
+    }
+    model->handle.kind = KV_MODEL;
     model->dev = dev;
+    model->refs = 1;
     model->config = *config;
     model->group = config->n_head / config->n_kv_head;
+    const size_t n_row = rows_of(model, false) + (size_t)config->n_layer * rows_of(model, true);
     model->inv_freq = malloc(config->head_dim / 2 * sizeof(float));
     model->layer_window = malloc(config->n_layer * sizeof(uint32_t));
-    model->loaded = calloc(loaded_index(model, KVF_T_COUNT, config->n_layer - 1, 0), 1);
+    model->loaded = calloc(n_row, 1);
     if (model->inv_freq == NULL || model->layer_window == NULL || model->loaded == NULL) {
-        kv_fail(e, KVF_ERR_MEMORY, "Cannot create model as memory ran out");
+        kv_fail(err, KVF_ERR_MEMORY, "Cannot create a model as %zu bytes must be available", n_row);
         model_destroy(model);
         return NULL;
     }
     memcpy(model->inv_freq, inv_freq, config->head_dim / 2 * sizeof(float));
     memcpy(model->layer_window, layer_window, config->n_layer * sizeof(uint32_t));
-    if (be_model_open(model, e) != KVF_OK) {
+    if (be_model_open(model, err) != KVF_OK) {
         model_destroy(model);
         return NULL;
     }
-    model->magic = KV_MODEL_MAGIC;
-    kv_device_hold(dev);
-    kv_handle_made();
     return model;
 }
 
 kvf_model *kvf_model_create(kvf_device *dev, const kvf_model_config *config, const float *inv_freq,
-                            const uint32_t *layer_window, char *err, uint32_t err_cap) {
-    const kv_err e = {err, err_cap};
-    if (kv_enter(dev, e) != KVF_OK) return NULL;
-    kvf_model *model = model_make(dev, config, inv_freq, layer_window, e);
+                            const uint32_t *layer_window, char *text, uint32_t cap) {
+    const kv_err err = {text, cap};
+    if (kv_enter(dev, KV_DEVICE, "create a model", err) != KVF_OK) return NULL;
+    kvf_model *model = model_create(dev, config, inv_freq, layer_window, err);
+    if (model != NULL) {
+        kv_device_retain(dev);
+        kv_handle_add(&model->handle);
+    }
     kv_leave(dev);
     return model;
 }
 
-void kvf_model_free(kvf_model *model) {
-    if (model == NULL || model->magic != KV_MODEL_MAGIC) return;
+void kv_model_release(kvf_model *model) {
+    if (--model->refs > 0) return;
     kvf_device *dev = model->dev;
-    be_model_close(model);
     model_destroy(model);
-    kv_handle_gone();
     kv_device_release(dev);
 }
 
-static int32_t load(kvf_model *model, uint32_t tensor, uint32_t layer, uint32_t expert, uint32_t dtype,
-                    uint32_t first_row, uint32_t n_row, const void *data, double data_bytes, kv_err e) {
+void kvf_model_free(kvf_model *model) {
+    if (!kv_enter_to_free(model, KV_MODEL)) return;
+    kvf_device *dev = model->dev;
+    kv_device_retain(dev); /* until the device is given back */
+    kv_model_release(model);
+    kv_leave(dev);
+    kv_device_release(dev);
+}
+
+/* ---- Loading ---- */
+
+static int32_t model_load(kvf_model *model, uint32_t tensor, uint32_t layer, uint32_t expert, uint32_t dtype,
+                          uint32_t first_row, uint32_t n_row, const void *data, double data_bytes, kv_err err) {
     uint32_t rows, cols;
-    if (tensor >= KVF_T_COUNT || !kv_tensor_shape(model, tensor, &rows, &cols)) {
-        return kv_fail(e, KVF_ERR_ARG, "Cannot load tensor as the model must have it: kind is %u", tensor);
+    if (model->ready) return kv_fail(err, KVF_ERR_STATE, "Cannot load a tensor as the model must not be ready yet");
+    if (tensor >= KVF_T_COUNT) {
+        return kv_fail(err, KVF_ERR_ARG, "Cannot load a tensor as its number must be below %u: %u", (uint32_t)KVF_T_COUNT,
+                       tensor);
     }
-    const char *name = TENSOR_NAME[tensor];
-    if (model->ready) return kv_fail(e, KVF_ERR_STATE, "Cannot load %s as the model must not be ready", name);
-    if (layer >= (is_global(tensor) ? 1 : model->config.n_layer) || expert >= copies(model, tensor)) {
-        return kv_fail(e, KVF_ERR_ARG, "Cannot load %s as layer and expert must exist: they are %u and %u", name, layer,
-                       expert);
+    const char *name = g_tensor_name[tensor];
+    if (!kv_tensor_shape(model, tensor, &rows, &cols)) {
+        return kv_fail(err, KVF_ERR_ARG, "Cannot load tensor %s as the model must have it: its flags are %u and it has %u experts",
+                       name, model->config.flags, model->config.n_expert);
     }
-    if (dtype > KVF_BF16) return kv_fail(e, KVF_ERR_ARG, "Cannot load %s as dtype must be known: it is %u", name, dtype);
+    const uint32_t n_layer = kv_tensor_per_layer(tensor) ? model->config.n_layer : 1;
+    if (layer >= n_layer) {
+        return kv_fail(err, KVF_ERR_ARG, "Cannot load tensor %s as its layer must be below %u: %u", name, n_layer, layer);
+    }
+    if (expert >= copies_per_layer(model, tensor)) {
+        return kv_fail(err, KVF_ERR_ARG, "Cannot load tensor %s as its expert must be below %u: %u", name,
+                       copies_per_layer(model, tensor), expert);
+    }
+    if (dtype > KVF_BF16) {
+        return kv_fail(err, KVF_ERR_ARG, "Cannot load tensor %s as its dtype must be F32, F16 or BF16: %u", name, dtype);
+    }
     if (n_row == 0 || first_row >= rows || n_row > rows - first_row) {
-        return kv_fail(e, KVF_ERR_ARG, "Cannot load %s as its rows must be within %u: they are %u from %u", name, rows,
-                       n_row, first_row);
+        return kv_fail(err, KVF_ERR_ARG, "Cannot load tensor %s as its %u rows must hold the given ones: %u from row %u", name,
+                       rows, n_row, first_row);
     }
-    const double needed = (double)n_row * cols * (dtype == KVF_F32 ? 4 : 2);
-    if (data == NULL || !(data_bytes >= needed)) {
-        return kv_fail(e, KVF_ERR_ARG, "Cannot load %s as data must hold %.0f bytes: it holds %.0f", name, needed,
-                       data == NULL ? 0 : data_bytes);
+    const double bytes = (double)n_row * cols * (dtype == KVF_F32 ? 4 : 2);
+    if (data == NULL || data_bytes != bytes) {
+        return kv_fail(err, KVF_ERR_ARG, "Cannot load tensor %s as %u rows of %u elements must have %.0f bytes: %.0f", name,
+                       n_row, cols, bytes, data == NULL ? 0 : data_bytes);
     }
-    uint8_t *loaded = model->loaded + loaded_index(model, tensor, layer, expert) + first_row;
-    for (uint32_t i = 0; i < n_row; i++) {
-        if (loaded[i]) {
-            return kv_fail(e, KVF_ERR_STATE, "Cannot load %s of layer %u as each row must come once: row %u came before",
-                           name, layer, first_row + i);
-        }
+    uint8_t *loaded = model->loaded + loaded_at(model, tensor, layer, expert) + first_row;
+    const uint8_t *twice = memchr(loaded, 1, n_row);
+    if (twice != NULL) {
+        return kv_fail(err, KVF_ERR_ARG, "Cannot load tensor %s of layer %u, expert %u as each row must come once: row %u", name,
+                       layer, expert, first_row + (uint32_t)(twice - loaded));
     }
-    const int32_t status = be_model_load(model, tensor, layer, expert, dtype, first_row, n_row, data, e);
+    const int32_t status = be_model_load(model, tensor, layer, expert, dtype, first_row, n_row, data, err);
     if (status == KVF_OK) memset(loaded, 1, n_row);
     return status;
 }
 
 int32_t kvf_model_load(kvf_model *model, uint32_t tensor, uint32_t layer, uint32_t expert, uint32_t dtype,
-                       uint32_t first_row, uint32_t n_row, const void *data, double data_bytes, char *err,
-                       uint32_t err_cap) {
-    KV_MODEL_CALL(model, load(model, tensor, layer, expert, dtype, first_row, n_row, data, data_bytes, e));
+                       uint32_t first_row, uint32_t n_row, const void *data, double data_bytes, char *text,
+                       uint32_t cap) {
+    const kv_err err = {text, cap};
+    int32_t status = kv_enter(model, KV_MODEL, "load a tensor", err);
+    if (status != KVF_OK) return status;
+    status = model_load(model, tensor, layer, expert, dtype, first_row, n_row, data, data_bytes, err);
+    kv_leave(model->dev);
+    return status;
 }
 
-static int32_t finish(kvf_model *model, kv_err e) {
-    const int32_t status = be_model_finish(model, e);
+static int32_t finish(kvf_model *model, kv_err err) {
+    const int32_t status = be_model_finish(model, err);
     if (status != KVF_OK) return status;
+    model->ready = true;
     free(model->loaded);
     model->loaded = NULL;
-    model->ready = true;
     return KVF_OK;
 }
 
-static int32_t ready(kvf_model *model, kv_err e) {
+static int32_t model_ready(kvf_model *model, kv_err err) {
     if (model->ready) return KVF_OK;
-    for (uint32_t layer = 0; layer < model->config.n_layer; layer++) {
-        for (uint32_t t = 0; t < KVF_T_COUNT; t++) {
-            uint32_t rows, cols;
-            if (!kv_tensor_shape(model, t, &rows, &cols) || (is_global(t) && layer > 0)) continue;
-            for (uint32_t expert = 0; expert < copies(model, t); expert++) {
-                const uint8_t *missing = memchr(model->loaded + loaded_index(model, t, layer, expert), 0, rows);
+    for (uint32_t tensor = 0; tensor < KVF_T_COUNT; tensor++) {
+        uint32_t rows, cols;
+        if (!kv_tensor_shape(model, tensor, &rows, &cols)) continue;
+        const uint32_t n_layer = kv_tensor_per_layer(tensor) ? model->config.n_layer : 1;
+        const uint32_t n_copy = copies_per_layer(model, tensor);
+        for (uint32_t layer = 0; layer < n_layer; layer++) {
+            for (uint32_t expert = 0; expert < n_copy; expert++) {
+                const uint8_t *loaded = model->loaded + loaded_at(model, tensor, layer, expert);
+                const uint8_t *missing = memchr(loaded, 0, rows);
                 if (missing == NULL) continue;
-                return kv_fail(e, KVF_ERR_STATE,
-                               "Cannot use model as every row must be loaded: %s of layer %u, expert %u lacks row %zu",
-                               TENSOR_NAME[t], layer, expert,
-                               (size_t)(missing - (model->loaded + loaded_index(model, t, layer, expert))));
+                return kv_fail(err, KVF_ERR_STATE,
+                               "Cannot use the model as every row must be loaded: row %u of %u of tensor %s, layer %u, expert %u",
+                               (uint32_t)(missing - loaded), rows, g_tensor_name[tensor], layer, expert);
             }
         }
     }
-    return finish(model, e);
+    return finish(model, err);
 }
 
-int32_t kvf_model_ready(kvf_model *model, char *err, uint32_t err_cap) { KV_MODEL_CALL(model, ready(model, e)); }
-
-static int32_t randomize(kvf_model *model, uint32_t seed, kv_err e) {
-    if (model->ready) return kv_fail(e, KVF_ERR_STATE, "Cannot randomize model as it must not be ready");
-    const int32_t status = be_model_randomize(model, seed, e);
-    return status == KVF_OK ? finish(model, e) : status;
+int32_t kvf_model_ready(kvf_model *model, char *text, uint32_t cap) {
+    const kv_err err = {text, cap};
+    int32_t status = kv_enter(model, KV_MODEL, "use the model", err);
+    if (status != KVF_OK) return status;
+    status = model_ready(model, err);
+    kv_leave(model->dev);
+    return status;
 }
 
-int32_t kvf_model_randomize(kvf_model *model, uint32_t seed, char *err, uint32_t err_cap) {
-    KV_MODEL_CALL(model, randomize(model, seed, e));
+int32_t kvf_model_randomize(kvf_model *model, uint32_t seed, char *text, uint32_t cap) {
+    const kv_err err = {text, cap};
+    int32_t status = kv_enter(model, KV_MODEL, "randomize the model", err);
+    if (status != KVF_OK) return status;
+    if (model->ready) {
+        status = kv_fail(err, KVF_ERR_STATE, "Cannot randomize the model as it must not be ready yet");
+    } else {
+        status = be_model_randomize(model, seed, err);
+        if (status == KVF_OK) status = finish(model, err);
+    }
+    kv_leave(model->dev);
+    return status;
 }
 
 double kvf_model_bytes(kvf_model *model) {
-    return model != NULL && model->magic == KV_MODEL_MAGIC ? be_model_bytes(model) : 0;
+    const kv_err err = {NULL, 0};
+    if (kv_enter(model, KV_MODEL, "measure", err) != KVF_OK) return 0;
+    const double result = be_model_bytes(model);
+    kv_leave(model->dev);
+    return result;
 }
 
 double kvf_model_step_bytes(kvf_model *model) {
-    return model != NULL && model->magic == KV_MODEL_MAGIC ? be_model_step_bytes(model) : 0;
+    const kv_err err = {NULL, 0};
+    if (kv_enter(model, KV_MODEL, "measure", err) != KVF_OK) return 0;
+    const double result = be_model_step_bytes(model);
+    kv_leave(model->dev);
+    return result;
 }

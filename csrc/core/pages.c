@@ -1,130 +1,166 @@
-/* The page pool and page tables: reference counts, copy on write, limits. */
+/*
+ * The page pool of a cache and the page tables.
+ *
+ * A page's memory is allocated when the first table takes it and freed when the last one lets it go. Nothing is kept
+ * back: what the ledger calls resident is all that the pool has, and a row that was evicted with its page is gone. Only
+ * the slots (16 bytes each) are recycled, by a free list.
+ */
 #include <stdlib.h>
 #include <string.h>
 
-#include "entry.h"
+#include "backend.h"
 
-/* A page with one reference, or KV_NO_TOKEN with the message written. */
-static uint32_t page_take(kvf_cache *cache, kv_err err) {
-    const double limit = cache->config.limit_bytes;
-    if (limit > 0 && cache->resident_bytes + cache->page_bytes > limit) {
-        kv_fail(err, KVF_ERR_MEMORY, "Cannot store rows as the cache must stay within %.0f bytes: %.0f are held, %u needed",
-                limit, cache->resident_bytes, cache->page_bytes);
-        return KV_NO_TOKEN;
-    }
-    if (cache->free_page == KV_NO_TOKEN && cache->n_page == cache->cap_page) {
-        const uint32_t cap = cache->cap_page == 0 ? 256 : cache->cap_page * 2;
-        kv_page *grown = cap > cache->cap_page ? realloc(cache->page, (size_t)cap * sizeof *grown) : NULL;
-        if (grown == NULL) {
-            kv_fail(err, KVF_ERR_MEMORY, "Cannot store rows as memory ran out: %u pages are held", cache->held_page);
-            return KV_NO_TOKEN;
-        }
-        cache->page = grown;
-        cache->cap_page = cap;
-    }
-    void *data = be_alloc(cache->dev, cache->page_bytes);
-    if (data == NULL) {
-        kv_fail(err, KVF_ERR_MEMORY, "Cannot store rows as memory ran out: %.0f bytes are held, %u needed",
-                cache->resident_bytes, cache->page_bytes);
-        return KV_NO_TOKEN;
-    }
-    uint32_t index = cache->free_page;
-    if (index != KV_NO_TOKEN) {
-        cache->free_page = cache->page[index].next;
-    } else {
-        index = cache->n_page++;
-    }
-    cache->page[index] = (kv_page){.data = data, .refs = 1, .next = KV_NO_TOKEN};
-    cache->held_page++;
-    cache->resident_bytes += cache->page_bytes;
-    if (cache->resident_bytes > cache->peak_bytes) cache->peak_bytes = cache->resident_bytes;
-    return index;
+static uint32_t pages_for(uint32_t rows) { return rows / KVF_PAGE_ROWS + (rows % KVF_PAGE_ROWS != 0); }
+
+/* ---- Pool ---- */
+
+static int32_t no_memory(size_t bytes, kv_err err) {
+    return kv_fail(err, KVF_ERR_MEMORY, "Cannot reserve rows as %zu bytes must be available", bytes);
 }
 
-static void page_release(kvf_cache *cache, uint32_t index) {
-    kv_page *page = &cache->page[index];
-    if (--page->refs > 0) return;
-    be_free(cache->dev, page->data);
-    page->data = NULL;
-    page->next = cache->free_page;
+/* Makes n free slots. */
+static int32_t grow_slots(kvf_cache *cache, uint32_t n, kv_err err) {
+    const uint32_t n_free = cache->n_page - cache->held_page;
+    if (n <= n_free || n - n_free <= cache->cap_page - cache->n_page) return KVF_OK;
+    uint64_t cap = (uint64_t)cache->cap_page + cache->cap_page / 2;
+    const uint64_t least = (uint64_t)cache->held_page + n;
+    if (cap < least) cap = least;
+    if (cap < 64) cap = 64;
+    if (cap >= KV_NO_TOKEN) return no_memory((size_t)least * cache->page_bytes, err);
+    kv_page *page = realloc(cache->page, (size_t)cap * sizeof *page);
+    if (page == NULL) return no_memory((size_t)cap * sizeof *page, err);
+    cache->page = page;
+    cache->cap_page = (uint32_t)cap;
+    return KVF_OK;
+}
+
+/* Puts a slot without memory on the free list. */
+static void give_slot(kvf_cache *cache, uint32_t index) {
+    cache->page[index] = (kv_page){NULL, 0, cache->free_page};
     cache->free_page = index;
     cache->held_page--;
-    cache->resident_bytes -= cache->page_bytes;
 }
 
-static bool grow_list(kv_table *t, uint32_t n_page) {
-    if (n_page <= t->cap_page) return true;
-    uint32_t cap = t->cap_page == 0 ? 8 : t->cap_page;
-    while (cap < n_page) cap *= 2;
-    uint32_t *grown = realloc(t->page, (size_t)cap * sizeof *grown);
-    if (grown == NULL) return false;
-    t->page = grown;
-    t->cap_page = cap;
-    return true;
+static int32_t check_limit(const kvf_cache *cache, uint64_t n, kv_err err) {
+    const double limit = cache->config.limit_bytes;
+    const double held = (double)cache->held_page * cache->page_bytes;
+    const double need = (double)n * cache->page_bytes;
+    if (limit == 0 || held + need <= limit) return KVF_OK;
+    return kv_fail(err, KVF_ERR_MEMORY,
+                   "Cannot reserve rows as limit_bytes of the cache must hold them: %.0f bytes needed, %.0f of %.0f free",
+                   need, limit - held, limit);
 }
 
-int32_t kv_table_reserve(kvf_cache *cache, kv_table *t, uint32_t n, kv_err err) {
-    const uint32_t needed = kv_pages_for(t->rows + n);
-    if (!grow_list(t, needed)) return kv_fail(err, KVF_ERR_MEMORY, "Cannot store rows as memory ran out");
-    const uint32_t before = t->n_page;
-    while (t->n_page < needed) {
-        const uint32_t page = page_take(cache, err);
-        if (page == KV_NO_TOKEN) goto undo;
-        t->page[t->n_page++] = page;
-    }
-    /* The page that the next row goes to may be shared: write to a copy. */
-    if (n > 0 && t->rows % KVF_PAGE_ROWS != 0) {
-        uint32_t *tail = &t->page[t->rows / KVF_PAGE_ROWS];
-        if (cache->page[*tail].refs > 1) {
-            const uint32_t own = page_take(cache, err);
-            if (own == KV_NO_TOKEN) goto undo;
-            const int32_t status =
-                be_copy(cache->dev, cache->page[own].data, cache->page[*tail].data, cache->page_bytes, err);
-            if (status != KVF_OK) {
-                page_release(cache, own);
-                while (t->n_page > before) page_release(cache, t->page[--t->n_page]);
-                return status;
-            }
-            page_release(cache, *tail);
-            *tail = own;
+int32_t kv_pages_take(kvf_cache *cache, uint32_t *page, uint32_t n, kv_err err) {
+    if (n == 0) return KVF_OK;
+    int32_t status = check_limit(cache, n, err);
+    if (status != KVF_OK) return status;
+    status = grow_slots(cache, n, err);
+    if (status != KVF_OK) return status;
+    for (uint32_t i = 0; i < n; i++) {
+        void *data = be_alloc(cache->dev, cache->page_bytes);
+        if (data == NULL) {
+            while (i > 0) kv_page_release(cache, page[--i]);
+            return no_memory((size_t)n * cache->page_bytes, err);
         }
+        uint32_t index = cache->free_page;
+        if (index != KV_NO_TOKEN) {
+            cache->free_page = cache->page[index].next;
+        } else {
+            index = cache->n_page++;
+        }
+        cache->page[index] = (kv_page){data, 1, KV_NO_TOKEN};
+        cache->held_page++;
+        page[i] = index;
     }
+    if (cache->held_page > cache->peak_page) cache->peak_page = cache->held_page;
     return KVF_OK;
-undo:
-    while (t->n_page > before) page_release(cache, t->page[--t->n_page]);
-    return KVF_ERR_MEMORY;
 }
 
-void kv_table_trim(kvf_cache *cache, kv_table *t) {
-    while (t->n_page > kv_pages_for(t->rows)) page_release(cache, t->page[--t->n_page]);
+void kv_page_retain(kvf_cache *cache, uint32_t page) { cache->page[page].refs++; }
+
+void kv_page_release(kvf_cache *cache, uint32_t page) {
+    if (--cache->page[page].refs > 0) return;
+    be_free(cache->dev, cache->page[page].data);
+    give_slot(cache, page);
 }
 
-void kv_table_clear(kvf_cache *cache, kv_table *t) {
-    while (t->n_page > 0) page_release(cache, t->page[--t->n_page]);
+/* ---- Tables ---- */
+
+int32_t kv_table_grow(kv_table *t, uint32_t n_page, kv_err err) {
+    if (n_page <= t->cap_page) return KVF_OK;
+    uint32_t cap = t->cap_page + t->cap_page / 2;
+    if (cap < n_page) cap = n_page;
+    uint32_t *page = realloc(t->page, (size_t)cap * sizeof *page);
+    if (page == NULL) return no_memory((size_t)cap * sizeof *page, err);
+    t->page = page;
+    t->cap_page = cap;
+    return KVF_OK;
+}
+
+static void release_from(kvf_cache *cache, kv_table *t, uint32_t first) {
+    while (t->n_page > first) kv_page_release(cache, t->page[--t->n_page]);
+}
+
+void kv_table_free(kvf_cache *cache, kv_table *t) {
+    release_from(cache, t, 0);
     free(t->page);
     *t = (kv_table){0};
 }
 
-int32_t kv_table_share(kvf_cache *cache, kv_table *dst, const kv_table *src, kv_err err) {
-    if (!grow_list(dst, src->n_page)) return kv_fail(err, KVF_ERR_MEMORY, "Cannot share rows as memory ran out");
-    for (uint32_t i = 0; i < src->n_page; i++) {
-        dst->page[i] = src->page[i];
-        cache->page[src->page[i]].refs++;
+void kv_table_trim(kvf_cache *cache, kv_table *t) { release_from(cache, t, pages_for(t->rows)); }
+
+int32_t kv_table_reserve(kvf_cache *cache, kv_table *t, uint32_t n, kv_err err) {
+    if (n == 0) return KVF_OK;
+    if (n > UINT32_MAX - KVF_PAGE_ROWS - t->rows) {
+        return kv_fail(err, KVF_ERR_ARG, "Cannot reserve rows as a head must hold fewer than 2^32: %u and %u more", t->rows, n);
     }
-    dst->n_page = src->n_page;
-    dst->rows = src->rows;
+    const uint32_t tail = t->rows / KVF_PAGE_ROWS;
+    const bool shared = t->rows % KVF_PAGE_ROWS != 0 && cache->page[t->page[tail]].refs > 1;
+    const uint32_t need = pages_for(t->rows + n);
+    const uint32_t had = t->n_page;
+    if (!shared && need <= had) return KVF_OK;
+    /* The copy of the tail is taken along with the new pages, as the last one, so that all or none are there. */
+    const uint32_t more = need > had ? need - had : 0;
+    int32_t status = kv_table_grow(t, had + more + 1, err);
+    if (status == KVF_OK) status = kv_pages_take(cache, t->page + had, more + shared, err);
+    if (status != KVF_OK) return status;
+    t->n_page = had + more;
+    if (shared) {
+        const uint32_t copy = t->page[t->n_page];
+        status = be_copy(cache->dev, cache->page[copy].data, cache->page[t->page[tail]].data, cache->page_bytes, err);
+        if (status != KVF_OK) {
+            kv_page_release(cache, copy);
+            release_from(cache, t, had);
+            return status;
+        }
+        kv_page_release(cache, t->page[tail]);
+        t->page[tail] = copy;
+    }
     return KVF_OK;
 }
 
 int32_t kv_layer_reserve_prefill(kvf_cache *cache, kv_sequence *s, uint32_t layer, uint32_t n, kv_err err) {
-    const uint32_t copies = s->n_stored_head / cache->config.n_kv_head;
-    for (uint32_t head = 0; head < s->n_stored_head; head++) {
-        kv_table *t = kv_table_of(s, layer, head);
-        const int32_t status = head % copies == 0 ? kv_table_reserve(cache, t, n, err)
-                                                  : kv_table_share(cache, t, kv_table_of(s, layer, head - head % copies), err);
-        if (status == KVF_OK) continue;
-        for (uint32_t h = 0; h <= head; h++) kv_table_clear(cache, kv_table_of(s, layer, h));
-        return status;
+    const uint32_t n_page = pages_for(n);
+    const uint32_t n_kv_head = cache->config.n_kv_head;
+    const uint32_t n_sharing = s->n_stored_head / n_kv_head; /* tables of one group */
+    int32_t status = check_limit(cache, (uint64_t)n_page * n_kv_head, err);
+    for (uint32_t h = 0; h < s->n_stored_head && status == KVF_OK; h++) {
+        kv_table *t = kv_table_of(s, layer, h);
+        status = kv_table_grow(t, n_page, err);
+        if (status != KVF_OK) break;
+        if (h % n_sharing == 0) {
+            status = kv_pages_take(cache, t->page, n_page, err);
+            if (status == KVF_OK) t->n_page = n_page;
+        } else {
+            const kv_table *first = kv_table_of(s, layer, h - h % n_sharing);
+            memcpy(t->page, first->page, (size_t)n_page * sizeof *t->page);
+            for (uint32_t i = 0; i < n_page; i++) kv_page_retain(cache, t->page[i]);
+            t->n_page = n_page;
+        }
     }
-    return KVF_OK;
+    if (status != KVF_OK) {
+        for (uint32_t h = 0; h < s->n_stored_head; h++) kv_table_trim(cache, kv_table_of(s, layer, h));
+    }
+    return status;
 }

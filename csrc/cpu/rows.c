@@ -1,60 +1,113 @@
-/* Rows of plain pages: gather, read, write. Layout: layout.h. */
+/*
+ * Rows in pages: moving, reading, writing. A move takes one dimension of a key at a time, for all rows in ascending
+ * order: so a key page, which is transposed, is written in runs, and rows may move towards the front of their own pages.
+ */
 #include <string.h>
 
 #include "convert.h"
 #include "cpu.h"
 
+/* Dimensions that one chunk of a move takes. */
+#define MOVE_DIMS 16
+
 uint32_t be_page_bytes(const kvf_cache_config *config) {
     return (uint32_t)cpu_page_size(config->head_dim, config->row_dtype);
 }
 
-typedef struct row_shape {
-    uint32_t head_dim, dtype;
-    size_t element;
-} row_shape;
-
-static row_shape shape_of(const kvf_cache *cache) {
-    return (row_shape){cache->config.head_dim, cache->config.row_dtype, cpu_dtype_bytes(cache->config.row_dtype)};
+/* The CPU keeps nothing of its own per sequence or cache. */
+void be_sequence_close(kvf_cache *cache, kv_sequence *s) {
+    (void)cache;
+    (void)s;
 }
 
-/* One row from slot `from` of a page to slot `to` of another. Elements are moved, not converted. */
-static void move_row(row_shape r, void *dst, uint32_t to, void *src, uint32_t from) {
-    if (r.element == 4) {
-        uint32_t *d = cpu_page_keys(dst);
-        const uint32_t *s = cpu_page_keys(src);
-        for (uint32_t i = 0; i < r.head_dim; i++) d[i * KVF_PAGE_ROWS + to] = s[i * KVF_PAGE_ROWS + from];
-    } else {
-        uint16_t *d = cpu_page_keys(dst);
-        const uint16_t *s = cpu_page_keys(src);
-        for (uint32_t i = 0; i < r.head_dim; i++) d[i * KVF_PAGE_ROWS + to] = s[i * KVF_PAGE_ROWS + from];
+void be_cache_close(kvf_cache *cache) { (void)cache; }
+
+/* ---- Moving ---- */
+
+typedef struct move_job {
+    const kvf_cache *cache;
+    const kv_table *dst;
+    const kv_table *src;
+    const uint32_t *rows;
+    uint32_t n;
+} move_job;
+
+/* Dimensions [first, first + n_dim) of up to a page of rows; the page's keys are a template of the element's width. */
+#define MOVE_KEYS(name, type)                                                                                           \
+    static void name(const move_job *j, void *to, uint32_t row, uint32_t n, uint32_t first, uint32_t n_dim) {           \
+        const type *from[KVF_PAGE_ROWS];                                                                                \
+        for (uint32_t i = 0; i < n; i++) {                                                                              \
+            const uint32_t r = j->rows[row + i];                                                                        \
+            from[i] = (const type *)cpu_page_keys(kv_page_data(j->cache, j->src, r)) + r % KVF_PAGE_ROWS;               \
+        }                                                                                                               \
+        for (uint32_t d = first; d < first + n_dim; d++) {                                                              \
+            type *out = (type *)cpu_page_keys(to) + (size_t)d * KVF_PAGE_ROWS;                                          \
+            for (uint32_t i = 0; i < n; i++) out[i] = from[i][(size_t)d * KVF_PAGE_ROWS];                               \
+        }                                                                                                               \
     }
-    const size_t row = r.head_dim * r.element;
-    memcpy((uint8_t *)cpu_page_values(dst, r.head_dim, r.dtype) + to * row,
-           (uint8_t *)cpu_page_values(src, r.head_dim, r.dtype) + from * row, row);
-    cpu_page_positions(dst, r.head_dim, r.dtype)[to] = cpu_page_positions(src, r.head_dim, r.dtype)[from];
+
+MOVE_KEYS(move_keys_32, uint32_t)
+MOVE_KEYS(move_keys_16, uint16_t)
+
+/* Some dimensions of all rows; the first chunk takes the positions too. */
+static void move_chunk(void *arg, uint32_t chunk, uint32_t thread) {
+    (void)thread;
+    const move_job *j = arg;
+    const uint32_t dim = j->cache->config.head_dim, dtype = j->cache->config.row_dtype;
+    const uint32_t first = chunk * MOVE_DIMS, n_dim = dim - first < MOVE_DIMS ? dim - first : MOVE_DIMS;
+    const size_t width = cpu_dtype_bytes(dtype);
+    for (uint32_t row = 0; row < j->n; row += KVF_PAGE_ROWS) {
+        const uint32_t n = j->n - row < KVF_PAGE_ROWS ? j->n - row : KVF_PAGE_ROWS;
+        void *to = kv_page_data(j->cache, j->dst, row);
+        if (width == 4) {
+            move_keys_32(j, to, row, n, first, n_dim);
+        } else {
+            move_keys_16(j, to, row, n, first, n_dim);
+        }
+        uint8_t *values = cpu_page_values(to, dim, dtype);
+        uint32_t *positions = cpu_page_positions(to, dim, dtype);
+        for (uint32_t i = 0; i < n; i++) {
+            const uint32_t r = j->rows[row + i];
+            if (j->dst == j->src && r == row + i) continue;
+            void *from = kv_page_data(j->cache, j->src, r);
+            const uint8_t *value = cpu_page_values(from, dim, dtype);
+            memcpy(values + ((size_t)i * dim + first) * width, value + ((size_t)(r % KVF_PAGE_ROWS) * dim + first) * width,
+                   n_dim * width);
+            if (chunk == 0) positions[i] = cpu_page_positions(from, dim, dtype)[r % KVF_PAGE_ROWS];
+        }
+    }
+}
+
+static void move_rows(kvf_cache *cache, const kv_table *dst, const kv_table *src, const uint32_t *rows, uint32_t n) {
+    move_job j = {cache, dst, src, rows, n};
+    cpu_parallel(cache->dev, (cache->config.head_dim + MOVE_DIMS - 1) / MOVE_DIMS, move_chunk, &j);
 }
 
 int32_t be_gather_rows(kvf_cache *cache, kv_table *dst, const kv_table *src, const uint32_t *rows, uint32_t n,
                        kv_err err) {
     (void)err;
-    const row_shape r = shape_of(cache);
-    for (uint32_t i = 0; i < n; i++) {
-        move_row(r, kv_page_data(cache, dst, i), i % KVF_PAGE_ROWS, kv_page_data(cache, src, rows[i]),
-                 rows[i] % KVF_PAGE_ROWS);
-    }
+    move_rows(cache, dst, src, rows, n);
     return KVF_OK;
 }
 
+int32_t be_compact_rows(kvf_cache *cache, kv_table *t, const uint32_t *rows, uint32_t n, kv_err err) {
+    (void)err;
+    move_rows(cache, t, t, rows, n);
+    return KVF_OK;
+}
+
+/* ---- Reading and writing ---- */
+
 int32_t be_read_rows(kvf_cache *cache, const kv_table *t, uint32_t what, float *to_host, kv_err err) {
     (void)err;
-    const row_shape r = shape_of(cache);
+    const uint32_t dim = cache->config.head_dim, dtype = cache->config.row_dtype;
     for (uint32_t row = 0; row < t->rows; row++) {
         void *page = kv_page_data(cache, t, row);
-        const uint32_t slot = row % KVF_PAGE_ROWS;
-        float *out = to_host + (size_t)row * r.head_dim;
-        for (uint32_t i = 0; i < r.head_dim; i++) {
-            out[i] = what == 0 ? cpu_get(cpu_page_keys(page), (size_t)i * KVF_PAGE_ROWS + slot, r.dtype)
-                               : cpu_get(cpu_page_values(page, r.head_dim, r.dtype), (size_t)slot * r.head_dim + i, r.dtype);
+        const void *from = what == 0 ? cpu_page_keys(page) : cpu_page_values(page, dim, dtype);
+        const size_t slot = row % KVF_PAGE_ROWS;
+        float *out = to_host + (size_t)row * dim;
+        for (uint32_t d = 0; d < dim; d++) {
+            out[d] = cpu_get(from, what == 0 ? d * (size_t)KVF_PAGE_ROWS + slot : slot * dim + d, dtype);
         }
     }
     return KVF_OK;
@@ -62,25 +115,41 @@ int32_t be_read_rows(kvf_cache *cache, const kv_table *t, uint32_t what, float *
 
 int32_t be_read_positions(kvf_cache *cache, const kv_table *t, uint32_t *to_host, kv_err err) {
     (void)err;
-    const row_shape r = shape_of(cache);
+    const uint32_t dim = cache->config.head_dim, dtype = cache->config.row_dtype;
     for (uint32_t row = 0; row < t->rows; row++) {
-        to_host[row] = cpu_page_positions(kv_page_data(cache, t, row), r.head_dim, r.dtype)[row % KVF_PAGE_ROWS];
+        to_host[row] = cpu_page_positions(kv_page_data(cache, t, row), dim, dtype)[row % KVF_PAGE_ROWS];
     }
     return KVF_OK;
 }
 
+typedef struct write_job {
+    const kvf_cache *cache;
+    const kv_table *t;
+    const float *k;
+    const float *v;
+    uint32_t n;
+} write_job;
+
+/* One page. */
+static void write_chunk(void *arg, uint32_t chunk, uint32_t thread) {
+    (void)thread;
+    const write_job *j = arg;
+    const uint32_t dim = j->cache->config.head_dim, dtype = j->cache->config.row_dtype;
+    const uint32_t first = chunk * KVF_PAGE_ROWS, n = j->n - first < KVF_PAGE_ROWS ? j->n - first : KVF_PAGE_ROWS;
+    void *page = kv_page_data(j->cache, j->t, first);
+    const float *k = j->k + (size_t)first * dim, *v = j->v + (size_t)first * dim;
+    for (uint32_t i = 0; i < n; i++) {
+        for (uint32_t d = 0; d < dim; d++) {
+            cpu_put(cpu_page_keys(page), (size_t)d * KVF_PAGE_ROWS + i, dtype, k[(size_t)i * dim + d]);
+            cpu_put(cpu_page_values(page, dim, dtype), (size_t)i * dim + d, dtype, v[(size_t)i * dim + d]);
+        }
+        cpu_page_positions(page, dim, dtype)[i] = first + i;
+    }
+}
+
 int32_t be_write_rows(kvf_cache *cache, kv_table *t, const float *k, const float *v, uint32_t n, kv_err err) {
     (void)err;
-    const row_shape r = shape_of(cache);
-    for (uint32_t row = 0; row < n; row++) {
-        void *page = kv_page_data(cache, t, row);
-        const uint32_t slot = row % KVF_PAGE_ROWS;
-        for (uint32_t i = 0; i < r.head_dim; i++) {
-            cpu_put(cpu_page_keys(page), (size_t)i * KVF_PAGE_ROWS + slot, r.dtype, k[(size_t)row * r.head_dim + i]);
-            cpu_put(cpu_page_values(page, r.head_dim, r.dtype), (size_t)slot * r.head_dim + i, r.dtype,
-                    v[(size_t)row * r.head_dim + i]);
-        }
-        cpu_page_positions(page, r.head_dim, r.dtype)[slot] = row;
-    }
+    write_job j = {cache, t, k, v, n};
+    cpu_parallel(cache->dev, (n + KVF_PAGE_ROWS - 1) / KVF_PAGE_ROWS, write_chunk, &j);
     return KVF_OK;
 }

@@ -1,186 +1,323 @@
-/* Scores and selections on the CPU. Threads divide heads; every sum has one order. */
+/*
+ * Scores and selections on the CPU. Threads divide heads, rows or histograms; every sum of floats has one order, whatever
+ * the number of threads.
+ */
 #include <math.h>
-#include <stdlib.h>
 #include <string.h>
 
 #include "convert.h"
 #include "cpu.h"
 
-static int32_t no_memory(kv_err err) { return kv_fail(err, KVF_ERR_MEMORY, "Cannot score rows as memory ran out"); }
+/* Slots of cpu_scratch. */
+enum { SLOT_SOFTMAX = 16, SLOT_SUMS = 17, SLOT_POOL = 18, SLOT_COUNTS = 19 };
+
+/* Queries whose softmax is computed together. */
+#define QUERY_TILE 8
+/* Rows of one chunk of an elementwise job. */
+#define ROW_CHUNK 4096u
+
+static int32_t no_memory(kv_err err, size_t bytes) {
+    return kv_fail(err, KVF_ERR_MEMORY, "Cannot compute scores as %zu bytes must be available", bytes);
+}
+
+/* ---- Reduction over a group ---- */
+
+static void reduce_into(float *out, const float *x, size_t n, uint32_t reduce) {
+    if (reduce == KVF_MAX) {
+        for (size_t i = 0; i < n; i++) out[i] = x[i] > out[i] ? x[i] : out[i];
+    } else {
+        for (size_t i = 0; i < n; i++) out[i] += x[i];
+    }
+}
+
+static void divide(float *x, size_t n, uint32_t by) {
+    if (by == 1) return;
+    for (size_t i = 0; i < n; i++) x[i] /= (float)by;
+}
+
+typedef struct reduce_job {
+    const float *in; /* [n_head * group, n_row] */
+    float *out;      /* [n_head, n_row] */
+    uint32_t group, n_row, reduce, n_part;
+} reduce_job;
+
+/* Some rows of one stored head. */
+static void reduce_chunk(void *arg, uint32_t chunk, uint32_t thread) {
+    (void)thread;
+    const reduce_job *j = arg;
+    const uint32_t head = chunk / j->n_part, first = chunk % j->n_part * ROW_CHUNK;
+    const uint32_t n = j->n_row - first < ROW_CHUNK ? j->n_row - first : ROW_CHUNK;
+    const float *in = j->in + (size_t)head * j->group * j->n_row + first;
+    float *out = j->out + (size_t)head * j->n_row + first;
+    memcpy(out, in, n * sizeof *out);
+    for (uint32_t r = 1; r < j->group; r++) reduce_into(out, in + (size_t)r * j->n_row, n, j->reduce);
+    if (j->reduce == KVF_MEAN) divide(out, n, j->group);
+}
+
+static void reduce_group(kvf_device *dev, const float *in, float *out, uint32_t n_head, uint32_t group, uint32_t n_row,
+                         uint32_t reduce) {
+    reduce_job j = {in, out, group, n_row, reduce, (n_row + ROW_CHUNK - 1) / ROW_CHUNK};
+    cpu_parallel(dev, n_head * j.n_part, reduce_chunk, &j);
+}
 
 /* ---- Window scores ---- */
 
-/* Scores s * scale of one query on all rows of a table, later rows than `position` left at -inf. */
 typedef struct window_job {
     kvf_cache *cache;
-    kv_sequence *s;
-    uint32_t layer, window, flags, reduce, n_row, n_token;
-    float *prob; /* [n_head, n_row]: sums over the queries; with REDUCE_FIRST unused */
-    float *out;  /* [n_stored_head, n_row] */
-    float *work; /* [n_thread, group * n_padded] */
-    size_t n_padded;
+    const kv_sequence *s;
+    uint32_t layer, window, flags, reduce;
+    uint32_t n_row;   /* of the result */
+    uint32_t n_token; /* rows of the layer */
+    size_t n_padded;  /* n_token, whole pages */
+    float *out;       /* [n_head, n_row] summed over the queries; with REDUCE_FIRST [n_stored_head, n_row] */
+    float *work;      /* [n_thread, tile + 1, n_padded] */
+    uint32_t tile;
 } window_job;
 
-/* Softmax of queries [m] of one head over the rows of its page list: prob [m, n_padded]. */
-static void head_probabilities(const window_job *j, const cpu_ops *ops, const kv_table *t, const float *q, uint32_t m,
-                               uint32_t first_query, float *prob) {
+static const float *window_query(const window_job *j, uint32_t head, uint32_t i) {
+    const kv_observations *o = j->s->observe;
+    return o->window_q[j->layer] + ((size_t)head * o->n_window + (o->n_window - j->window) + i) * j->cache->config.head_dim;
+}
+
+/* Unscaled products of m queries, `ld_q` apart, with all rows of a table: [m, n_padded]. */
+static void products(const window_job *j, const kv_table *t, const float *q, size_t ld_q, uint32_t m, float *to) {
     const kvf_cache *cache = j->cache;
-    const uint32_t dim = cache->config.head_dim, dtype = cache->config.row_dtype;
+    const uint32_t dim = cache->config.head_dim;
+    const cpu_ops *ops = cpu_ops_of(cache->dev);
     for (uint32_t row = 0; row < j->n_token; row += KVF_PAGE_ROWS) {
-        ops->page_scores[dtype](prob + row, j->n_padded, q, dim, kv_page_data(cache, t, row), m, dim);
-    }
-    const float scale = 1.0f / sqrtf((float)dim);
-    for (uint32_t i = 0; i < m; i++) {
-        float *p = prob + i * j->n_padded;
-        const uint32_t seen = j->n_token - j->window + first_query + i + 1;
-        const float max = ops->max(p, seen);
-        const float sum = ops->exp_sum(p, seen, scale, max * scale);
-        const float inverse = 1.0f / sum;
-        for (uint32_t row = 0; row < seen; row++) p[row] *= inverse;
-        memset(p + seen, 0, (j->n_padded - seen) * sizeof *p);
+        ops->page_scores[cache->config.row_dtype](to + row, j->n_padded, q, ld_q, kv_page_data(cache, t, row), m, dim);
     }
 }
 
-static void reduce_into(float *out, const float *x, uint32_t n, uint32_t reduce, bool first) {
-    for (uint32_t i = 0; i < n; i++) {
-        if (first) {
-            out[i] = x[i];
-        } else if (reduce == KVF_MAX) {
-            out[i] = x[i] > out[i] ? x[i] : out[i];
-        } else {
-            out[i] += x[i];
-        }
-    }
+/* Products of window query i become exp(score - highest), with zeros behind what the query sees; returns their sum. */
+static float soften(const window_job *j, float *x, uint32_t i) {
+    const cpu_ops *ops = cpu_ops_of(j->cache->dev);
+    const float scale = 1.0f / sqrtf((float)j->cache->config.head_dim);
+    const uint32_t seen = j->n_token - j->window + i + 1;
+    const float sum = ops->exp_sum(x, seen, scale, ops->max(x, seen) * scale);
+    if (seen < j->n_row) memset(x + seen, 0, (j->n_row - seen) * sizeof *x);
+    return sum;
 }
 
-/* One stored head: its query heads' probabilities, summed over the queries and reduced over the group. */
-static void window_chunk(void *arg, uint32_t head, uint32_t thread) {
+/* One query head: its queries' probabilities, summed in ascending order. */
+static void window_head(void *arg, uint32_t head, uint32_t thread) {
     const window_job *j = arg;
     const cpu_ops *ops = cpu_ops_of(j->cache->dev);
-    const uint32_t dim = j->cache->config.head_dim, readers = kv_readers(j->cache, j->s);
-    const kv_table *t = kv_table_of(j->s, j->layer, head);
-    const kv_observations *o = j->s->observe;
-    const uint32_t tile = 8; /* queries computed together */
-    float *prob = j->work + thread * (tile + 2) * j->n_padded;
-    float *sum = prob + tile * j->n_padded, *reduced = sum + j->n_padded;
+    const kv_table *t = kv_table_of(j->s, j->layer, head / kv_readers(j->cache, j->s));
+    float *x = j->work + thread * (j->tile + 1) * j->n_padded;
     float *out = j->out + (size_t)head * j->n_row;
-    const bool first = j->flags & KVF_WINDOW_REDUCE_FIRST;
-    if (first) memset(out, 0, j->n_row * sizeof *out);
-    for (uint32_t r = 0; r < readers && !first; r++) {
-        const float *q = o->window_q[j->layer] +
-                         ((size_t)(head * readers + r) * o->n_window + (o->n_window - j->window)) * dim;
-        memset(sum, 0, j->n_row * sizeof *sum);
-        for (uint32_t i = 0; i < j->window; i += tile) {
-            const uint32_t m = j->window - i < tile ? j->window - i : tile;
-            head_probabilities(j, ops, t, q + (size_t)i * dim, m, i, prob);
-            for (uint32_t k = 0; k < m; k++) ops->axpy(sum, 1.0f, prob + k * j->n_padded, j->n_row);
+    memset(out, 0, j->n_row * sizeof *out);
+    for (uint32_t first = 0; first < j->window; first += j->tile) {
+        const uint32_t m = j->window - first < j->tile ? j->window - first : j->tile;
+        products(j, t, window_query(j, head, first), j->cache->config.head_dim, m, x);
+        for (uint32_t i = 0; i < m; i++) {
+            float *row = x + i * j->n_padded;
+            ops->axpy(out, 1.0f / soften(j, row, first + i), row, j->n_row);
         }
-        if (j->flags & KVF_WINDOW_MEAN) {
-            for (uint32_t i = 0; i < j->n_row; i++) sum[i] /= (float)j->window;
+    }
+    if (j->flags & KVF_WINDOW_MEAN) divide(out, j->n_row, j->window);
+}
+
+/* One stored head: each query's probabilities are reduced over the group, then summed over the queries. */
+static void window_group(void *arg, uint32_t stored, uint32_t thread) {
+    const window_job *j = arg;
+    const cpu_ops *ops = cpu_ops_of(j->cache->dev);
+    const uint32_t group = kv_readers(j->cache, j->s);
+    const kv_table *t = kv_table_of(j->s, j->layer, stored);
+    const size_t ld_q = (size_t)j->s->observe->n_window * j->cache->config.head_dim;
+    float *x = j->work + thread * (j->tile + 1) * j->n_padded, *reduced = x + j->tile * j->n_padded;
+    float *out = j->out + (size_t)stored * j->n_row;
+    memset(out, 0, j->n_row * sizeof *out);
+    for (uint32_t i = 0; i < j->window; i++) {
+        for (uint32_t first = 0; first < group; first += j->tile) {
+            const uint32_t m = group - first < j->tile ? group - first : j->tile;
+            products(j, t, window_query(j, stored * group + first, i), ld_q, m, x);
+            for (uint32_t r = 0; r < m; r++) {
+                float *row = x + r * j->n_padded;
+                const float factor = 1.0f / soften(j, row, i);
+                for (uint32_t k = 0; k < j->n_row; k++) row[k] *= factor;
+                if (first + r == 0) {
+                    memcpy(reduced, row, j->n_row * sizeof *row);
+                } else {
+                    reduce_into(reduced, row, j->n_row, j->reduce);
+                }
+            }
         }
-        reduce_into(out, sum, j->n_row, j->reduce, r == 0);
+        if (j->reduce == KVF_MEAN) divide(reduced, j->n_row, group);
+        ops->axpy(out, 1.0f, reduced, j->n_row);
     }
-    /* Reduce first: the group's probabilities of one query and row are one number before they are summed. */
-    for (uint32_t i = 0; i < j->window && first; i++) {
-        for (uint32_t r = 0; r < readers; r++) {
-            const float *q = o->window_q[j->layer] +
-                             ((size_t)(head * readers + r) * o->n_window + (o->n_window - j->window) + i) * dim;
-            head_probabilities(j, ops, t, q, 1, i, prob);
-            reduce_into(reduced, prob, j->n_row, j->reduce, r == 0);
-        }
-        const float scale = (j->reduce == KVF_MEAN ? 1.0f / (float)readers : 1.0f) /
-                            (j->flags & KVF_WINDOW_MEAN ? (float)j->window : 1.0f);
-        ops->axpy(out, scale, reduced, j->n_row);
-    }
-    if (!first && j->reduce == KVF_MEAN && readers > 1) {
-        for (uint32_t i = 0; i < j->n_row; i++) out[i] /= (float)readers;
-    }
+    if (j->flags & KVF_WINDOW_MEAN) divide(out, j->n_row, j->window);
 }
 
 int32_t be_scores_window(kvf_cache *cache, kv_sequence *s, uint32_t layer, uint32_t window, uint32_t flags,
                          uint32_t reduce, float *out, uint32_t n_row, kv_err err) {
+    kvf_device *dev = cache->dev;
+    const uint32_t group = kv_readers(cache, s), n_head = cache->config.n_head;
     window_job j = {.cache = cache, .s = s, .layer = layer, .window = window, .flags = flags, .reduce = reduce,
                     .n_row = n_row, .n_token = s->observe->n_token, .out = out};
+    const bool first = group > 1 && (flags & KVF_WINDOW_REDUCE_FIRST);
+    const uint32_t most = first ? group : window;
+    j.tile = most < QUERY_TILE ? most : QUERY_TILE;
     j.n_padded = ((size_t)j.n_token + KVF_PAGE_ROWS - 1) / KVF_PAGE_ROWS * KVF_PAGE_ROWS;
-    j.work = cpu_scratch(cache->dev, 16, cache->dev->info.n_thread * 10 * j.n_padded * sizeof(float));
-    if (j.work == NULL) return no_memory(err);
-    cpu_parallel(cache->dev, s->n_stored_head, window_chunk, &j);
+    const size_t work = (size_t)dev->info.n_thread * (j.tile + 1) * j.n_padded * sizeof(float);
+    j.work = cpu_scratch(dev, SLOT_SOFTMAX, work);
+    if (j.work == NULL) return no_memory(err, work);
+    if (first) {
+        cpu_parallel(dev, s->n_stored_head, window_group, &j);
+        return KVF_OK;
+    }
+    if (group > 1) {
+        const size_t sums = (size_t)n_head * n_row * sizeof(float);
+        j.out = cpu_scratch(dev, SLOT_SUMS, sums);
+        if (j.out == NULL) return no_memory(err, sums);
+    }
+    cpu_parallel(dev, n_head, window_head, &j);
+    if (group > 1) reduce_group(dev, j.out, out, s->n_stored_head, group, n_row, reduce);
     return KVF_OK;
 }
 
-/* ---- Simple scores ---- */
+/* ---- Column masses and norms ---- */
 
 int32_t be_scores_mass(kvf_cache *cache, kv_sequence *s, uint32_t layer, uint32_t mass, uint32_t reduce, float *out,
                        uint32_t n_row, kv_err err) {
     (void)err;
-    const float *x = s->observe->mass[(size_t)layer * s->observe->n_mass + mass];
-    const uint32_t readers = kv_readers(cache, s);
-    for (uint32_t head = 0; head < s->n_stored_head; head++) {
-        float *o = out + (size_t)head * n_row;
-        for (uint32_t r = 0; r < readers; r++) {
-            reduce_into(o, x + (size_t)(head * readers + r) * n_row, n_row, reduce, r == 0);
-        }
-        if (reduce == KVF_MEAN && readers > 1) {
-            for (uint32_t i = 0; i < n_row; i++) o[i] /= (float)readers;
+    const float *in = s->observe->mass[(size_t)layer * s->observe->n_mass + mass];
+    reduce_group(cache->dev, in, out, s->n_stored_head, kv_readers(cache, s), n_row, reduce);
+    return KVF_OK;
+}
+
+typedef struct norm_job {
+    const kvf_cache *cache;
+    const kv_table *t;
+    uint32_t what;
+    float *out; /* [rows] */
+} norm_job;
+
+/* One page: squares are added up in ascending order of the dimension. */
+static void norm_chunk(void *arg, uint32_t chunk, uint32_t thread) {
+    (void)thread;
+    const norm_job *j = arg;
+    const uint32_t dim = j->cache->config.head_dim, dtype = j->cache->config.row_dtype;
+    const uint32_t first = chunk * KVF_PAGE_ROWS;
+    const uint32_t n = j->t->rows - first < KVF_PAGE_ROWS ? j->t->rows - first : KVF_PAGE_ROWS;
+    void *page = kv_page_data(j->cache, j->t, first);
+    const void *from = j->what == 0 ? cpu_page_keys(page) : cpu_page_values(page, dim, dtype);
+    float sum[KVF_PAGE_ROWS] = {0};
+    for (uint32_t d = 0; d < dim; d++) {
+        for (uint32_t i = 0; i < n; i++) {
+            const float x = cpu_get(from, j->what == 0 ? (size_t)d * KVF_PAGE_ROWS + i : (size_t)i * dim + d, dtype);
+            sum[i] += x * x;
         }
     }
-    return KVF_OK;
+    for (uint32_t i = 0; i < n; i++) j->out[first + i] = sqrtf(sum[i]);
 }
 
 int32_t be_scores_norm(kvf_cache *cache, const kv_table *t, uint32_t what, float *out, kv_err err) {
     (void)err;
-    const uint32_t dim = cache->config.head_dim, dtype = cache->config.row_dtype;
-    for (uint32_t row = 0; row < t->rows; row++) {
-        void *page = kv_page_data(cache, t, row);
-        const uint32_t slot = row % KVF_PAGE_ROWS;
-        float sum = 0;
-        for (uint32_t i = 0; i < dim; i++) {
-            const float x = what == 0 ? cpu_get(cpu_page_keys(page), (size_t)i * KVF_PAGE_ROWS + slot, dtype)
-                                      : cpu_get(cpu_page_values(page, dim, dtype), (size_t)slot * dim + i, dtype);
-            sum += x * x;
-        }
-        out[row] = sqrtf(sum);
-    }
+    norm_job j = {cache, t, what, out};
+    cpu_parallel(cache->dev, (t->rows + KVF_PAGE_ROWS - 1) / KVF_PAGE_ROWS, norm_chunk, &j);
     return KVF_OK;
+}
+
+/* ---- Pooling ---- */
+
+typedef struct pool_job {
+    const float *in;
+    float *out;
+    float *work; /* [n_thread, n_row + 2 * reach] */
+    uint32_t n_row, kind, width;
+    uint32_t reach; /* rows to either side that can be there: width / 2, at most n_row */
+} pool_job;
+
+static void pool_step(float *to, const float *a, const float *b, size_t n, uint32_t kind) {
+    if (kind == 1) {
+        for (size_t i = 0; i < n; i++) to[i] = a[i] + b[i];
+    } else { /* NaN is the lowest */
+        for (size_t i = 0; i < n; i++) to[i] = b[i] > a[i] || a[i] != a[i] ? b[i] : a[i];
+    }
+}
+
+/*
+ * One head. Windows of 1, 2, 4 ... rows are built in `x` by doubling, and a row's window is put together from those that
+ * make up its width: a few passes whatever the width, and sums of about equal parts.
+ */
+static void pool_head(void *arg, uint32_t head, uint32_t thread) {
+    const pool_job *j = arg;
+    const size_t n = j->n_row, padded = n + 2 * (size_t)j->reach;
+    const float neutral = j->kind == 1 ? 0.0f : -INFINITY;
+    const uint32_t width = 2 * j->reach + 1;
+    float *x = j->work + thread * padded, *out = j->out + head * n;
+    for (size_t i = 0; i < j->reach; i++) x[i] = x[padded - 1 - i] = neutral;
+    memcpy(x + j->reach, j->in + head * n, n * sizeof *x);
+    for (size_t i = 0; i < n; i++) out[i] = neutral;
+    size_t at = 0, length = padded; /* windows that are complete */
+    for (uint32_t size = 1; size <= width; size *= 2) {
+        if (width & size) {
+            if (at == 0) {
+                memcpy(out, x, n * sizeof *out);
+            } else {
+                pool_step(out, out, x + at, n, j->kind);
+            }
+            at += size;
+        }
+        if (2 * size > width) break;
+        length -= size;
+        pool_step(x, x, x + size, length, j->kind);
+    }
+    if (j->kind == 1) divide(out, n, j->width);
 }
 
 int32_t be_scores_pool(kvf_device *dev, const float *in, float *out, uint32_t n_head, uint32_t n_row, uint32_t kind,
                        uint32_t width, kv_err err) {
-    (void)dev;
-    (void)err;
-    const uint32_t half = width / 2;
-    for (uint32_t h = 0; h < n_head; h++) {
-        const float *x = in + (size_t)h * n_row;
-        float *o = out + (size_t)h * n_row;
-        for (uint32_t i = 0; i < n_row; i++) {
-            const uint32_t low = i > half ? i - half : 0;
-            const uint32_t high = half < n_row - 1 - i ? i + half : n_row - 1;
-            float value = x[low];
-            for (uint32_t k = low + 1; k <= high; k++) {
-                if (kind == 1) {
-                    value += x[k];
-                } else if (x[k] > value || isnan(x[k])) {
-                    value = x[k];
-                }
-            }
-            o[i] = kind == 1 ? value / (float)width : value;
-        }
-    }
+    pool_job j = {.in = in, .out = out, .n_row = n_row, .kind = kind, .width = width};
+    j.reach = width / 2 < n_row ? width / 2 : n_row;
+    const size_t bytes = dev->info.n_thread * (n_row + 2 * (size_t)j.reach) * sizeof(float);
+    j.work = cpu_scratch(dev, SLOT_POOL, bytes);
+    if (j.work == NULL) return no_memory(err, bytes);
+    cpu_parallel(dev, n_head, pool_head, &j);
     return KVF_OK;
 }
 
+/* ---- Elementwise ---- */
+
+typedef struct element_job {
+    const float *x;
+    const float *y; /* NULL: a * x + b */
+    float *out;
+    size_t n;
+    float a, b;
+    uint32_t what;
+} element_job;
+
+static void element_chunk(void *arg, uint32_t chunk, uint32_t thread) {
+    (void)thread;
+    const element_job *j = arg;
+    const size_t first = (size_t)chunk * ROW_CHUNK, n = j->n - first < ROW_CHUNK ? j->n - first : ROW_CHUNK;
+    const float *x = j->x + first, *y = j->y == NULL ? NULL : j->y + first;
+    float *out = j->out + first;
+    if (y == NULL) {
+        for (size_t i = 0; i < n; i++) out[i] = j->a * x[i] + j->b;
+    } else if (j->what == 0) {
+        for (size_t i = 0; i < n; i++) out[i] = x[i] + y[i];
+    } else {
+        for (size_t i = 0; i < n; i++) out[i] = x[i] * y[i];
+    }
+}
+
+static void run_elements(kvf_device *dev, element_job *j) {
+    cpu_parallel(dev, (uint32_t)((j->n + ROW_CHUNK - 1) / ROW_CHUNK), element_chunk, j);
+}
+
 int32_t be_scores_affine(kvf_device *dev, const float *in, float *out, size_t n, float a, float b, kv_err err) {
-    (void)dev;
     (void)err;
-    for (size_t i = 0; i < n; i++) out[i] = a * in[i] + b;
+    run_elements(dev, &(element_job){.x = in, .out = out, .n = n, .a = a, .b = b});
     return KVF_OK;
 }
 
 int32_t be_scores_combine(kvf_device *dev, const float *x, const float *y, float *out, size_t n, uint32_t what,
                           kv_err err) {
-    (void)dev;
     (void)err;
-    for (size_t i = 0; i < n; i++) out[i] = what == 0 ? x[i] + y[i] : x[i] * y[i];
+    run_elements(dev, &(element_job){.x = x, .y = y, .out = out, .n = n, .what = what});
     return KVF_OK;
 }
 
@@ -194,96 +331,158 @@ int32_t be_scores_fill(kvf_device *dev, float *inout, uint32_t n_head, uint32_t 
     return KVF_OK;
 }
 
+typedef struct random_job {
+    float *out;
+    uint32_t n_row, seed, layer;
+} random_job;
+
+static void random_head(void *arg, uint32_t head, uint32_t thread) {
+    (void)thread;
+    const random_job *j = arg;
+    const uint32_t key[2] = {j->seed, 0x73636f72u}; /* "scor": apart from the draws of tokens */
+    for (uint32_t i = 0; i < j->n_row; i++) {
+        const uint32_t counter[4] = {i, head, j->layer, 0};
+        uint32_t words[4];
+        kv_philox(counter, key, words);
+        j->out[(size_t)head * j->n_row + i] = ((float)(words[0] >> 8) + 1.0f) * 0x1p-24f;
+    }
+}
+
 int32_t be_scores_random(kvf_device *dev, float *out, uint32_t n_head, uint32_t n_row, uint32_t seed, uint32_t layer,
                          kv_err err) {
-    (void)dev;
     (void)err;
-    const uint32_t key[2] = {seed, 0x73636f72u};
-    for (uint32_t h = 0; h < n_head; h++) {
-        for (uint32_t i = 0; i < n_row; i++) {
-            const uint32_t counter[4] = {i, h, layer, 0};
-            uint32_t words[4];
-            kv_philox(counter, key, words);
-            out[(size_t)h * n_row + i] = ((float)(words[0] >> 8) + 1.0f) * 0x1p-24f;
-        }
-    }
+    random_job j = {out, n_row, seed, layer};
+    cpu_parallel(dev, n_head, random_head, &j);
     return KVF_OK;
 }
 
 /* ---- Selection ---- */
 
-/* A number that orders as the score does; NaN lowest, -0 equal to 0. */
-static uint32_t order_key(float x) {
-    if (isnan(x)) return 0;
-    const uint32_t u = cpu_bits(x + 0.0f);
+#define N_BIN 2048u
+
+/* A number that orders as the score does: NaN lowest, -0 equal to 0. */
+static inline uint32_t order_key(float x) {
+    const uint32_t u = cpu_bits(x);
+    if ((u & 0x7fffffffu) > 0x7f800000u) return 0;
+    if (u == 0x80000000u) return 0x80000000u;
     return u & 0x80000000u ? ~u : u | 0x80000000u;
 }
 
-/*
- * Threshold of the k highest keys of n (1 <= k <= n): all above it are taken, and `*ties` of those equal to it. Radix
- * select by 11, 11 and 10 bits.
- */
-static uint32_t threshold(const float *x, size_t n, size_t k, size_t *ties) {
-    uint32_t prefix = 0, mask = 0;
-    static const struct {
-        uint32_t shift, bits;
-    } pass[3] = {{21, 11}, {10, 11}, {0, 10}};
-    for (uint32_t p = 0; p < 3; p++) {
-        size_t count[2048] = {0};
-        const uint32_t bins = 1u << pass[p].bits;
-        for (size_t i = 0; i < n; i++) {
-            const uint32_t key = order_key(x[i]);
-            if ((key & mask) == prefix) count[(key >> pass[p].shift) & (bins - 1)]++;
-        }
-        uint32_t bin = bins - 1;
-        while (count[bin] < k) k -= count[bin--];
-        prefix |= bin << pass[p].shift;
-        mask |= (bins - 1) << pass[p].shift;
+/* The three digits of a key, highest first. */
+static const struct {
+    uint32_t shift, bins;
+} g_digit[3] = {{21, 2048}, {10, 2048}, {0, 1024}};
+
+/* A radix search for the k-th highest key: after three digits `prefix` is that key, and `k` how many equal ones to take. */
+typedef struct search {
+    uint32_t prefix, mask;
+    size_t k;
+} search;
+
+/* Counts the next digit of the keys that agree with the search so far. */
+static void count_digit(const search *at, uint32_t digit, const float *x, size_t n, uint32_t *count) {
+    const uint32_t shift = g_digit[digit].shift, bins = g_digit[digit].bins;
+    for (size_t i = 0; i < n; i++) {
+        const uint32_t key = order_key(x[i]);
+        if ((key & at->mask) == at->prefix) count[(key >> shift) & (bins - 1)]++;
     }
-    *ties = k;
-    return prefix;
+}
+
+static void next_digit(search *at, uint32_t digit, const uint32_t *count) {
+    uint32_t bin = g_digit[digit].bins - 1;
+    while (count[bin] < at->k) at->k -= count[bin--];
+    at->prefix |= bin << g_digit[digit].shift;
+    at->mask |= (g_digit[digit].bins - 1) << g_digit[digit].shift;
+}
+
+typedef struct select_job {
+    const float *scores;
+    const uint32_t *counts;
+    uint32_t *rows;
+    uint32_t n_row;
+} select_job;
+
+static void select_head(void *arg, uint32_t head, uint32_t thread) {
+    (void)thread;
+    const select_job *j = arg;
+    if (j->counts[head] == 0) return;
+    const float *x = j->scores + (size_t)head * j->n_row;
+    uint32_t *out = j->rows;
+    for (uint32_t h = 0; h < head; h++) out += j->counts[h];
+    search at = {.k = j->counts[head]};
+    for (uint32_t digit = 0; digit < 3; digit++) {
+        uint32_t count[N_BIN] = {0};
+        count_digit(&at, digit, x, j->n_row, count);
+        next_digit(&at, digit, count);
+    }
+    for (uint32_t i = 0; i < j->n_row; i++) {
+        const uint32_t key = order_key(x[i]);
+        if (key < at.prefix) continue;
+        if (key == at.prefix) {
+            if (at.k == 0) continue;
+            at.k--;
+        }
+        *out++ = i;
+    }
 }
 
 int32_t be_select_top(kvf_device *dev, const float *scores, uint32_t n_head, uint32_t n_row, const uint32_t *counts,
                       uint32_t *rows, kv_err err) {
-    (void)dev;
     (void)err;
-    for (uint32_t h = 0; h < n_head; h++) {
-        if (counts[h] == 0) continue;
-        const float *x = scores + (size_t)h * n_row;
-        size_t ties;
-        const uint32_t cut = threshold(x, n_row, counts[h], &ties);
-        for (uint32_t i = 0; i < n_row; i++) {
-            const uint32_t key = order_key(x[i]);
-            if (key > cut) {
-                *rows++ = i;
-            } else if (key == cut && ties > 0) {
-                ties--;
-                *rows++ = i;
-            }
-        }
-    }
+    select_job j = {scores, counts, rows, n_row};
+    cpu_parallel(dev, n_head, select_head, &j);
     return KVF_OK;
+}
+
+typedef struct share_job {
+    const float *scores;
+    uint32_t n_row, digit;
+    search at;
+    uint32_t *count;  /* [n_thread, N_BIN] */
+    uint32_t *above;  /* [n_head]: scores above the threshold */
+    uint32_t *equal;  /* [n_head]: equal to it */
+} share_job;
+
+static void share_digit(void *arg, uint32_t head, uint32_t thread) {
+    const share_job *j = arg;
+    count_digit(&j->at, j->digit, j->scores + (size_t)head * j->n_row, j->n_row, j->count + (size_t)thread * N_BIN);
+}
+
+static void share_head(void *arg, uint32_t head, uint32_t thread) {
+    (void)thread;
+    const share_job *j = arg;
+    const float *x = j->scores + (size_t)head * j->n_row;
+    uint32_t above = 0, equal = 0;
+    for (uint32_t i = 0; i < j->n_row; i++) {
+        const uint32_t key = order_key(x[i]);
+        above += key > j->at.prefix;
+        equal += key == j->at.prefix;
+    }
+    j->above[head] = above;
+    j->equal[head] = equal;
 }
 
 int32_t be_scores_share(kvf_device *dev, const float *scores, uint32_t n_head, uint32_t n_row, uint32_t total,
                         uint32_t *counts, kv_err err) {
-    (void)dev;
-    (void)err;
-    memset(counts, 0, n_head * sizeof *counts);
-    if (total == 0) return KVF_OK;
-    size_t ties;
-    const uint32_t cut = threshold(scores, (size_t)n_head * n_row, total, &ties);
-    for (uint32_t h = 0; h < n_head; h++) {
-        for (uint32_t i = 0; i < n_row; i++) {
-            const uint32_t key = order_key(scores[(size_t)h * n_row + i]);
-            if (key > cut) {
-                counts[h]++;
-            } else if (key == cut && ties > 0) {
-                ties--;
-                counts[h]++;
-            }
+    const uint32_t n_thread = dev->info.n_thread;
+    const size_t bytes = ((size_t)n_thread * N_BIN + n_head) * sizeof(uint32_t);
+    uint32_t *work = cpu_scratch(dev, SLOT_COUNTS, bytes);
+    if (work == NULL) return no_memory(err, bytes);
+    share_job j = {.scores = scores, .n_row = n_row, .at = {.k = total}, .count = work,
+                   .above = counts, .equal = work + (size_t)n_thread * N_BIN};
+    for (j.digit = 0; j.digit < 3; j.digit++) {
+        memset(j.count, 0, (size_t)n_thread * N_BIN * sizeof *j.count);
+        cpu_parallel(dev, n_head, share_digit, &j);
+        for (uint32_t t = 1; t < n_thread; t++) {
+            for (uint32_t bin = 0; bin < N_BIN; bin++) j.count[bin] += j.count[t * N_BIN + bin];
         }
+        next_digit(&j.at, j.digit, j.count);
+    }
+    cpu_parallel(dev, n_head, share_head, &j);
+    for (uint32_t h = 0; h < n_head; h++) { /* among equals the lower head first */
+        const uint32_t take = j.equal[h] < j.at.k ? j.equal[h] : (uint32_t)j.at.k;
+        counts[h] += take;
+        j.at.k -= take;
     }
     return KVF_OK;
 }
@@ -292,12 +491,8 @@ int32_t be_rows_union(kvf_device *dev, const uint32_t *sel, uint32_t n_sel, uint
                       uint32_t rows, uint32_t *out, kv_err err) {
     (void)dev;
     (void)err;
-    const uint32_t window = rows - last;
+    const uint32_t window = rows - last > first ? rows - last : first;
     uint32_t n = 0;
-    if (first >= window) {
-        for (uint32_t i = 0; i < rows; i++) out[n++] = i;
-        return (int32_t)n;
-    }
     for (uint32_t i = 0; i < first; i++) out[n++] = i;
     for (uint32_t i = 0; i < n_sel; i++) {
         if (sel[i] >= first && sel[i] < window) out[n++] = sel[i];
@@ -312,16 +507,20 @@ int32_t be_scores_concentrate(kvf_device *dev, const float *in, float *out, uint
     (void)err;
     for (uint32_t h = 0; h < n_head; h++) {
         const float *x = in + (size_t)h * n_row;
-        size_t ties = 0;
-        const uint32_t cut = count > 0 ? threshold(x, n_row, count, &ties) : 0;
+        search at = {.k = count};
+        for (uint32_t digit = 0; count > 0 && digit < 3; digit++) {
+            uint32_t bins[N_BIN] = {0};
+            count_digit(&at, digit, x, n_row, bins);
+            next_digit(&at, digit, bins);
+        }
         double top = 0, all = 0;
         for (uint32_t i = 0; i < n_row; i++) {
             const uint32_t key = order_key(x[i]);
             all += x[i];
-            if (count == 0 || key < cut) continue;
-            if (key == cut) {
-                if (ties == 0) continue;
-                ties--;
+            if (count == 0 || key < at.prefix) continue;
+            if (key == at.prefix) {
+                if (at.k == 0) continue;
+                at.k--;
             }
             top += x[i];
         }

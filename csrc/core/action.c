@@ -1,0 +1,217 @@
+/*
+ * Actions on one layer of a sequence.
+ *
+ * Retaining rows takes one of three ways per head. All kept: nothing happens. The head alone owns the pages that it will
+ * keep: rows move to the front within them, so that eviction needs no memory and the peak stays that of the full layer.
+ * Shared pages (with a fork, or within a query_head group): the rows are gathered into fresh pages. All memory is taken
+ * before the first row moves; from then on only the device can fail.
+ */
+#include <stdlib.h>
+#include <string.h>
+
+#include "backend.h"
+
+/* What becomes of one head. */
+typedef struct keep {
+    uint32_t *rows;  /* backend memory, ascending */
+    uint32_t n_row;
+    kv_table fresh;  /* pages to gather into; empty when nothing moves or rows move in place */
+} keep;
+
+static uint32_t pages_for(uint32_t rows) { return (rows + KVF_PAGE_ROWS - 1) / KVF_PAGE_ROWS; }
+
+static bool owns(const kvf_cache *cache, const kv_table *t, uint32_t n_page) {
+    for (uint32_t i = 0; i < n_page; i++) {
+        if (cache->page[t->page[i]].refs > 1) return false;
+    }
+    return true;
+}
+
+static int32_t check_selection(const kv_sequence *s, uint32_t layer, const kv_object *sel, kv_err err) {
+    if (sel == NULL) return KVF_OK;
+    if (sel->n_head != 1 && sel->n_head != s->n_stored_head) {
+        return kv_fail(err, KVF_ERR_ARG, "Cannot retain rows as the selection must have 1 or %u heads: %u", s->n_stored_head,
+                       sel->n_head);
+    }
+    for (uint32_t h = 0; h < s->n_stored_head; h++) {
+        const uint32_t rows = kv_table_of(s, layer, h)->rows;
+        const uint32_t end = sel->ends[sel->n_head == 1 ? 0 : h];
+        if (end > rows) {
+            return kv_fail(err, KVF_ERR_ARG, "Cannot retain rows as the selection must stay below the %u rows of head %u: %u", rows,
+                           h, end - 1);
+        }
+    }
+    return KVF_OK;
+}
+
+/* Fills keeps[h].n_row and rows; rows lie in `room`, one head's after the other's. */
+static int32_t choose(kvf_cache *cache, const kv_sequence *s, uint32_t layer, const kv_object *sel, uint32_t first,
+                      uint32_t last, keep *keeps, uint32_t *room, kv_err err) {
+    const uint32_t *list = sel == NULL ? NULL : sel->rows;
+    for (uint32_t h = 0; h < s->n_stored_head; h++) {
+        const uint32_t rows = kv_table_of(s, layer, h)->rows;
+        const uint32_t n_sel = sel == NULL ? 0 : sel->counts[sel->n_head == 1 ? 0 : h];
+        keeps[h].rows = room;
+        if (rows > 0) {
+            const int32_t n = be_rows_union(cache->dev, list, n_sel, first < rows ? first : rows, last < rows ? last : rows,
+                                            rows, room, err);
+            if (n < 0) return n;
+            keeps[h].n_row = (uint32_t)n;
+            room += rows;
+        }
+        if (sel != NULL && sel->n_head > 1) list += n_sel;
+    }
+    return KVF_OK;
+}
+
+/* Takes the pages of all heads that cannot move their rows in place. */
+static int32_t take_pages(kvf_cache *cache, const kv_sequence *s, uint32_t layer, keep *keeps, kv_err err) {
+    uint64_t n_page = 0;
+    for (uint32_t h = 0; h < s->n_stored_head; h++) {
+        const kv_table *t = kv_table_of(s, layer, h);
+        const uint32_t need = pages_for(keeps[h].n_row);
+        if (keeps[h].n_row == t->rows || owns(cache, t, need)) continue;
+        const int32_t status = kv_table_grow(&keeps[h].fresh, need, err);
+        if (status != KVF_OK) return status;
+        keeps[h].fresh.rows = keeps[h].n_row;
+        n_page += need;
+    }
+    if (n_page == 0) return KVF_OK;
+    if (n_page >= KV_NO_TOKEN) return kv_fail(err, KVF_ERR_MEMORY, "Cannot retain rows as %.0f pages must be available", (double)n_page);
+    uint32_t *page = malloc((size_t)n_page * sizeof *page);
+    if (page == NULL) return kv_fail(err, KVF_ERR_MEMORY, "Cannot retain rows as %.0f pages must be available", (double)n_page);
+    const int32_t status = kv_pages_take(cache, page, (uint32_t)n_page, err);
+    const uint32_t *next = page;
+    for (uint32_t h = 0; h < s->n_stored_head && status == KVF_OK; h++) {
+        kv_table *fresh = &keeps[h].fresh;
+        fresh->n_page = pages_for(fresh->rows);
+        if (fresh->n_page > 0) memcpy(fresh->page, next, fresh->n_page * sizeof *next);
+        next += fresh->n_page;
+    }
+    free(page);
+    return status;
+}
+
+/* Moves the rows and swaps the tables. */
+static int32_t move_rows(kvf_cache *cache, kv_sequence *s, uint32_t layer, keep *keeps, kv_err err) {
+    int32_t status = KVF_OK;
+    for (uint32_t h = 0; h < s->n_stored_head && status == KVF_OK; h++) {
+        kv_table *fresh = &keeps[h].fresh;
+        if (fresh->n_page > 0) {
+            status = be_gather_rows(cache, fresh, kv_table_of(s, layer, h), keeps[h].rows, keeps[h].n_row, err);
+        }
+    }
+    for (uint32_t h = 0; h < s->n_stored_head && status == KVF_OK; h++) {
+        kv_table *t = kv_table_of(s, layer, h);
+        if (keeps[h].n_row == t->rows) continue;
+        if (keeps[h].fresh.n_page > 0) {
+            kv_table_free(cache, t);
+            *t = keeps[h].fresh;
+            keeps[h].fresh = (kv_table){0};
+            continue;
+        }
+        if (keeps[h].n_row > 0) status = be_compact_rows(cache, t, keeps[h].rows, keeps[h].n_row, err);
+        if (status == KVF_OK) {
+            t->rows = keeps[h].n_row;
+            kv_table_trim(cache, t);
+        }
+    }
+    return status;
+}
+
+static int32_t retain(kvf_cache *cache, uint32_t sequence, uint32_t layer, uint32_t selection, uint32_t first,
+                      uint32_t last, kv_err err) {
+    kv_sequence *s = kv_find_sequence(cache, sequence, "retain rows", err);
+    if (s == NULL || !kv_check_layer(cache, layer, "retain rows", err)) return KVF_ERR_ARG;
+    if (s->prefill != NULL && s->prefill->projected && s->prefill->next_layer == layer) {
+        return kv_fail(err, KVF_ERR_STATE, "Cannot retain rows as the attention of layer %u must have run", layer);
+    }
+    const kv_object *sel = NULL;
+    if (selection != 0) {
+        sel = kv_find_object(cache, selection, KV_SELECTION, "retain rows", err);
+        if (sel == NULL) return KVF_ERR_ARG;
+    }
+    int32_t status = check_selection(s, layer, sel, err);
+    if (status != KVF_OK) return status;
+
+    size_t n_row = 0;
+    for (uint32_t h = 0; h < s->n_stored_head; h++) n_row += kv_table_of(s, layer, h)->rows;
+    if (n_row == 0) return KVF_OK;
+    keep *keeps = calloc(s->n_stored_head, sizeof *keeps);
+    uint32_t *room = be_alloc(cache->dev, n_row * sizeof *room);
+    if (keeps == NULL || room == NULL) {
+        status = kv_fail(err, KVF_ERR_MEMORY, "Cannot retain rows as %zu bytes must be available", n_row * sizeof *room);
+    }
+    if (status == KVF_OK) status = choose(cache, s, layer, sel, first, last, keeps, room, err);
+    if (status == KVF_OK) status = take_pages(cache, s, layer, keeps, err);
+    if (status == KVF_OK) status = move_rows(cache, s, layer, keeps, err);
+    if (keeps != NULL) {
+        for (uint32_t h = 0; h < s->n_stored_head; h++) kv_table_free(cache, &keeps[h].fresh);
+    }
+    be_free(cache->dev, room);
+    free(keeps);
+    return status;
+}
+
+int32_t kvf_retain(kvf_cache *cache, uint32_t sequence, uint32_t layer, uint32_t selection, uint32_t first,
+                   uint32_t last, char *text, uint32_t cap) {
+    const kv_err err = {text, cap};
+    int32_t status = kv_enter(cache, KV_CACHE, "retain rows", err);
+    if (status != KVF_OK) return status;
+    status = retain(cache, sequence, layer, selection, first, last, err);
+    kv_leave(cache->dev);
+    return status;
+}
+
+/* ---- Reading ---- */
+
+static const kv_table *find_table(kvf_cache *cache, uint32_t sequence, uint32_t layer, uint32_t head, const char *action,
+                                  kv_err err) {
+    const kv_sequence *s = kv_find_sequence(cache, sequence, action, err);
+    if (s == NULL || !kv_check_layer(cache, layer, action, err) || !kv_check_head(s, head, action, err)) return NULL;
+    return kv_table_of(s, layer, head);
+}
+
+static int32_t read_rows(kvf_cache *cache, uint32_t sequence, uint32_t layer, uint32_t head, uint32_t what, float *rows,
+                         double rows_bytes, kv_err err) {
+    const kv_table *t = find_table(cache, sequence, layer, head, "read rows", err);
+    if (t == NULL) return KVF_ERR_ARG;
+    if (what > 1) return kv_fail(err, KVF_ERR_ARG, "Cannot read rows as what must be 0 (keys) or 1 (values): %u", what);
+    const double bytes = (double)t->rows * cache->config.head_dim * sizeof *rows;
+    if (!(rows_bytes >= bytes) || (rows == NULL && t->rows > 0)) {
+        return kv_fail(err, KVF_ERR_ARG, "Cannot read rows as %.0f bytes must be given: %.0f", bytes,
+                       rows == NULL ? 0 : rows_bytes);
+    }
+    return t->rows == 0 ? KVF_OK : be_read_rows(cache, t, what, rows, err);
+}
+
+int32_t kvf_read_rows(kvf_cache *cache, uint32_t sequence, uint32_t layer, uint32_t head, uint32_t what, float *rows,
+                      double rows_bytes, char *text, uint32_t cap) {
+    const kv_err err = {text, cap};
+    int32_t status = kv_enter(cache, KV_CACHE, "read rows", err);
+    if (status != KVF_OK) return status;
+    status = read_rows(cache, sequence, layer, head, what, rows, rows_bytes, err);
+    kv_leave(cache->dev);
+    return status;
+}
+
+static int32_t read_positions(kvf_cache *cache, uint32_t sequence, uint32_t layer, uint32_t head, uint32_t *positions,
+                              uint32_t n_position, kv_err err) {
+    const kv_table *t = find_table(cache, sequence, layer, head, "read positions", err);
+    if (t == NULL) return KVF_ERR_ARG;
+    if (n_position < t->rows || (positions == NULL && t->rows > 0)) {
+        return kv_fail(err, KVF_ERR_ARG, "Cannot read positions as %u elements must be given: %u", t->rows,
+                       positions == NULL ? 0 : n_position);
+    }
+    return t->rows == 0 ? KVF_OK : be_read_positions(cache, t, positions, err);
+}
+
+int32_t kvf_read_positions(kvf_cache *cache, uint32_t sequence, uint32_t layer, uint32_t head, uint32_t *positions,
+                           uint32_t n_position, char *text, uint32_t cap) {
+    const kv_err err = {text, cap};
+    int32_t status = kv_enter(cache, KV_CACHE, "read positions", err);
+    if (status != KVF_OK) return status;
+    status = read_positions(cache, sequence, layer, head, positions, n_position, err);
+    kv_leave(cache->dev);
+    return status;
+}
