@@ -1,0 +1,359 @@
+/*
+ * What the files of the CUDA backend share: the device, memory, weights, mirrors of page tables, and the host functions
+ * that queue kernels.
+ *
+ * All work of a device runs on one stream, in order; memory that is freed may therefore be handed out again at once.
+ * Every be_ function sets the device first (calls come from different threads).
+ */
+#ifndef KVF_CUDA_H
+#define KVF_CUDA_H
+
+#include <cuda_bf16.h>
+#include <cuda_fp16.h>
+#include <cuda_runtime.h>
+#include <math.h>
+#include <stdbool.h>
+#include <stddef.h>
+#include <stdint.h>
+#include <stdlib.h>
+#include <string.h>
+
+extern "C" {
+#include "../core/backend.h"
+}
+
+/* ---- Errors ---- */
+
+/* KVF_OK, or the error's text and KVF_ERR_MEMORY or KVF_ERR_DEVICE. */
+int32_t cu_check(cudaError_t e, const char *what, kv_err err);
+/* KVF_ERR_MEMORY with the bytes that were asked for and those that are free. */
+int32_t cu_no_memory(size_t bytes, const char *what, kv_err err);
+
+#define CU_TRY(call, what)                                   \
+    do {                                                     \
+        const int32_t status_ = cu_check((call), what, err); \
+        if (status_ != KVF_OK) return status_;               \
+    } while (0)
+/* After a launch. */
+#define CU_LAUNCHED(what) CU_TRY(cudaGetLastError(), what)
+#define CU_PASS(call)                          \
+    do {                                       \
+        const int32_t status_ = (call);        \
+        if (status_ != KVF_OK) return status_; \
+    } while (0)
+
+/* ---- Device ---- */
+
+#define CU_IN_FLIGHT 4                /* decode steps that the host queues ahead */
+#define CU_STAGE_HALF (8u << 20)      /* bytes of one half of the staging ring */
+#define CU_SLAB_BYTES ((size_t)2 << 20)
+#define CU_CHUNK_SLABS 32             /* slabs that are taken from the driver at once */
+#define CU_SLOT_ALIGN 128u
+#define CU_SLOT_LIMIT (128u << 10)    /* larger requests are not cut from slabs */
+#define CU_SLOT_CLASSES (CU_SLOT_LIMIT / CU_SLOT_ALIGN + 1)
+
+struct cu_slab;
+struct cu_chunk;
+struct cu_blas;
+
+/* Small requests come from slabs of equal slots, large ones from the driver's stream-ordered pool. */
+struct cu_memory {
+    cu_slab *open[CU_SLOT_CLASSES]; /* slabs with free slots, by slot size */
+    cu_chunk **chunk;               /* [n_chunk], ascending by address */
+    uint32_t n_chunk;
+    uint32_t cap_chunk;
+    bool pool; /* the driver has stream-ordered allocation */
+};
+
+struct cu_stage {
+    char *host;   /* pinned, two halves */
+    char *device; /* same size */
+    uint32_t half;
+    uint32_t used;        /* bytes of the current half */
+    cudaEvent_t event[2]; /* the half's last copy */
+};
+
+struct cu_device {
+    int ordinal;
+    uint32_t n_sm;
+    cudaStream_t stream;
+    cudaEvent_t step[CU_IN_FLIGHT];
+    volatile uint32_t *word; /* pinned, written by the device: sequences that are not finished */
+    uint32_t *word_device;
+    cu_memory memory;
+    cu_stage stage;
+    cu_blas *blas; /* NULL: cuBLASLt was not found */
+    void *scratch; /* for one call; grows */
+    size_t scratch_bytes;
+};
+
+static inline cu_device *cu_of(const kvf_device *dev) { return (cu_device *)dev->impl; }
+/* Makes the device current for this thread. */
+int32_t cu_enter(kvf_device *dev, kv_err err);
+
+int32_t cu_memory_open(kvf_device *dev, kv_err err);
+void cu_memory_close(kvf_device *dev);
+/* be_alloc with an error text. */
+int32_t cu_alloc(kvf_device *dev, void **to, size_t bytes, const char *what, kv_err err);
+/* Scratch of at least `bytes`, valid until the next call of this function. */
+int32_t cu_scratch(kvf_device *dev, void **to, size_t bytes, kv_err err);
+/* Copies at most CU_STAGE_HALF bytes to device memory that stays valid for kernels queued before the ring comes round. */
+int32_t cu_push(kvf_device *dev, void **to, const void *from_host, size_t bytes, kv_err err);
+int32_t cu_synchronize(kvf_device *dev, kv_err err);
+
+/* ---- Numbers ---- */
+
+static inline uint32_t cu_div_up(size_t a, size_t b) { return (uint32_t)((a + b - 1) / b); }
+static inline uint32_t cu_round_up(uint32_t a, uint32_t b) { return (a + b - 1) / b * b; }
+static inline size_t cu_dtype_bytes(uint32_t dtype) { return dtype == KVF_F32 ? 4 : 2; }
+
+/* ---- Weights ---- */
+
+/* Columns of a matrix in memory are padded with zeros to a multiple of this. */
+#define CU_PAD 32
+
+typedef struct cu_matrix {
+    void *data; /* [n_row, ld] in the model's weight_dtype */
+    uint32_t n_row;
+    uint32_t n_col;
+    uint32_t ld;
+} cu_matrix;
+
+typedef struct cu_layer {
+    cu_matrix qkv;     /* rows of Q, then K, then V */
+    cu_matrix o;
+    cu_matrix router;  /* no rows without experts */
+    cu_matrix gate_up; /* per expert: rows of gate, then up */
+    cu_matrix down;    /* per expert */
+    float *attn_norm;
+    float *mlp_norm;
+    float *qkv_bias; /* NULL: none */
+    float *o_bias;
+    float *q_norm;
+    float *k_norm;
+} cu_layer;
+
+struct cu_decode;
+
+/* kvf_model.impl */
+typedef struct cu_model {
+    cu_matrix embed;
+    cu_matrix output; /* the embedding where they are tied */
+    float *final_norm;
+    float *inv_freq;
+    cu_layer *layer;
+    double bytes;
+    cu_decode *decode; /* workspace and graphs of decode; NULL before its first call */
+} cu_model;
+
+static inline cu_model *cu_weights(const kvf_model *model) { return (cu_model *)model->impl; }
+static inline uint32_t cu_qkv_width(const kvf_model_config *c) { return (c->n_head + 2 * c->n_kv_head) * c->head_dim; }
+/* Matrix of one expert out of stacked ones. */
+static inline cu_matrix cu_expert(const cu_matrix *m, uint32_t dtype, uint32_t n_row, uint32_t expert) {
+    cu_matrix one = *m;
+    one.n_row = n_row;
+    one.data = (char *)m->data + (size_t)expert * n_row * m->ld * cu_dtype_bytes(dtype);
+    return one;
+}
+
+void cu_decode_free(kvf_model *model);
+
+/* ---- Pages and mirrors of tables ---- */
+
+/* A page: keys [KVF_PAGE_ROWS, head_dim], values [KVF_PAGE_ROWS, head_dim], positions [KVF_PAGE_ROWS] u32. */
+
+/* Device copies of one sequence's tables: kv_sequence.impl. */
+typedef struct cu_mirror {
+    uint32_t n_table;
+    uint32_t cap;     /* pages per table */
+    void **pages;     /* device [n_table, cap] */
+    uint32_t *rows;   /* device [n_table] */
+    void **seen_page; /* host copies of what the device has */
+    uint32_t *seen_rows;
+} cu_mirror;
+
+/* Tables of one layer as kernels see them. */
+typedef struct cu_view {
+    void *const *pages; /* [n_stored_head, cap] */
+    uint32_t *rows;     /* [n_stored_head] */
+    uint32_t cap;
+    uint32_t readers; /* query heads per stored head */
+    uint32_t head_dim;
+} cu_view;
+
+/* Brings the device copies of tables [first, first + n) up to date; only differences travel. */
+int32_t cu_mirror_sync(kvf_cache *cache, kv_sequence *s, uint32_t first, uint32_t n, cu_mirror **mirror,
+                       kv_err err);
+/* View of one layer whose tables are in step. */
+int32_t cu_layer_view(kvf_cache *cache, kv_sequence *s, uint32_t layer, cu_view *view, kv_err err);
+/* One table that belongs to no mirror: its page pointers in the staging ring. */
+int32_t cu_table_push(kvf_cache *cache, const kv_table *t, void ***pages, kv_err err);
+
+/* ---- Products: out[token, row] = sum_k x[token, k] * w[row, k] ---- */
+
+/* Prefill. x: [n, ldx] in dtype. out: [n, ldo] f32; with `add` it is added to. cuBLASLt where it is there. */
+int32_t cu_gemm(kvf_device *dev, uint32_t dtype, const cu_matrix *w, const void *x, uint32_t ldx, uint32_t n, float *out,
+                uint32_t ldo, bool add, kv_err err);
+/* True when it ran. */
+bool cu_blas_gemm(cu_device *d, uint32_t dtype, const cu_matrix *w, const void *x, uint32_t ldx, uint32_t n, float *out,
+                  uint32_t ldo, bool add);
+cu_blas *cu_blas_open(void);
+void cu_blas_close(cu_blas *blas);
+
+/* One token of a decode batch. */
+typedef struct cu_slot {
+    void *const *pages; /* [n_layer * n_stored, cap] */
+    uint32_t *rows;     /* [n_layer * n_stored] */
+    float *logits;      /* [vocab] */
+    uint32_t cap;
+    uint32_t n_stored;
+    uint32_t live; /* 0: padding of the batch */
+    uint32_t position;
+    uint32_t pending;
+    uint32_t n_generated;
+    uint32_t finished;
+    uint32_t run; /* this step runs `token` through the model */
+    uint32_t token;
+    uint32_t top_k;
+    float temperature;
+    float top_p;
+    uint32_t seed_low;
+    uint32_t seed_high;
+    uint32_t min_new_token;
+    uint32_t n_stop;
+    uint32_t stop[KV_MAX_STOP];
+} cu_slot;
+
+enum cu_epilogue {
+    CU_STORE = 0,  /* out[token, row] = y */
+    CU_ADD = 1,    /* out[token, row] += y + bias[row] */
+    CU_SWIGLU = 2, /* act[token, row] = silu(gate) * up; w has 2 * n_row rows */
+    CU_LOGITS = 3  /* slot[token].logits[row] = y where the slot runs */
+};
+
+typedef struct cu_skinny_out {
+    uint32_t epilogue;
+    float *out; /* CU_STORE, CU_ADD: [n_token, ld] */
+    void *act;  /* CU_SWIGLU: [n_token, ld] in dtype */
+    uint32_t ld;
+    const float *bias; /* CU_ADD, may be NULL */
+    const cu_slot *slot;
+} cu_skinny_out;
+
+/*
+ * Decode. x: [n rounded up to 8, w->ld] in dtype. A token's result depends on neither n nor its place: one code path, one
+ * order of summation for every n.
+ */
+int32_t cu_skinny(kvf_device *dev, uint32_t dtype, const cu_matrix *w, const void *x, uint32_t n, cu_skinny_out out,
+                  kv_err err);
+
+/*
+ * The same with one token per entry and the matrix of its chosen expert, [n_row, ld] out of the stacked ones.
+ * x: [n_entry / x_div, ld]   chosen: [n_entry]
+ */
+int32_t cu_skinny_experts(kvf_device *dev, uint32_t dtype, const cu_matrix *w, uint32_t n_row, const uint32_t *chosen,
+                          uint32_t x_div, const void *x, uint32_t n_entry, cu_skinny_out out, kv_err err);
+
+/* ---- Mixture of experts ---- */
+
+/* Buffers of a decode step: router [n, n_expert], chosen and weight [n, n_used], act [n * n_used, ld], y [n * n_used, hidden] */
+typedef struct cu_expert_work {
+    float *router;
+    uint32_t *chosen;
+    float *weight;
+    void *act;
+    float *y;
+} cu_expert_work;
+
+/* Decode: x [n, hidden] f32 += experts(h). */
+int32_t cu_experts_step(kvf_model *model, const cu_layer *layer, const void *h, uint32_t n, float *x,
+                        const cu_expert_work *work, kv_err err);
+/* Chooses the experts of n tokens from router logits; ascending ids, lowest id on ties. */
+int32_t cu_route(kvf_model *model, const float *router, uint32_t n, uint32_t *chosen, float *weight, kv_err err);
+/* Mixture of experts, prefill: x [n, hidden] f32 += experts(h) where h [n, ldh] in dtype; waits for the device once. */
+int32_t cu_experts_prefill(kvf_model *model, const cu_layer *layer, const void *h, uint32_t ldh, uint32_t n, float *x,
+                           kv_err err);
+
+/* ---- Norms and rotation ---- */
+
+/* h[token] = x[token] / rms(x[token]) * weight in dtype, columns beyond n_col untouched. */
+int32_t cu_rms_norm(kvf_device *dev, uint32_t dtype, void *h, uint32_t ldh, const float *x, const float *weight,
+                    uint32_t n, uint32_t n_col, float eps, kv_err err);
+/* x[i] = embedding of tokens[i] as f32. */
+int32_t cu_embed(kvf_model *model, float *x, const uint32_t *tokens, uint32_t n, kv_err err);
+/* The same for the slots that run; zeros for the others. */
+int32_t cu_embed_step(kvf_model *model, float *x, const cu_slot *slot, uint32_t n, kv_err err);
+/* act[token, i] = silu(gate_up[token, i]) * gate_up[token, width + i]. */
+int32_t cu_swiglu(kvf_device *dev, uint32_t dtype, void *act, uint32_t lda, const float *gate_up, uint32_t n,
+                  uint32_t width, kv_err err);
+/* x[token] += bias. */
+int32_t cu_add_bias(kvf_device *dev, float *x, const float *bias, uint32_t n, uint32_t n_col, kv_err err);
+/*
+ * Bias, per-head norm and rotation of n tokens at positions first, first + 1, ...; keys and values go into the pages of
+ * the group's first table.
+ * qkv: [n, qkv width] f32   q: [n_head, n_token, head_dim] f32, tokens first to first + n - 1 written
+ */
+int32_t cu_rope_prefill(kvf_model *model, uint32_t layer, const cu_view *view, uint32_t row_dtype, const float *qkv,
+                        uint32_t first, uint32_t n, float *q, uint32_t n_token, kv_err err);
+/* The same for one token per slot; q: [n, n_head, head_dim]; rows go to index rows[] of every stored head. */
+int32_t cu_rope_step(kvf_model *model, uint32_t layer, uint32_t row_dtype, const float *qkv, const cu_slot *slot,
+                     uint32_t n, float *q, kv_err err);
+
+/* ---- Attention ---- */
+
+typedef struct cu_queries {
+    const float *q;     /* [n_head] heads of [n, head_dim], head_stride apart, rotated */
+    size_t head_stride; /* elements */
+    uint32_t n;
+    uint32_t n_head;
+    uint32_t position; /* of the first */
+    uint32_t window;   /* sliding window, 0: none */
+} cu_queries;
+
+/*
+ * Causal attention of queries over a layer's rows.
+ * out: [n, ldo] in out_dtype, head h at column h * head_dim; NULL: only lse   lse: [n_head, n] f32, may be NULL
+ */
+int32_t cu_attention_prefill(kvf_device *dev, const cu_view *view, uint32_t row_dtype, const cu_queries *queries,
+                             void *out, uint32_t out_dtype, uint32_t ldo, float *lse, kv_err err);
+/*
+ * Probability that the queries of up to four sets give to each row.
+ * lse: [n_head, n]   sets: [n] u8, bit m: query is in set m   mass: one [n_head, n_row] array per set
+ */
+int32_t cu_column_mass(kvf_device *dev, const cu_view *view, uint32_t row_dtype, const cu_queries *queries,
+                       const float *lse, const uint8_t *sets, uint32_t n_set, float *const *mass, uint32_t n_row,
+                       kv_err err);
+
+#define CU_ATTENTION_CHUNK 256 /* rows that one block of decode attention reads */
+
+/*
+ * One step of attention for a batch, over rows[] + 1 rows.
+ * q: [n, n_head, head_dim] f32   out: [n, ldo] in out_dtype   partial: cu_partial_bytes
+ */
+int32_t cu_attention_step(kvf_model *model, uint32_t layer, uint32_t row_dtype, const cu_slot *slot, uint32_t n,
+                          uint32_t max_stored, uint32_t n_chunk, const float *q, void *out, uint32_t ldo, float *partial,
+                          kv_err err);
+size_t cu_partial_bytes(const kvf_model_config *c, uint32_t n, uint32_t n_chunk);
+
+/* ---- Observations ---- */
+
+/* Records window queries and column masses of one layer. q: [n_head, n_token, head_dim] f32 on the device. */
+int32_t cu_observe_window(kvf_cache *cache, kv_sequence *s, uint32_t layer, const float *q, kv_err err);
+int32_t cu_observe_mass(kvf_cache *cache, kv_sequence *s, uint32_t layer, const float *q, const float *lse,
+                        uint32_t window, kv_err err);
+
+/* ---- Sampling ---- */
+
+typedef struct cu_step_control {
+    uint32_t step; /* steps begun */
+    uint32_t now;  /* index of the current one */
+} cu_step_control;
+
+/*
+ * Samples a token for every live slot that is not finished, as kv_sample does; tokens[now, b] and the slot's state are
+ * written.
+ */
+int32_t cu_sample_step(kvf_device *dev, cu_slot *slot, uint32_t n, uint32_t vocab, const cu_step_control *control,
+                       uint32_t *tokens, kv_err err);
+
+#endif

@@ -1,0 +1,442 @@
+/*
+ * Decode. A step is a fixed list of kernels that read tables, lengths, tokens and sampling state from device memory only; it
+ * is captured into a graph per batch size and replayed. The host reserves rows for some steps ahead, queues the steps,
+ * and reads the tokens once; meanwhile it only looks at a pinned word that says how many sequences go on. What happened is
+ * then replayed on the host's tables: it follows from the tokens alone.
+ */
+#include "numbers.cuh"
+
+enum { AHEAD = 32 /* steps whose rows are reserved together */, GRAPHS = 32 };
+
+typedef struct step_shape {
+    uint32_t n;         /* slots, padding included */
+    uint32_t n_chunk;   /* chunks of attention that the grid holds */
+    uint32_t max_stored;
+    uint32_t row_dtype;
+    uint32_t forced;
+} step_shape;
+
+typedef struct step_graph {
+    step_shape shape;
+    cudaGraphExec_t exec; /* NULL: the shape ran once, directly */
+} step_graph;
+
+struct cu_decode {
+    uint32_t cap;         /* slots that the buffers hold */
+    size_t partial_bytes;
+    cu_slot *slot;        /* [cap] */
+    cu_step_control *control;
+    uint32_t *tokens;     /* [AHEAD, n] */
+    uint32_t *forced;     /* [AHEAD] */
+    float *x;             /* [cap, hidden] */
+    void *h;              /* [cap, ld of qkv] */
+    float *qkv;           /* [cap, qkv width] */
+    float *q;             /* [cap, n_head, head_dim] */
+    void *attention;      /* [cap, ld of o] */
+    void *act;            /* [cap (* n_used), ld of down] */
+    float *partial;
+    cu_expert_work experts;
+    step_graph graph[GRAPHS];
+    uint32_t n_graph;
+    uint32_t next_graph;
+};
+
+static void drop_graphs(cu_decode *w) {
+    for (uint32_t i = 0; i < w->n_graph; i++) {
+        if (w->graph[i].exec != NULL) cudaGraphExecDestroy(w->graph[i].exec);
+        w->graph[i].exec = NULL;
+    }
+    w->n_graph = 0;
+}
+
+static void drop_buffers(kvf_device *dev, cu_decode *w) {
+    be_free(dev, w->slot);
+    be_free(dev, w->control);
+    be_free(dev, w->tokens);
+    be_free(dev, w->forced);
+    be_free(dev, w->x);
+    be_free(dev, w->h);
+    be_free(dev, w->qkv);
+    be_free(dev, w->q);
+    be_free(dev, w->attention);
+    be_free(dev, w->act);
+    be_free(dev, w->experts.router);
+    be_free(dev, w->experts.chosen);
+    be_free(dev, w->experts.weight);
+    be_free(dev, w->experts.y);
+    w->slot = NULL, w->control = NULL, w->tokens = w->forced = NULL, w->x = w->qkv = w->q = NULL;
+    w->h = w->attention = w->act = NULL;
+    w->experts = (cu_expert_work){};
+    w->cap = 0;
+}
+
+void cu_decode_free(kvf_model *model) {
+    cu_decode *w = cu_weights(model)->decode;
+    if (w == NULL) return;
+    cudaStreamSynchronize(cu_of(model->dev)->stream);
+    drop_graphs(w);
+    drop_buffers(model->dev, w);
+    be_free(model->dev, w->partial);
+    free(w);
+    cu_weights(model)->decode = NULL;
+}
+
+static int32_t make(kvf_device *dev, void *to, size_t bytes, kv_err err) {
+    void *data;
+    CU_PASS(cu_alloc(dev, &data, bytes, "decode", err));
+    memcpy(to, &data, sizeof data);
+    CU_TRY(cudaMemsetAsync(data, 0, bytes, cu_of(dev)->stream), "clearing memory");
+    return KVF_OK;
+}
+
+static int32_t make_buffers(kvf_model *model, cu_decode *w, uint32_t n, kv_err err) {
+    const kvf_model_config *c = &model->config;
+    const cu_layer *l = cu_weights(model)->layer;
+    kvf_device *dev = model->dev;
+    const size_t element = cu_dtype_bytes(c->weight_dtype), used = c->n_expert > 0 ? c->n_expert_used : 1;
+    CU_PASS(make(dev, &w->slot, n * sizeof(cu_slot), err));
+    CU_PASS(make(dev, &w->control, sizeof(cu_step_control), err));
+    CU_PASS(make(dev, &w->tokens, (size_t)AHEAD * n * sizeof(uint32_t), err));
+    CU_PASS(make(dev, &w->forced, AHEAD * sizeof(uint32_t), err));
+    CU_PASS(make(dev, &w->x, (size_t)n * c->hidden * sizeof(float), err));
+    CU_PASS(make(dev, &w->h, (size_t)n * l->qkv.ld * element, err));
+    CU_PASS(make(dev, &w->qkv, (size_t)n * cu_qkv_width(c) * sizeof(float), err));
+    CU_PASS(make(dev, &w->q, (size_t)n * c->n_head * c->head_dim * sizeof(float), err));
+    CU_PASS(make(dev, &w->attention, (size_t)n * l->o.ld * element, err));
+    CU_PASS(make(dev, &w->act, n * used * l->down.ld * element, err));
+    if (c->n_expert > 0) {
+        CU_PASS(make(dev, &w->experts.router, (size_t)n * c->n_expert * sizeof(float), err));
+        CU_PASS(make(dev, &w->experts.chosen, n * used * sizeof(uint32_t), err));
+        CU_PASS(make(dev, &w->experts.weight, n * used * sizeof(float), err));
+        CU_PASS(make(dev, &w->experts.y, n * used * c->hidden * sizeof(float), err));
+        w->experts.act = w->act;
+    }
+    w->cap = n;
+    return KVF_OK;
+}
+
+/* Buffers for a step of that shape; new ones make the graphs worthless. */
+static int32_t prepare(kvf_model *model, const step_shape *shape, kv_err err) {
+    cu_model *weights = cu_weights(model);
+    if (weights->decode == NULL) weights->decode = (cu_decode *)calloc(1, sizeof(cu_decode));
+    cu_decode *w = weights->decode;
+    if (w == NULL) return kv_fail(err, KVF_ERR_MEMORY, "No memory for decode");
+    if (w->cap < shape->n) {
+        drop_graphs(w);
+        drop_buffers(model->dev, w);
+        const int32_t status = make_buffers(model, w, shape->n, err);
+        if (status != KVF_OK) {
+            drop_buffers(model->dev, w);
+            return status;
+        }
+    }
+    const size_t bytes = cu_partial_bytes(&model->config, shape->n, shape->n_chunk);
+    if (w->partial_bytes < bytes) {
+        drop_graphs(w);
+        be_free(model->dev, w->partial);
+        w->partial = NULL;
+        w->partial_bytes = 0;
+        CU_PASS(make(model->dev, &w->partial, bytes, err));
+        w->partial_bytes = bytes;
+    }
+    return KVF_OK;
+}
+
+/* ---- One step ---- */
+
+/* Which slots run, and with which token. */
+static __global__ void begin_kernel(cu_slot *slot, uint32_t n, cu_step_control *control, const uint32_t *forced) {
+    __shared__ uint32_t now;
+    if (threadIdx.x == 0) now = control->now = control->step++;
+    __syncthreads();
+    for (uint32_t b = threadIdx.x; b < n; b += blockDim.x) {
+        cu_slot *s = &slot[b];
+        const uint32_t token = forced != NULL ? forced[now] : s->pending;
+        s->run = s->live && !s->finished && token != KV_NO_TOKEN;
+        s->token = token;
+    }
+}
+
+/* A block per slot: its row is complete in every table. */
+static __global__ void end_kernel(cu_slot *slot, uint32_t n_layer) {
+    cu_slot *s = &slot[blockIdx.x];
+    if (!s->run) return;
+    for (uint32_t i = threadIdx.x; i < n_layer * s->n_stored; i += blockDim.x) s->rows[i]++;
+    if (threadIdx.x != 0) return;
+    s->position++;
+    s->pending = KV_NO_TOKEN;
+}
+
+/* Tells the host how many sequences go on. */
+static __global__ void report_kernel(const cu_slot *slot, uint32_t n, volatile uint32_t *word) {
+    uint32_t alive = 0;
+    for (uint32_t b = threadIdx.x; b < n; b += 32) alive += slot[b].live && !slot[b].finished;
+    for (int step = 16; step > 0; step /= 2) alive += __shfl_xor_sync(0xffffffffu, alive, step);
+    if (threadIdx.x == 0) *word = alive;
+}
+
+static int32_t queue_layer(kvf_model *model, cu_decode *w, uint32_t layer, const step_shape *shape, kv_err err) {
+    const kvf_model_config *c = &model->config;
+    kvf_device *dev = model->dev;
+    const cu_layer *l = &cu_weights(model)->layer[layer];
+    const uint32_t dtype = c->weight_dtype, n = shape->n;
+    cu_skinny_out out = {};
+    CU_PASS(cu_rms_norm(dev, dtype, w->h, l->qkv.ld, w->x, l->attn_norm, n, c->hidden, c->norm_eps, err));
+    out.epilogue = CU_STORE, out.out = w->qkv, out.ld = cu_qkv_width(c);
+    CU_PASS(cu_skinny(dev, dtype, &l->qkv, w->h, n, out, err));
+    CU_PASS(cu_rope_step(model, layer, shape->row_dtype, w->qkv, w->slot, n, w->q, err));
+    CU_PASS(cu_attention_step(model, layer, shape->row_dtype, w->slot, n, shape->max_stored, shape->n_chunk, w->q,
+                              w->attention, l->o.ld, w->partial, err));
+    out.epilogue = CU_ADD, out.out = w->x, out.ld = c->hidden, out.bias = l->o_bias;
+    CU_PASS(cu_skinny(dev, dtype, &l->o, w->attention, n, out, err));
+    CU_PASS(cu_rms_norm(dev, dtype, w->h, l->gate_up.ld, w->x, l->mlp_norm, n, c->hidden, c->norm_eps, err));
+    if (c->n_expert > 0) return cu_experts_step(model, l, w->h, n, w->x, &w->experts, err);
+    out.epilogue = CU_SWIGLU, out.act = w->act, out.ld = l->down.ld, out.bias = NULL;
+    CU_PASS(cu_skinny(dev, dtype, &l->gate_up, w->h, n, out, err));
+    out.epilogue = CU_ADD, out.ld = c->hidden;
+    return cu_skinny(dev, dtype, &l->down, w->act, n, out, err);
+}
+
+/* `run`: the model; otherwise only sampling, for sequences that have logits already. */
+static int32_t queue_step(kvf_model *model, cu_decode *w, const step_shape *shape, bool run, kv_err err) {
+    const kvf_model_config *c = &model->config;
+    const cu_model *weights = cu_weights(model);
+    kvf_device *dev = model->dev;
+    cudaStream_t stream = cu_of(dev)->stream;
+    begin_kernel<<<1, 256, 0, stream>>>(w->slot, shape->n, w->control, shape->forced ? w->forced : NULL);
+    CU_LAUNCHED("a step");
+    if (run) {
+        cu_skinny_out out = {};
+        CU_PASS(cu_embed_step(model, w->x, w->slot, shape->n, err));
+        for (uint32_t layer = 0; layer < c->n_layer; layer++) CU_PASS(queue_layer(model, w, layer, shape, err));
+        CU_PASS(cu_rms_norm(dev, c->weight_dtype, w->h, weights->output.ld, w->x, weights->final_norm, shape->n, c->hidden,
+                            c->norm_eps, err));
+        out.epilogue = CU_LOGITS, out.slot = w->slot;
+        CU_PASS(cu_skinny(dev, c->weight_dtype, &weights->output, w->h, shape->n, out, err));
+        end_kernel<<<shape->n, 128, 0, stream>>>(w->slot, c->n_layer);
+        CU_LAUNCHED("a step");
+    }
+    if (!shape->forced) CU_PASS(cu_sample_step(dev, w->slot, shape->n, c->vocab, w->control, w->tokens, err));
+    report_kernel<<<1, 32, 0, stream>>>(w->slot, shape->n, cu_of(dev)->word_device);
+    CU_LAUNCHED("a step");
+    return KVF_OK;
+}
+
+static int32_t capture(kvf_model *model, cu_decode *w, const step_shape *shape, cudaGraphExec_t *exec, kv_err err) {
+    cudaStream_t stream = cu_of(model->dev)->stream;
+    cudaGraph_t graph = NULL;
+    CU_TRY(cudaStreamBeginCapture(stream, cudaStreamCaptureModeThreadLocal), "capturing a step");
+    const int32_t status = queue_step(model, w, shape, true, err);
+    const cudaError_t ended = cudaStreamEndCapture(stream, &graph);
+    if (status != KVF_OK) {
+        if (graph != NULL) cudaGraphDestroy(graph);
+        cudaGetLastError();
+        return status;
+    }
+    CU_TRY(ended, "capturing a step");
+    const cudaError_t made = cudaGraphInstantiate(exec, graph, 0);
+    cudaGraphDestroy(graph);
+    CU_TRY(made, "instantiating a step");
+    return KVF_OK;
+}
+
+/* The first step of a shape runs directly (kernels are loaded then), the second is captured, all others replay it. */
+static int32_t launch_step(kvf_model *model, cu_decode *w, const step_shape *shape, kv_err err) {
+    for (uint32_t i = 0; i < w->n_graph; i++) {
+        step_graph *g = &w->graph[i];
+        if (memcmp(&g->shape, shape, sizeof *shape) != 0) continue;
+        if (g->exec == NULL) CU_PASS(capture(model, w, shape, &g->exec, err));
+        CU_TRY(cudaGraphLaunch(g->exec, cu_of(model->dev)->stream), "launching a step");
+        return KVF_OK;
+    }
+    step_graph *g = &w->graph[w->n_graph < GRAPHS ? w->n_graph++ : w->next_graph++ % GRAPHS];
+    if (g->exec != NULL) cudaGraphExecDestroy(g->exec);
+    g->exec = NULL;
+    g->shape = *shape;
+    return queue_step(model, w, shape, true, err);
+}
+
+/* ---- The host's side ---- */
+
+static uint32_t table_count(const kvf_cache *cache, const kv_sequence *s) {
+    return cache->config.n_layer * s->n_stored_head;
+}
+
+/* Rows that `steps` steps append to one sequence at most. */
+static uint32_t rows_needed(const kv_sequence *s, uint32_t steps, bool forced) {
+    if (s->finished) return 0;
+    return forced || s->pending != KV_NO_TOKEN ? steps : steps - 1;
+}
+
+static int32_t reserve(kvf_cache *cache, kv_sequence **s, uint32_t n, uint32_t steps, bool forced, kv_err err) {
+    for (uint32_t b = 0; b < n; b++) {
+        const uint32_t rows = rows_needed(s[b], steps, forced);
+        for (uint32_t i = 0; i < table_count(cache, s[b]) && rows > 0; i++) {
+            const int32_t status = kv_table_reserve(cache, &s[b]->table[i], rows, err);
+            if (status == KVF_OK) continue;
+            for (uint32_t u = 0; u <= b; u++) {
+                for (uint32_t k = 0; k < table_count(cache, s[u]); k++) kv_table_trim(cache, &s[u]->table[k]);
+            }
+            return status;
+        }
+    }
+    return KVF_OK;
+}
+
+static void fill_slot(cu_slot *slot, const kv_sequence *s, const cu_mirror *m) {
+    slot->pages = m->pages, slot->rows = m->rows, slot->logits = s->logits, slot->cap = m->cap;
+    slot->n_stored = s->n_stored_head, slot->live = 1, slot->position = s->position, slot->pending = s->pending;
+    slot->n_generated = s->n_generated, slot->finished = s->finished, slot->top_k = s->sampling.top_k;
+    slot->temperature = s->sampling.temperature, slot->top_p = s->sampling.top_p;
+    slot->seed_low = s->sampling.seed_low, slot->seed_high = s->sampling.seed_high;
+    slot->min_new_token = s->sampling.min_new_token, slot->n_stop = s->n_stop;
+    memcpy(slot->stop, s->stop, s->n_stop * sizeof *s->stop);
+}
+
+/* Tables, slots and forced tokens onto the device. host: [shape->n] slots, zeros. */
+static int32_t send_state(kvf_model *model, kvf_cache *cache, kv_sequence **s, uint32_t n, const step_shape *shape,
+                          const uint32_t *forced, uint32_t steps, cu_slot *host, kv_err err) {
+    cu_decode *w = cu_weights(model)->decode;
+    const cu_step_control control = {0, 0};
+    memset(host, 0, shape->n * sizeof *host);
+    for (uint32_t b = 0; b < n; b++) {
+        cu_mirror *m;
+        CU_PASS(cu_mirror_sync(cache, s[b], 0, table_count(cache, s[b]), &m, err));
+        fill_slot(&host[b], s[b], m);
+    }
+    CU_PASS(be_upload(model->dev, w->slot, host, shape->n * sizeof *host, err));
+    CU_PASS(be_upload(model->dev, w->control, &control, sizeof control, err));
+    if (forced != NULL) CU_PASS(be_upload(model->dev, w->forced, forced, steps * sizeof *forced, err));
+    return KVF_OK;
+}
+
+static step_shape shape_of(kvf_cache *cache, kv_sequence **s, uint32_t n, bool forced) {
+    step_shape shape;
+    uint32_t longest = 1;
+    memset(&shape, 0, sizeof shape);
+    shape.n = n <= 8 ? n : cu_round_up(n, 8);
+    shape.row_dtype = cache->config.row_dtype;
+    shape.forced = forced;
+    for (uint32_t b = 0; b < n; b++) {
+        if (s[b]->n_stored_head > shape.max_stored) shape.max_stored = s[b]->n_stored_head;
+        for (uint32_t i = 0; i < table_count(cache, s[b]); i++) {
+            if (s[b]->table[i].n_page > longest) longest = s[b]->table[i].n_page;
+        }
+    }
+    const uint32_t n_chunk = cu_div_up((size_t)longest * KVF_PAGE_ROWS, CU_ATTENTION_CHUNK);
+    for (shape.n_chunk = 1; shape.n_chunk < n_chunk;) shape.n_chunk *= 2;
+    return shape;
+}
+
+/* Queues up to `steps` steps; fewer when the caller cancels or all sequences have finished. */
+static int32_t queue_steps(kvf_model *model, kv_sequence **s, uint32_t n, const step_shape *shape, uint32_t steps,
+                           volatile uint32_t *control, uint32_t *queued, kv_err err) {
+    cu_device *d = cu_of(model->dev);
+    cu_decode *w = cu_weights(model)->decode;
+    bool waiting = shape->forced; /* some sequence has a token to run */
+    for (uint32_t b = 0; b < n; b++) waiting |= !s[b]->finished && s[b]->pending != KV_NO_TOKEN;
+    *d->word = n;
+    for (*queued = 0; *queued < steps; ++*queued) {
+        const uint32_t i = *queued;
+        if (control != NULL && control[0] != 0) break;
+        if (i >= CU_IN_FLIGHT) {
+            CU_TRY(cudaEventSynchronize(d->step[i % CU_IN_FLIGHT]), "a step");
+            if (!shape->forced && *d->word == 0) break;
+        }
+        if (i == 0 && !waiting) CU_PASS(queue_step(model, w, shape, false, err));
+        else CU_PASS(launch_step(model, w, shape, err));
+        CU_TRY(cudaEventRecord(d->step[i % CU_IN_FLIGHT], d->stream), "a step");
+    }
+    return cu_synchronize(model->dev, err);
+}
+
+/* What the device did to one sequence in one step. */
+static void follow(kvf_cache *cache, kv_sequence *s, const uint32_t *forced, uint32_t token) {
+    if (s->finished) return;
+    if (forced != NULL || s->pending != KV_NO_TOKEN) {
+        cu_mirror *m = (cu_mirror *)s->impl;
+        for (uint32_t i = 0; i < table_count(cache, s); i++) {
+            s->table[i].rows++;
+            m->seen_rows[i]++;
+        }
+        s->position++;
+        s->pending = KV_NO_TOKEN;
+    }
+    if (forced == NULL) kv_note_token(s, token);
+}
+
+/* Some steps of the call: state out, steps, tokens back, host tables brought up to date. */
+static int32_t run_ahead(kvf_model *model, kvf_cache *cache, kv_sequence **s, uint32_t n, uint32_t steps,
+                         const uint32_t *forced, uint32_t *tokens, volatile uint32_t *control, uint32_t *done,
+                         kv_err err) {
+    uint32_t queued = 0;
+    const step_shape shape = shape_of(cache, s, n, forced != NULL);
+    CU_PASS(prepare(model, &shape, err));
+    cu_slot *slots = (cu_slot *)malloc(shape.n * sizeof *slots);
+    uint32_t *made = (uint32_t *)malloc((size_t)AHEAD * shape.n * sizeof *made);
+    int32_t status = slots == NULL || made == NULL ? kv_fail(err, KVF_ERR_MEMORY, "No memory for decode") : KVF_OK;
+    if (status == KVF_OK) status = send_state(model, cache, s, n, &shape, forced, steps, slots, err);
+    if (status == KVF_OK) status = queue_steps(model, s, n, &shape, steps, control, &queued, err);
+    if (status == KVF_OK && forced == NULL) {
+        status = be_download(model->dev, made, cu_weights(model)->decode->tokens, (size_t)queued * shape.n * sizeof *made,
+                             err);
+    }
+    *done = 0;
+    for (; *done < queued && status == KVF_OK; ++*done) {
+        uint32_t alive = 0;
+        for (uint32_t b = 0; b < n; b++) alive += !s[b]->finished;
+        if (alive == 0) break;
+        for (uint32_t b = 0; b < n; b++) {
+            const uint32_t token = forced != NULL ? 0 : made[(size_t)*done * shape.n + b];
+            if (forced == NULL && !s[b]->finished) tokens[(size_t)*done * n + b] = token;
+            follow(cache, s[b], forced, token);
+        }
+    }
+    if (status != KVF_OK) { /* the device's counts are unknown: send them again */
+        for (uint32_t b = 0; b < n; b++) {
+            cu_mirror *m = (cu_mirror *)s[b]->impl;
+            if (m != NULL) memset(m->seen_rows, 0xff, m->n_table * sizeof *m->seen_rows);
+        }
+    }
+    free(slots);
+    free(made);
+    return status;
+}
+
+extern "C" int32_t be_decode(kvf_model *model, kvf_cache *cache, kv_sequence **s, uint32_t n_sequence, uint32_t n_step,
+                             const uint32_t *forced, uint32_t *tokens, float *logits, uint32_t *control, kv_err err) {
+    const uint32_t vocab = model->config.vocab;
+    volatile uint32_t *poll = control;
+    int32_t status = cu_enter(model->dev, err);
+    for (uint32_t done = 0; done < n_step && status == KVF_OK;) {
+        uint32_t alive = forced != NULL, ran = 0;
+        for (uint32_t b = 0; b < n_sequence; b++) alive += !s[b]->finished;
+        if (alive == 0) break;
+        if (poll != NULL && poll[0] != 0) {
+            status = kv_fail(err, KVF_ERR_CANCELLED, "Cannot go on as the caller cancelled");
+            break;
+        }
+        uint32_t steps = n_step - done < (uint32_t)AHEAD ? n_step - done : (uint32_t)AHEAD;
+        if (logits != NULL) steps = 1;
+        status = reserve(cache, s, n_sequence, steps, forced != NULL, err);
+        if (status == KVF_ERR_MEMORY && steps > 1) {
+            steps = 1;
+            status = reserve(cache, s, n_sequence, steps, forced != NULL, err);
+        }
+        if (status != KVF_OK) break;
+        status = run_ahead(model, cache, s, n_sequence, steps, forced != NULL ? forced + done : NULL,
+                           tokens + (size_t)done * n_sequence, poll, &ran, err);
+        for (uint32_t b = 0; b < n_sequence && status == KVF_OK && logits != NULL && ran > 0; b++) {
+            const size_t at = (size_t)done * n_sequence + b;
+            if (tokens[at] != KV_NO_TOKEN) {
+                status = be_download(model->dev, logits + at * vocab, s[b]->logits, vocab * sizeof *logits, err);
+            }
+        }
+        done += ran;
+        if (poll != NULL) poll[1] = poll[1] + ran;
+    }
+    for (uint32_t b = 0; b < n_sequence; b++) {
+        for (uint32_t i = 0; i < table_count(cache, s[b]); i++) kv_table_trim(cache, &s[b]->table[i]);
+    }
+    return status;
+}

@@ -1,0 +1,250 @@
+/* Embedding, norms, biases, rotation, and writing rows: everything between the products that touches activations. */
+#include "numbers.cuh"
+
+/* A block per token. */
+template <typename T>
+static __global__ void __launch_bounds__(256) rms_norm_kernel(T *h, uint32_t ldh, const float *x, const float *weight,
+                                                              uint32_t n_col, float eps) {
+    const float *from = x + (size_t)blockIdx.x * n_col;
+    T *to = h + (size_t)blockIdx.x * ldh;
+    float sum = 0;
+    for (uint32_t i = threadIdx.x; i < n_col; i += blockDim.x) sum = fmaf(from[i], from[i], sum);
+    const float scale = rsqrtf(block_sum(sum) / (float)n_col + eps);
+    for (uint32_t i = threadIdx.x; i < n_col; i += blockDim.x) from_f32(&to[i], from[i] * scale * weight[i]);
+}
+
+int32_t cu_rms_norm(kvf_device *dev, uint32_t dtype, void *h, uint32_t ldh, const float *x, const float *weight,
+                    uint32_t n, uint32_t n_col, float eps, kv_err err) {
+    CU_WITH_TYPE(dtype, T,
+                 (rms_norm_kernel<T><<<n, 256, 0, cu_of(dev)->stream>>>((T *)h, ldh, x, weight, n_col, eps)));
+    CU_LAUNCHED("a norm");
+    return KVF_OK;
+}
+
+template <typename T>
+static __global__ void embed_kernel(float *x, const T *table, uint32_t ld, const uint32_t *tokens, uint32_t hidden) {
+    const T *from = table + (size_t)tokens[blockIdx.x] * ld;
+    for (uint32_t i = threadIdx.x; i < hidden; i += blockDim.x) x[(size_t)blockIdx.x * hidden + i] = to_f32(from[i]);
+}
+
+template <typename T>
+static __global__ void embed_step_kernel(float *x, const T *table, uint32_t ld, const cu_slot *slot, uint32_t hidden) {
+    const cu_slot *s = &slot[blockIdx.x];
+    const T *from = table + (size_t)(s->run ? s->token : 0) * ld;
+    for (uint32_t i = threadIdx.x; i < hidden; i += blockDim.x) {
+        x[(size_t)blockIdx.x * hidden + i] = s->run ? to_f32(from[i]) : 0.0f;
+    }
+}
+
+int32_t cu_embed(kvf_model *model, float *x, const uint32_t *tokens, uint32_t n, kv_err err) {
+    const cu_matrix *m = &cu_weights(model)->embed;
+    CU_WITH_TYPE(model->config.weight_dtype, T,
+                 (embed_kernel<T><<<n, 256, 0, cu_of(model->dev)->stream>>>(x, (const T *)m->data, m->ld, tokens,
+                                                                           m->n_col)));
+    CU_LAUNCHED("embedding");
+    return KVF_OK;
+}
+
+int32_t cu_embed_step(kvf_model *model, float *x, const cu_slot *slot, uint32_t n, kv_err err) {
+    const cu_matrix *m = &cu_weights(model)->embed;
+    CU_WITH_TYPE(model->config.weight_dtype, T,
+                 (embed_step_kernel<T><<<n, 256, 0, cu_of(model->dev)->stream>>>(x, (const T *)m->data, m->ld, slot,
+                                                                                m->n_col)));
+    CU_LAUNCHED("embedding");
+    return KVF_OK;
+}
+
+template <typename T>
+static __global__ void swiglu_kernel(T *act, uint32_t lda, const float *gate_up, uint32_t width) {
+    const uint32_t i = blockIdx.x * blockDim.x + threadIdx.x;
+    if (i >= width) return;
+    const float *row = gate_up + (size_t)blockIdx.y * 2 * width;
+    const float gate = row[i];
+    from_f32(&act[(size_t)blockIdx.y * lda + i], gate / (1.0f + expf(-gate)) * row[width + i]);
+}
+
+int32_t cu_swiglu(kvf_device *dev, uint32_t dtype, void *act, uint32_t lda, const float *gate_up, uint32_t n,
+                  uint32_t width, kv_err err) {
+    const dim3 grid(cu_div_up(width, 256), n);
+    CU_WITH_TYPE(dtype, T, (swiglu_kernel<T><<<grid, 256, 0, cu_of(dev)->stream>>>((T *)act, lda, gate_up, width)));
+    CU_LAUNCHED("an activation");
+    return KVF_OK;
+}
+
+static __global__ void add_bias_kernel(float *x, const float *bias, uint32_t n_col) {
+    const uint32_t i = blockIdx.x * blockDim.x + threadIdx.x;
+    if (i < n_col) x[(size_t)blockIdx.y * n_col + i] += bias[i];
+}
+
+int32_t cu_add_bias(kvf_device *dev, float *x, const float *bias, uint32_t n, uint32_t n_col, kv_err err) {
+    add_bias_kernel<<<dim3(cu_div_up(n_col, 256), n), 256, 0, cu_of(dev)->stream>>>(x, bias, n_col);
+    CU_LAUNCHED("adding a bias");
+    return KVF_OK;
+}
+
+/* ---- Rotation ---- */
+
+typedef struct rope_args {
+    const float *qkv;
+    const float *bias;   /* NULL: none */
+    const float *q_norm; /* NULL: none */
+    const float *k_norm;
+    const float *inv_freq;
+    float *q;
+    size_t q_head_stride;
+    size_t q_token_stride;
+    float eps;
+    float rope_scale;
+    uint32_t n_head;
+    uint32_t n_kv_head;
+    uint32_t head_dim;
+} rope_args;
+
+/*
+ * One warp, one head of one token: bias, norm of the head, rotation of the pairs (i, i + head_dim / 2). Lane l holds the
+ * pairs l, l + 32, ...: low[j] and high[j].
+ */
+static __device__ __forceinline__ void load_head(const rope_args &a, const float *from, const float *bias,
+                                                 const float *norm, uint32_t position, bool rotate, float low[4],
+                                                 float high[4]) {
+    const uint32_t half = a.head_dim / 2, lane = threadIdx.x % 32;
+    float sum = 0;
+#pragma unroll
+    for (int j = 0; j < 4; j++) {
+        const uint32_t i = lane + 32 * j;
+        low[j] = high[j] = 0;
+        if (i >= half) continue;
+        low[j] = from[i] + (bias != NULL ? bias[i] : 0.0f);
+        high[j] = from[i + half] + (bias != NULL ? bias[i + half] : 0.0f);
+        sum += low[j] * low[j] + high[j] * high[j];
+    }
+    const float scale = norm != NULL ? rsqrtf(warp_sum(sum) / (float)a.head_dim + a.eps) : 1.0f;
+#pragma unroll
+    for (int j = 0; j < 4; j++) {
+        const uint32_t i = lane + 32 * j;
+        if (i >= half) continue;
+        if (norm != NULL) {
+            low[j] *= scale * norm[i];
+            high[j] *= scale * norm[i + half];
+        }
+        if (!rotate) continue;
+        float sine, cosine;
+        sincosf((float)position * a.inv_freq[i], &sine, &cosine);
+        sine *= a.rope_scale;
+        cosine *= a.rope_scale;
+        const float x = low[j], y = high[j];
+        low[j] = x * cosine - y * sine;
+        high[j] = y * cosine + x * sine;
+    }
+}
+
+static __device__ __forceinline__ void store_query(const rope_args &a, uint32_t head, uint32_t token, const float low[4],
+                                                   const float high[4]) {
+    const uint32_t half = a.head_dim / 2, lane = threadIdx.x % 32;
+    float *to = a.q + head * a.q_head_stride + token * a.q_token_stride;
+    for (int j = 0; j < 4; j++) {
+        const uint32_t i = lane + 32 * j;
+        if (i >= half) continue;
+        to[i] = low[j];
+        to[i + half] = high[j];
+    }
+}
+
+template <typename R>
+static __device__ __forceinline__ void store_row(R *to, uint32_t head_dim, const float low[4], const float high[4]) {
+    const uint32_t half = head_dim / 2, lane = threadIdx.x % 32;
+    for (int j = 0; j < 4; j++) {
+        const uint32_t i = lane + 32 * j;
+        if (i >= half) continue;
+        from_f32(&to[i], low[j]);
+        from_f32(&to[i + half], high[j]);
+    }
+}
+
+/* Head `head` of the stacked q, k, v heads of one token, as it goes into q or a page. */
+static __device__ __forceinline__ void head_of(const rope_args &a, uint32_t token, uint32_t head, uint32_t position,
+                                               float low[4], float high[4]) {
+    const uint32_t width = (a.n_head + 2 * a.n_kv_head) * a.head_dim, at = head * a.head_dim;
+    const bool is_q = head < a.n_head, is_v = head >= a.n_head + a.n_kv_head;
+    load_head(a, a.qkv + (size_t)token * width + at, a.bias != NULL ? a.bias + at : NULL,
+              is_q ? a.q_norm : is_v ? NULL : a.k_norm, position, !is_v, low, high);
+}
+
+/* Block: a token; its warps take the heads in turn. */
+template <typename R>
+static __global__ void __launch_bounds__(256) rope_prefill_kernel(rope_args a, cu_view view, uint32_t first,
+                                                                  uint32_t copies) {
+    const uint32_t token = blockIdx.x, position = first + token, slot = position % KVF_PAGE_ROWS;
+    for (uint32_t head = threadIdx.x / 32; head < a.n_head + 2 * a.n_kv_head; head += blockDim.x / 32) {
+        float low[4], high[4];
+        head_of(a, token, head, position, low, high);
+        if (head < a.n_head) {
+            store_query(a, head, position, low, high);
+            continue;
+        }
+        const bool is_v = head >= a.n_head + a.n_kv_head;
+        const uint32_t kv = head - a.n_head - (is_v ? a.n_kv_head : 0);
+        void *page = view.pages[(size_t)kv * copies * view.cap + position / KVF_PAGE_ROWS];
+        R *to = (is_v ? page_values<R>(page, a.head_dim) : page_keys<R>(page)) + slot * a.head_dim;
+        store_row(to, a.head_dim, low, high);
+        if (is_v && threadIdx.x % 32 == 0) page_positions<R>(page, a.head_dim)[slot] = position;
+    }
+}
+
+/* Block: a slot; its row goes to every stored head's own page. */
+template <typename R>
+static __global__ void __launch_bounds__(256) rope_step_kernel(rope_args a, const cu_slot *slot, uint32_t layer) {
+    const cu_slot *s = &slot[blockIdx.x];
+    if (!s->run) return;
+    for (uint32_t head = threadIdx.x / 32; head < a.n_head + 2 * a.n_kv_head; head += blockDim.x / 32) {
+        float low[4], high[4];
+        head_of(a, blockIdx.x, head, s->position, low, high);
+        if (head < a.n_head) {
+            store_query(a, head, blockIdx.x, low, high);
+            continue;
+        }
+        const bool is_v = head >= a.n_head + a.n_kv_head;
+        const uint32_t kv = head - a.n_head - (is_v ? a.n_kv_head : 0), copies = s->n_stored / a.n_kv_head;
+        for (uint32_t i = 0; i < copies; i++) {
+            const size_t table = (size_t)layer * s->n_stored + kv * copies + i;
+            const uint32_t row = s->rows[table], at = row % KVF_PAGE_ROWS;
+            void *page = s->pages[table * s->cap + row / KVF_PAGE_ROWS];
+            R *to = (is_v ? page_values<R>(page, a.head_dim) : page_keys<R>(page)) + at * a.head_dim;
+            store_row(to, a.head_dim, low, high);
+            if (is_v && threadIdx.x % 32 == 0) page_positions<R>(page, a.head_dim)[at] = s->position;
+        }
+    }
+}
+
+static rope_args args_of(const kvf_model *model, uint32_t layer, const float *qkv, float *q) {
+    const kvf_model_config *c = &model->config;
+    const cu_layer *l = &cu_weights(model)->layer[layer];
+    rope_args a = {};
+    a.qkv = qkv, a.bias = l->qkv_bias, a.q_norm = l->q_norm, a.k_norm = l->k_norm;
+    a.inv_freq = cu_weights(model)->inv_freq, a.q = q;
+    a.eps = c->norm_eps, a.rope_scale = c->rope_scale;
+    a.n_head = c->n_head, a.n_kv_head = c->n_kv_head, a.head_dim = c->head_dim;
+    return a;
+}
+
+int32_t cu_rope_prefill(kvf_model *model, uint32_t layer, const cu_view *view, uint32_t row_dtype, const float *qkv,
+                        uint32_t first, uint32_t n, float *q, uint32_t n_token, kv_err err) {
+    rope_args a = args_of(model, layer, qkv, q);
+    a.q_head_stride = (size_t)n_token * a.head_dim;
+    a.q_token_stride = a.head_dim;
+    const uint32_t copies = a.n_head / view->readers / a.n_kv_head;
+    CU_WITH_TYPE(row_dtype, R,
+                 (rope_prefill_kernel<R><<<n, 256, 0, cu_of(model->dev)->stream>>>(a, *view, first, copies)));
+    CU_LAUNCHED("rotation");
+    return KVF_OK;
+}
+
+int32_t cu_rope_step(kvf_model *model, uint32_t layer, uint32_t row_dtype, const float *qkv, const cu_slot *slot,
+                     uint32_t n, float *q, kv_err err) {
+    rope_args a = args_of(model, layer, qkv, q);
+    a.q_head_stride = a.head_dim;
+    a.q_token_stride = (size_t)a.n_head * a.head_dim;
+    CU_WITH_TYPE(row_dtype, R, (rope_step_kernel<R><<<n, 256, 0, cu_of(model->dev)->stream>>>(a, slot, layer)));
+    CU_LAUNCHED("rotation");
+    return KVF_OK;
+}

@@ -1,0 +1,334 @@
+/* Scores that read a layer's rows or prefill's records, and the records themselves. */
+#include "numbers.cuh"
+
+#define LOG2E 1.4426950408889634f
+
+/* ---- Records ---- */
+
+int32_t cu_observe_window(kvf_cache *cache, kv_sequence *s, uint32_t layer, const float *q, kv_err err) {
+    kv_observations *o = s->observe;
+    const uint32_t head_dim = cache->config.head_dim, n_head = cache->config.n_head;
+    if (o->n_window == 0) return KVF_OK;
+    const size_t row = (size_t)o->n_window * head_dim * sizeof(float);
+    if (o->window_q[layer] == NULL) {
+        CU_PASS(cu_alloc(cache->dev, (void **)&o->window_q[layer], row * n_head, "window queries", err));
+    }
+    CU_TRY(cudaMemcpy2DAsync(o->window_q[layer], row, q + (size_t)(o->n_token - o->n_window) * head_dim,
+                             (size_t)o->n_token * head_dim * sizeof(float), row, n_head, cudaMemcpyDeviceToDevice,
+                             cu_of(cache->dev)->stream),
+           "recording queries");
+    return KVF_OK;
+}
+
+int32_t cu_observe_mass(kvf_cache *cache, kv_sequence *s, uint32_t layer, const float *q, const float *lse,
+                        uint32_t window, kv_err err) {
+    kv_observations *o = s->observe;
+    kvf_device *dev = cache->dev;
+    const uint32_t n_head = cache->config.n_head;
+    float **mass = o->mass + (size_t)layer * o->n_mass;
+    if (o->n_mass == 0) return KVF_OK;
+    for (uint32_t m = 0; m < o->n_mass; m++) {
+        if (mass[m] != NULL) continue;
+        CU_PASS(cu_alloc(dev, (void **)&mass[m], (size_t)n_head * o->n_token * sizeof(float), "column masses", err));
+    }
+    uint8_t *sets = (uint8_t *)calloc(o->n_token, 1);
+    void *device_sets = be_alloc(dev, o->n_token);
+    int32_t status = sets == NULL || device_sets == NULL ? kv_fail(err, KVF_ERR_MEMORY, "No memory for query sets") : KVF_OK;
+    for (uint32_t i = 0; i < o->n_range && status == KVF_OK; i++) {
+        for (uint32_t k = o->range[i][1]; k < o->range[i][2]; k++) sets[k] |= (uint8_t)(1u << o->range[i][0]);
+    }
+    if (status == KVF_OK) status = be_upload(dev, device_sets, sets, o->n_token, err);
+    if (status == KVF_OK) {
+        cu_view view;
+        cu_queries queries = {};
+        queries.q = q, queries.head_stride = (size_t)o->n_token * cache->config.head_dim, queries.n = o->n_token;
+        queries.n_head = n_head, queries.window = window;
+        status = cu_layer_view(cache, s, layer, &view, err);
+        if (status == KVF_OK) {
+            status = cu_column_mass(dev, &view, cache->config.row_dtype, &queries, lse, (const uint8_t *)device_sets,
+                                    o->n_mass, mass, o->n_token, err);
+        }
+    }
+    be_free(dev, device_sets);
+    free(sets);
+    return status;
+}
+
+extern "C" int32_t be_record_layer(kvf_cache *cache, kv_sequence *s, uint32_t layer, const float *q, kv_err err) {
+    kv_observations *o = s->observe;
+    kvf_device *dev = cache->dev;
+    const uint32_t n_head = cache->config.n_head, head_dim = cache->config.head_dim;
+    const size_t bytes = (size_t)n_head * o->n_token * head_dim * sizeof(float);
+    float *device_q = NULL, *lse = NULL;
+    cu_view view;
+    CU_PASS(cu_enter(dev, err));
+    CU_PASS(cu_alloc(dev, (void **)&device_q, bytes, "queries", err));
+    int32_t status = be_upload(dev, device_q, q, bytes, err);
+    if (status == KVF_OK) status = cu_observe_window(cache, s, layer, device_q, err);
+    if (status == KVF_OK && o->n_mass > 0) {
+        cu_queries queries = {};
+        queries.q = device_q, queries.head_stride = (size_t)o->n_token * head_dim, queries.n = o->n_token;
+        queries.n_head = n_head;
+        status = cu_alloc(dev, (void **)&lse, (size_t)n_head * o->n_token * sizeof(float), "sums", err);
+        if (status == KVF_OK) status = cu_layer_view(cache, s, layer, &view, err);
+        if (status == KVF_OK) {
+            status = cu_attention_prefill(dev, &view, cache->config.row_dtype, &queries, NULL, 0, 0, lse, err);
+        }
+        if (status == KVF_OK) status = cu_observe_mass(cache, s, layer, device_q, lse, 0, err);
+    }
+    be_free(dev, lse);
+    be_free(dev, device_q);
+    return status;
+}
+
+/* ---- Scores ---- */
+
+/* out[stored, row] = reduction over the group of mass[head, row] * scale. */
+static __global__ void reduce_kernel(float *out, const float *mass, uint32_t n_row, uint32_t stride, uint32_t readers,
+                                     uint32_t reduce, float divide) {
+    const uint32_t row = blockIdx.x * blockDim.x + threadIdx.x, stored = blockIdx.y;
+    if (row >= n_row) return;
+    float x = 0;
+    for (uint32_t r = 0; r < readers; r++) {
+        const float y = mass[(size_t)(stored * readers + r) * stride + row] / divide;
+        x = r == 0 ? y : reduce == KVF_MAX ? fmaxf(x, y) : x + y;
+    }
+    out[(size_t)stored * n_row + row] = reduce == KVF_MEAN ? x / (float)readers : x;
+}
+
+/*
+ * Maximum over the group before the sum over the queries. A block owns a page of one stored head; warp w takes the queries
+ * w, w + 8, ..., lanes are the page's rows.
+ */
+template <typename R>
+static __global__ void __launch_bounds__(256) max_first_kernel(float *out, cu_view view, cu_queries queries,
+                                                               const float *lse, uint32_t n_row, float scale,
+                                                               float divide) {
+    extern __shared__ float keys[]; /* [32, head_dim + 1] */
+    __shared__ float part[8][32];
+    const uint32_t lane = threadIdx.x % 32, warp = threadIdx.x / 32, stored = blockIdx.y, head_dim = view.head_dim;
+    const uint32_t row = blockIdx.x * KVF_PAGE_ROWS + lane, stride = head_dim + 1;
+    void *page = view.pages[(size_t)stored * view.cap + blockIdx.x];
+    const uint32_t in_page = min((uint32_t)KVF_PAGE_ROWS, view.rows[stored] - blockIdx.x * KVF_PAGE_ROWS);
+    for (uint32_t i = threadIdx.x; i < KVF_PAGE_ROWS * head_dim; i += 256) {
+        const uint32_t r = i / head_dim;
+        keys[r * stride + i % head_dim] = r < in_page ? to_f32(page_keys<R>(page)[i]) : 0.0f;
+    }
+    __syncthreads();
+    const uint32_t position = lane < in_page ? page_positions<R>(page, head_dim)[lane] : KV_NO_TOKEN;
+    float sum = 0;
+    for (uint32_t i = warp; i < queries.n; i += 8) {
+        float max = 0;
+        for (uint32_t r = 0; r < view.readers; r++) {
+            const uint32_t head = stored * view.readers + r;
+            const float *q = queries.q + head * queries.head_stride + (size_t)i * head_dim;
+            float dot = 0;
+            for (uint32_t d = 0; d < head_dim; d++) dot = fmaf(q[d], keys[lane * stride + d], dot);
+            const float p = exp2f(dot * scale - lse[(size_t)head * queries.n + i] * LOG2E);
+            if (position <= queries.position + i) max = fmaxf(max, p);
+        }
+        sum += max;
+    }
+    part[warp][lane] = sum;
+    __syncthreads();
+    if (warp > 0 || row >= n_row) return;
+    for (int w = 1; w < 8; w++) sum += part[w][lane];
+    out[(size_t)stored * n_row + row] = sum / divide;
+}
+
+extern "C" int32_t be_scores_window(kvf_cache *cache, kv_sequence *s, uint32_t layer, uint32_t window, uint32_t flags,
+                                    uint32_t reduce, float *out, uint32_t n_row, kv_err err) {
+    kvf_device *dev = cache->dev;
+    cudaStream_t stream = cu_of(dev)->stream;
+    const kv_observations *o = s->observe;
+    const uint32_t head_dim = cache->config.head_dim, n_head = cache->config.n_head, dtype = cache->config.row_dtype;
+    const float divide = flags & KVF_WINDOW_MEAN ? (float)window : 1.0f;
+    cu_view view;
+    cu_queries queries = {};
+    CU_PASS(cu_enter(dev, err));
+    queries.q = o->window_q[layer] + (size_t)(o->n_window - window) * head_dim;
+    queries.head_stride = (size_t)o->n_window * head_dim;
+    queries.n = window, queries.n_head = n_head, queries.position = o->n_token - window;
+    void *work;
+    const size_t lse_bytes = (size_t)n_head * window * sizeof(float), mass_bytes = (size_t)n_head * n_row * sizeof(float);
+    CU_PASS(cu_scratch(dev, &work, lse_bytes + mass_bytes + window, err));
+    float *lse = (float *)work, *mass = lse + (size_t)n_head * window;
+    uint8_t *sets = (uint8_t *)(mass + (size_t)n_head * n_row);
+    CU_PASS(cu_layer_view(cache, s, layer, &view, err));
+    CU_PASS(cu_attention_prefill(dev, &view, dtype, &queries, NULL, 0, 0, lse, err));
+    if (flags & KVF_WINDOW_REDUCE_FIRST && reduce == KVF_MAX && view.readers > 1) {
+        const dim3 grid(cu_div_up(n_row, KVF_PAGE_ROWS), s->n_stored_head);
+        const size_t bytes = (size_t)KVF_PAGE_ROWS * (head_dim + 1) * sizeof(float);
+        const float scale = LOG2E / sqrtf((float)head_dim);
+        CU_WITH_TYPE(dtype, R,
+                     (max_first_kernel<R><<<grid, 256, bytes, stream>>>(out, view, queries, lse, n_row, scale, divide)));
+        CU_LAUNCHED("window scores");
+        return KVF_OK;
+    }
+    /* Sums and means commute with the sum over the queries: both orders are one. */
+    CU_TRY(cudaMemsetAsync(sets, 1, window, stream), "window scores");
+    CU_PASS(cu_column_mass(dev, &view, dtype, &queries, lse, sets, 1, &mass, n_row, err));
+    reduce_kernel<<<dim3(cu_div_up(n_row, 256), s->n_stored_head), 256, 0, stream>>>(out, mass, n_row, n_row, view.readers,
+                                                                                 reduce, divide);
+    CU_LAUNCHED("window scores");
+    return KVF_OK;
+}
+
+extern "C" int32_t be_scores_mass(kvf_cache *cache, kv_sequence *s, uint32_t layer, uint32_t mass, uint32_t reduce,
+                                  float *out, uint32_t n_row, kv_err err) {
+    const float *x = s->observe->mass[(size_t)layer * s->observe->n_mass + mass];
+    CU_PASS(cu_enter(cache->dev, err));
+    reduce_kernel<<<dim3(cu_div_up(n_row, 256), s->n_stored_head), 256, 0, cu_of(cache->dev)->stream>>>(
+        out, x, n_row, s->observe->n_token, kv_readers(cache, s), reduce, 1.0f);
+    CU_LAUNCHED("column masses");
+    return KVF_OK;
+}
+
+/* A warp per row. */
+template <typename R>
+static __global__ void norm_kernel(float *out, void *const *pages, uint32_t n, uint32_t head_dim, uint32_t what) {
+    const uint32_t i = blockIdx.x * (blockDim.x / 32) + threadIdx.x / 32, lane = threadIdx.x % 32;
+    if (i >= n) return;
+    void *page = pages[i / KVF_PAGE_ROWS];
+    const R *from = (what == 0 ? page_keys<R>(page) : page_values<R>(page, head_dim)) + i % KVF_PAGE_ROWS * head_dim;
+    float sum = 0;
+    for (uint32_t d = lane; d < head_dim; d += 32) sum = fmaf(to_f32(from[d]), to_f32(from[d]), sum);
+    sum = warp_sum(sum);
+    if (lane == 0) out[i] = sqrtf(sum);
+}
+
+extern "C" int32_t be_scores_norm(kvf_cache *cache, const kv_table *t, uint32_t what, float *out, kv_err err) {
+    void **pages;
+    CU_PASS(cu_enter(cache->dev, err));
+    if (t->rows == 0) return KVF_OK;
+    CU_PASS(cu_table_push(cache, t, &pages, err));
+    CU_WITH_TYPE(cache->config.row_dtype, R,
+                 (norm_kernel<R><<<cu_div_up(t->rows, 8), 256, 0, cu_of(cache->dev)->stream>>>(
+                     out, pages, t->rows, cache->config.head_dim, what)));
+    CU_LAUNCHED("norms of rows");
+    return KVF_OK;
+}
+
+/* ---- Algebra ---- */
+
+static __global__ void pool_kernel(float *out, const float *in, uint32_t n_row, uint32_t kind, uint32_t width) {
+    const uint32_t i = blockIdx.x * blockDim.x + threadIdx.x, half = width / 2;
+    if (i >= n_row) return;
+    const float *x = in + (size_t)blockIdx.y * n_row;
+    const uint32_t low = i > half ? i - half : 0, high = half < n_row - 1 - i ? i + half : n_row - 1;
+    float value = x[low];
+    for (uint32_t k = low + 1; k <= high; k++) {
+        if (kind == 1) value += x[k];
+        else if (x[k] > value || isnan(x[k])) value = x[k];
+    }
+    out[(size_t)blockIdx.y * n_row + i] = kind == 1 ? value / (float)width : value;
+}
+
+static __global__ void affine_kernel(float *out, const float *in, size_t n, float a, float b) {
+    const size_t i = (size_t)blockIdx.x * blockDim.x + threadIdx.x;
+    if (i < n) out[i] = __fadd_rn(__fmul_rn(a, in[i]), b);
+}
+
+static __global__ void combine_kernel(float *out, const float *x, const float *y, size_t n, uint32_t what) {
+    const size_t i = (size_t)blockIdx.x * blockDim.x + threadIdx.x;
+    if (i < n) out[i] = what == 0 ? x[i] + y[i] : x[i] * y[i];
+}
+
+static __global__ void fill_kernel(float *inout, uint32_t n_row, uint32_t first, uint32_t end, float value) {
+    const uint32_t i = first + blockIdx.x * blockDim.x + threadIdx.x;
+    if (i < end) inout[(size_t)blockIdx.y * n_row + i] = value;
+}
+
+static __global__ void random_kernel(float *out, uint32_t n_row, uint32_t seed, uint32_t layer) {
+    const uint32_t i = blockIdx.x * blockDim.x + threadIdx.x;
+    if (i >= n_row) return;
+    uint32_t words[4];
+    philox(i, blockIdx.y, layer, 0, seed, 0x73636f72u, words);
+    out[(size_t)blockIdx.y * n_row + i] = ((float)(words[0] >> 8) + 1.0f) * 0x1p-24f;
+}
+
+extern "C" int32_t be_scores_pool(kvf_device *dev, const float *in, float *out, uint32_t n_head, uint32_t n_row,
+                                  uint32_t kind, uint32_t width, kv_err err) {
+    CU_PASS(cu_enter(dev, err));
+    if (n_row == 0) return KVF_OK;
+    pool_kernel<<<dim3(cu_div_up(n_row, 256), n_head), 256, 0, cu_of(dev)->stream>>>(out, in, n_row, kind, width);
+    CU_LAUNCHED("pooling");
+    return KVF_OK;
+}
+
+extern "C" int32_t be_scores_affine(kvf_device *dev, const float *in, float *out, size_t n, float a, float b,
+                                    kv_err err) {
+    CU_PASS(cu_enter(dev, err));
+    if (n == 0) return KVF_OK;
+    affine_kernel<<<cu_div_up(n, 256), 256, 0, cu_of(dev)->stream>>>(out, in, n, a, b);
+    CU_LAUNCHED("score algebra");
+    return KVF_OK;
+}
+
+extern "C" int32_t be_scores_combine(kvf_device *dev, const float *x, const float *y, float *out, size_t n, uint32_t what,
+                                     kv_err err) {
+    CU_PASS(cu_enter(dev, err));
+    if (n == 0) return KVF_OK;
+    combine_kernel<<<cu_div_up(n, 256), 256, 0, cu_of(dev)->stream>>>(out, x, y, n, what);
+    CU_LAUNCHED("score algebra");
+    return KVF_OK;
+}
+
+extern "C" int32_t be_scores_fill(kvf_device *dev, float *inout, uint32_t n_head, uint32_t n_row, uint32_t first,
+                                  uint32_t end, float value, kv_err err) {
+    CU_PASS(cu_enter(dev, err));
+    if (first >= end) return KVF_OK;
+    fill_kernel<<<dim3(cu_div_up(end - first, 256), n_head), 256, 0, cu_of(dev)->stream>>>(inout, n_row, first, end,
+                                                                                       value);
+    CU_LAUNCHED("score algebra");
+    return KVF_OK;
+}
+
+extern "C" int32_t be_scores_random(kvf_device *dev, float *out, uint32_t n_head, uint32_t n_row, uint32_t seed,
+                                    uint32_t layer, kv_err err) {
+    CU_PASS(cu_enter(dev, err));
+    if (n_row == 0) return KVF_OK;
+    random_kernel<<<dim3(cu_div_up(n_row, 256), n_head), 256, 0, cu_of(dev)->stream>>>(out, n_row, seed, layer);
+    CU_LAUNCHED("random scores");
+    return KVF_OK;
+}
+
+/* One block a head: the share of the head's sum that its chosen rows make up, then the scaled copy. Fixed order. */
+static __global__ void concentrate_kernel(const float *in, float *out, const uint32_t *rows, uint32_t n_row,
+                                          uint32_t count) {
+    const float *x = in + (size_t)blockIdx.x * n_row;
+    const uint32_t *chosen = rows + (size_t)blockIdx.x * count;
+    __shared__ double part[2][256];
+    double all = 0, top = 0;
+    for (uint32_t i = threadIdx.x; i < n_row; i += 256) all += x[i];
+    for (uint32_t i = threadIdx.x; i < count; i += 256) top += x[chosen[i]];
+    part[0][threadIdx.x] = all;
+    part[1][threadIdx.x] = top;
+    __syncthreads();
+    for (uint32_t half = 128; half > 0; half /= 2) {
+        if (threadIdx.x < half) {
+            part[0][threadIdx.x] += part[0][threadIdx.x + half];
+            part[1][threadIdx.x] += part[1][threadIdx.x + half];
+        }
+        __syncthreads();
+    }
+    const float factor = part[0][0] > 0 ? (float)(part[1][0] / part[0][0]) : 1.0f;
+    for (uint32_t i = threadIdx.x; i < n_row; i += 256) out[(size_t)blockIdx.x * n_row + i] = x[i] * factor;
+}
+
+extern "C" int32_t be_scores_concentrate(kvf_device *dev, const float *in, float *out, uint32_t n_head, uint32_t n_row,
+                                         uint32_t count, kv_err err) {
+    CU_PASS(cu_enter(dev, err));
+    if (n_row == 0) return KVF_OK;
+    uint32_t counts[KV_MAX_HEAD];
+    for (uint32_t h = 0; h < n_head && h < KV_MAX_HEAD; h++) counts[h] = count;
+    uint32_t *rows = (uint32_t *)be_alloc(dev, (size_t)n_head * (count > 0 ? count : 1) * sizeof *rows);
+    if (rows == NULL) return kv_fail(err, KVF_ERR_MEMORY, "Cannot concentrate the scores as memory ran out");
+    int32_t status = count > 0 ? be_select_top(dev, in, n_head, n_row, counts, rows, err) : KVF_OK;
+    if (status == KVF_OK) {
+        concentrate_kernel<<<n_head, 256, 0, cu_of(dev)->stream>>>(in, out, rows, n_row, count);
+        if (cudaGetLastError() != cudaSuccess) status = kv_fail(err, KVF_ERR_DEVICE, "Cannot concentrate the scores as the launch failed");
+    }
+    be_free(dev, rows);
+    return status;
+}

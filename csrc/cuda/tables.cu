@@ -1,0 +1,141 @@
+/*
+ * Device copies of page tables. The host's tables are the truth; before kernels read a sequence's tables, what differs from
+ * the last time is sent as a list of changes. During decode the device advances its row counts itself and the host follows.
+ */
+#include "numbers.cuh"
+
+typedef struct cu_change {
+    uint64_t value; /* a page pointer, or a number of rows */
+    uint32_t index;
+    uint32_t is_rows;
+} cu_change;
+
+/* One change per thread. */
+static __global__ void change_kernel(void **pages, uint32_t *rows, const cu_change *change, uint32_t n) {
+    const uint32_t i = blockIdx.x * blockDim.x + threadIdx.x;
+    if (i >= n) return;
+    const cu_change c = change[i];
+    if (c.is_rows) rows[c.index] = (uint32_t)c.value;
+    else pages[c.index] = (void *)c.value;
+}
+
+static void mirror_close(kvf_device *dev, cu_mirror *m) {
+    if (m == NULL) return;
+    be_free(dev, m->pages);
+    be_free(dev, m->rows);
+    free(m->seen_page);
+    free(m->seen_rows);
+    free(m);
+}
+
+/* A mirror that knows nothing yet. */
+static cu_mirror *mirror_open(kvf_device *dev, uint32_t n_table, uint32_t cap) {
+    cu_mirror *m = (cu_mirror *)calloc(1, sizeof *m);
+    if (m == NULL) return NULL;
+    m->n_table = n_table;
+    m->cap = cap;
+    m->pages = (void **)be_alloc(dev, (size_t)n_table * cap * sizeof(void *));
+    m->rows = (uint32_t *)be_alloc(dev, n_table * sizeof(uint32_t));
+    m->seen_page = (void **)calloc((size_t)n_table * cap, sizeof(void *));
+    m->seen_rows = (uint32_t *)malloc(n_table * sizeof(uint32_t));
+    if (m->pages == NULL || m->rows == NULL || m->seen_page == NULL || m->seen_rows == NULL) {
+        mirror_close(dev, m);
+        return NULL;
+    }
+    memset(m->seen_rows, 0xff, n_table * sizeof(uint32_t));
+    return m;
+}
+
+extern "C" void be_sequence_close(kvf_cache *cache, kv_sequence *s) {
+    mirror_close(cache->dev, (cu_mirror *)s->impl);
+    s->impl = NULL;
+}
+
+extern "C" void be_cache_close(kvf_cache *cache) { (void)cache; }
+
+/* The sequence's mirror with room for its longest table, or NULL. */
+static cu_mirror *mirror_of(kvf_cache *cache, kv_sequence *s) {
+    const uint32_t n_table = cache->config.n_layer * s->n_stored_head;
+    uint32_t longest = 0;
+    for (uint32_t i = 0; i < n_table; i++) {
+        if (s->table[i].n_page > longest) longest = s->table[i].n_page;
+    }
+    cu_mirror *m = (cu_mirror *)s->impl;
+    if (m == NULL || m->cap < longest) {
+        uint32_t cap = 16;
+        while (cap < longest) cap *= 2;
+        mirror_close(cache->dev, m);
+        s->impl = m = mirror_open(cache->dev, n_table, cap);
+    }
+    return m;
+}
+
+static int32_t send_changes(kvf_cache *cache, cu_mirror *m, const cu_change *change, uint32_t n, kv_err err) {
+    void *staged;
+    if (n == 0) return KVF_OK;
+    CU_PASS(cu_push(cache->dev, &staged, change, n * sizeof *change, err));
+    change_kernel<<<cu_div_up(n, 256), 256, 0, cu_of(cache->dev)->stream>>>(m->pages, m->rows, (const cu_change *)staged,
+                                                                          n);
+    CU_LAUNCHED("updating tables");
+    return KVF_OK;
+}
+
+int32_t cu_mirror_sync(kvf_cache *cache, kv_sequence *s, uint32_t first, uint32_t n, cu_mirror **mirror,
+                       kv_err err) {
+    enum { BATCH = 4096 };
+    cu_change change[BATCH];
+    uint32_t n_change = 0;
+    cu_mirror *m = mirror_of(cache, s);
+    if (m == NULL) return kv_fail(err, KVF_ERR_MEMORY, "No device memory for page tables");
+    *mirror = m;
+    for (uint32_t t = first; t < first + n; t++) {
+        const kv_table *table = &s->table[t];
+        void **seen = m->seen_page + (size_t)t * m->cap;
+        for (uint32_t i = 0; i <= table->n_page; i++) {
+            if (n_change == BATCH) {
+                CU_PASS(send_changes(cache, m, change, n_change, err));
+                n_change = 0;
+            }
+            cu_change *c = &change[n_change];
+            if (i == table->n_page) {
+                if (m->seen_rows[t] == table->rows) continue;
+                m->seen_rows[t] = table->rows;
+                c->value = table->rows;
+                c->index = t;
+                c->is_rows = 1;
+            } else {
+                void *data = cache->page[table->page[i]].data;
+                if (seen[i] == data) continue;
+                seen[i] = data;
+                c->value = (uint64_t)(uintptr_t)data;
+                c->index = t * m->cap + i;
+                c->is_rows = 0;
+            }
+            n_change++;
+        }
+    }
+    return send_changes(cache, m, change, n_change, err);
+}
+
+int32_t cu_layer_view(kvf_cache *cache, kv_sequence *s, uint32_t layer, cu_view *view, kv_err err) {
+    cu_mirror *m;
+    const uint32_t first = layer * s->n_stored_head;
+    CU_PASS(cu_mirror_sync(cache, s, first, s->n_stored_head, &m, err));
+    view->pages = m->pages + (size_t)first * m->cap;
+    view->rows = m->rows + first;
+    view->cap = m->cap;
+    view->readers = kv_readers(cache, s);
+    view->head_dim = cache->config.head_dim;
+    return KVF_OK;
+}
+
+int32_t cu_table_push(kvf_cache *cache, const kv_table *t, void ***pages, kv_err err) {
+    const size_t bytes = t->n_page * sizeof(void *);
+    void **list = (void **)malloc(bytes > 0 ? bytes : 1);
+    if (list == NULL) return kv_fail(err, KVF_ERR_MEMORY, "No memory for a page list");
+    for (uint32_t i = 0; i < t->n_page; i++) list[i] = cache->page[t->page[i]].data;
+    const int32_t status = bytes > CU_STAGE_HALF ? kv_fail(err, KVF_ERR_ARG, "A table of %u pages is too long", t->n_page)
+                                                 : cu_push(cache->dev, (void **)pages, list, bytes, err);
+    free(list);
+    return status;
+}
