@@ -86,7 +86,11 @@ const BUILD = fromFileUrl(new URL("../../build", import.meta.url));
 
 /** A temporary folder that goes when its scope ends. */
 class TempFolder implements Disposable {
-  readonly path: string = Deno.makeTempDirSync({ dir: BUILD });
+  readonly path: string;
+  constructor() {
+    Deno.mkdirSync(BUILD, { recursive: true });
+    this.path = Deno.makeTempDirSync({ dir: BUILD });
+  }
   [Symbol.dispose](): void {
     Deno.removeSync(this.path, { recursive: true });
   }
