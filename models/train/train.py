@@ -270,9 +270,9 @@ class Rows:
 
 # Row length, rows per batch, share of the training time at most, other row lengths mixed in (every n-th batch).
 STAGES = [
-    (256, 256, 0.20, []),
-    (512, 128, 0.17, [256]),
-    (1280, 48, 0.22, [512]),
+    (256, 128, 0.30, []),
+    (512, 128, 0.15, [256]),
+    (1280, 48, 0.18, [512]),
     (4736, 16, 1.00, [1280, 512]),
 ]
 LEAVE_LOSS = 0.02
