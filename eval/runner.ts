@@ -5,7 +5,7 @@
  * @module
  */
 import { ABI_VERSION } from "../ffi/mod.ts";
-import type { Example, Task } from "../tasks/types.ts";
+import type { Task } from "../tasks/types.ts";
 import {
   type Configuration,
   generate,
@@ -13,6 +13,13 @@ import {
   type LanguageModel,
 } from "./engine/mod.ts";
 import { createMetric } from "./metrics/mod.ts";
+import {
+  buildPrompt,
+  planPrompt,
+  promptModel,
+  PROTOCOL_SCHEMA,
+  type ProtocolOptions,
+} from "./protocol.ts";
 import {
   compactRows,
   type EvalRecord,
@@ -34,37 +41,12 @@ export interface RunTaskOptions {
   commit: string;
   /** Seed of the run. */
   seed: number;
-  /** Wrap prompts in the model's chat template. */
-  chat?: boolean;
+  /** How prompts are built; the defaults of {@linkcode PROTOCOL_SCHEMA} where missing. */
+  protocol?: ProtocolOptions;
   /** Called after every example. */
   onProgress?: (done: number, total: number) => void;
   /** Cancels between layers and steps. */
   signal?: AbortSignal;
-}
-
-/** Token ids of an example as the model sees it. */
-export function promptIds(
-  model: LanguageModel,
-  example: Example,
-  chat = false,
-): number[] {
-  const { tokenizer } = model.folder;
-  if (!tokenizer) {
-    throw new RangeError(
-      "Cannot run a task as the model must have a tokenizer: tokenizer.json is missing",
-    );
-  }
-  if (!chat) {
-    return tokenizer.encodePrompt(example.prompt + example.answerPrefix);
-  }
-  const ids = tokenizer.encodeChat(
-    [{ role: "user", content: example.prompt }],
-    { addGenerationPrompt: true },
-  );
-  return [
-    ...ids,
-    ...tokenizer.encode(example.answerPrefix, { specialTokens: false }),
-  ];
 }
 
 /**
@@ -78,18 +60,20 @@ export async function runTask(
   configurations: readonly Configuration[],
   options: RunTaskOptions,
 ): Promise<EvalRecord[]> {
-  const { tokenizer, generation } = model.folder;
-  if (!tokenizer) {
-    throw new RangeError(
-      "Cannot run a task as the model must have a tokenizer: tokenizer.json is missing",
-    );
-  }
+  const { generation } = model.folder;
+  const asked = promptModel(model.folder, options.modelName);
+  const { tokenizer } = asked;
+  const protocol = PROTOCOL_SCHEMA.parse(options.protocol ?? {});
   const codec = {
     encode: (text: string) => tokenizer.encode(text, { specialTokens: false }),
     decode: (ids: number[]) =>
       tokenizer.decode(ids, { skipSpecialTokens: true }),
   };
-  const metric = createMetric(task.metric);
+  const metric = createMetric(task.metric, task.metricOptions);
+  const further = (task.scores ?? []).map((one) => ({
+    ...one,
+    ...createMetric(one.metric),
+  }));
   const newline = codec.encode("\n").at(-1);
   const examples = [...task.examples(codec)];
   const hash = model.folder.hash();
@@ -102,6 +86,7 @@ export async function runTask(
         ...(example.stopAtNewline && newline !== undefined ? [newline] : []),
       ]),
     ];
+    const plan = planPrompt(asked, example, protocol);
     const parts = await Promise.all(
       configurations.map(async (configuration) => {
         const part: KeyParts = {
@@ -118,8 +103,9 @@ export async function runTask(
             granularity: configuration.granularity,
             maxNewTokens: example.maxNewTokens,
             temperature: 0,
+            minNewTokens: protocol.minNewTokens,
             stop,
-            chat: options.chat ?? false,
+            prompt: { ...plan },
           },
           seed: options.seed,
           build: { commit: options.commit, abi: ABI_VERSION },
@@ -129,12 +115,14 @@ export async function runTask(
     );
     const missing = parts.filter(({ key }) => !options.store.has(key));
     if (missing.length > 0) {
+      const prompt = buildPrompt(asked, example, plan);
       const generations = await generate(
         model,
-        promptIds(model, example, options.chat),
+        prompt.ids,
         missing.map(({ configuration }) => configuration),
         {
           maxNewTokens: example.maxNewTokens,
+          minNewTokens: protocol.minNewTokens,
           stop,
           ...(options.signal ? { signal: options.signal } : {}),
         },
@@ -153,7 +141,14 @@ export async function runTask(
           answers: example.answers,
           metric: { name: metric.name, variant: metric.variant },
           score: metric.score(text, example.answers),
-          scores: { exact: text.trim() === (example.answers[0] ?? "") ? 1 : 0 },
+          scores: {
+            exact: text.trim() === (example.answers[0] ?? "") ? 1 : 0,
+            ...Object.fromEntries(
+              further.map((
+                { name, score, answers },
+              ) => [name, score(text, answers(example))]),
+            ),
+          },
           cache: { ...one.cache, rows: compactRows(one.cache.rows) },
           timing: {
             prefillMs: one.timing.prefillMs,
@@ -163,7 +158,11 @@ export async function runTask(
             batch: missing.length,
           },
           stop: stopReason(one, newline),
-          meta: example.meta,
+          meta: {
+            ...example.meta,
+            fullTokens: prompt.fullTokens,
+            truncated: prompt.truncated,
+          },
         };
       });
       await options.store.append(...records);

@@ -36,6 +36,8 @@ export interface Example {
   maxNewTokens: number;
   /** Generation ends before the first newline when true. */
   stopAtNewline: boolean;
+  /** True where the prompt is a text to be continued, which no chat form may surround. */
+  completion?: boolean;
   /** Facts for reports: length in tokens, depth in percent, the needle's text, ... */
   meta: { [key: string]: Json };
 }
@@ -49,6 +51,13 @@ export interface Task {
   name: string;
   /** Name of the metric in `eval/metrics`. */
   metric: string;
+  /** Options of the metric; its defaults where missing. */
+  metricOptions?: { [key: string]: Json };
+  /** Further scores for every record, by metric name; `answers` gives what they are held against. */
+  scores?: readonly {
+    metric: string;
+    answers(example: Example): string[];
+  }[];
   /** Options as resolved; they go into every record. */
   options: { [key: string]: Json };
   /** The examples, generated lazily and deterministically. */

@@ -17,6 +17,7 @@ import {
 import { runTask } from "../../eval/runner.ts";
 import { needleTask } from "../../tasks/mod.ts";
 import { type Call, text, UsageError } from "../spec.ts";
+import { protocolOf } from "../commands/_shared.ts";
 import { commit } from "./_project.ts";
 import {
   bytes,
@@ -55,7 +56,7 @@ export async function evalNeedleAction(call: Call): Promise<number> {
       modelName: basename(text(flags, "model")!),
       commit: commit(),
       seed,
-      chat: flags.chat === true,
+      protocol: protocolOf(flags),
       onProgress: (done, total) => bar.set(done, total),
     });
   } finally {

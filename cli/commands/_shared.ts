@@ -8,6 +8,7 @@ import {
   InvalidArgumentError,
   Option,
 } from "@commander-js/extra-typings";
+import type { ProtocolOptions } from "../../eval/protocol.ts";
 import { type Flags, text, UsageError } from "../spec.ts";
 
 /** Parses an integer of at least `min`. */
@@ -77,6 +78,61 @@ export function granularityFlag(command: Command): void {
     new Option("--granularity <layout>", "what one stored head is")
       .choices(["kv_head", "query_head"] as const).default("kv_head" as const),
   );
+}
+
+/** Flags of the prompt protocol; the benchmark's own defaults are shown in the help. */
+export function protocolFlags(
+  command: Command,
+  defaults: { truncate: "middle" | "refuse"; minNewTokens: number },
+): void {
+  command
+    .addOption(
+      new Option("--chat <form>", "chat form of prompts").choices(
+        ["auto", "always", "never", "reference"] as const,
+      ).default(
+        "auto" as const,
+        "auto: the model's template, where it has one and the prompt is no text to be continued",
+      ),
+    )
+    .addOption(
+      new Option(
+        "--max-prompt-tokens <n>",
+        "longest prompt: a number, model (its positions less the new tokens) or reference (KVCache-Factory's table)",
+      ).argParser(promptLimit).default("model" as number | string),
+    )
+    .addOption(
+      new Option("--truncate <how>", "what happens to longer prompts").choices(
+        ["middle", "refuse"] as const,
+      ).default(defaults.truncate),
+    )
+    .addOption(
+      new Option(
+        "--min-new-tokens <n>",
+        "new tokens before an answer may end",
+      ).argParser(integer(0)).default(defaults.minNewTokens),
+    )
+    .option(
+      "--beyond-positions",
+      "allow prompts beyond the positions that the model was made for",
+      false,
+    );
+}
+
+function promptLimit(value: string): number | string {
+  return value === "model" || value === "reference" ? value : integer(2)(value);
+}
+
+/** The prompt protocol of a call. */
+export function protocolOf(flags: Flags): ProtocolOptions {
+  const { chat, maxPromptTokens, truncate, minNewTokens, beyondPositions } =
+    flags;
+  return {
+    chat,
+    maxPromptTokens,
+    truncate,
+    minNewTokens,
+    beyondPositions,
+  } as ProtocolOptions;
 }
 
 /** The device name of a call. */

@@ -6,6 +6,7 @@ import {
   integer,
   integers,
   modelFlags,
+  protocolFlags,
 } from "./_shared.ts";
 
 /** `kvf eval needle`: the needle-in-a-haystack grid for several methods. */
@@ -61,7 +62,6 @@ export const evalNeedle: CommandSpec = {
           ["linear", "sigmoid"] as const,
         ).default("linear" as const),
       )
-      .option("--chat", "wrap prompts in the model's chat template", false)
       .option(
         "--out <dir>",
         "results folder: records, table, pictures",
@@ -70,6 +70,7 @@ export const evalNeedle: CommandSpec = {
       .option("--json", "print a JSON summary", false)
       .option("--quiet", "no progress bar", false);
     granularityFlag(command);
+    protocolFlags(command, { truncate: "refuse", minNewTokens: 0 });
     command.addHelpText(
       "after",
       `
