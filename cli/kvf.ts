@@ -5,7 +5,7 @@
  *
  * @module
  */
-import { fromFileUrl, resolve } from "@std/path";
+import { fromFileUrl, resolve, toFileUrl } from "@std/path";
 import { report } from "./main.ts";
 import { createProgram } from "./program.ts";
 import type { Grants } from "./spec.ts";
@@ -16,8 +16,15 @@ const ROOT = fromFileUrl(new URL("..", import.meta.url));
 export function permissionFlags(grants: Grants, cwd: string): string[] {
   const absolute = (path: string) => resolve(cwd, path);
   const write = (grants.write ?? []).map(absolute);
-  const read = [resolve(ROOT), ...(grants.read ?? []).map(absolute), ...write];
-  const flags = ["--no-prompt", list("read", read)];
+  const project = (grants.project ?? [""]).map((path) => resolve(ROOT, path));
+  const read = [...project, ...(grants.read ?? []).map(absolute), ...write];
+  // Modules are code: none comes over the network, which an import could also carry a secret out on.
+  const flags = [
+    "--no-prompt",
+    "--no-remote",
+    "--deny-import",
+    list("read", read),
+  ];
   if (write.length > 0) flags.push(list("write", write));
   if (grants.native) flags.push(list("ffi", [libraryPath(grants.device)]));
   if (grants.env?.length) flags.push(list("env", grants.env));
@@ -54,6 +61,7 @@ async function launch(args: string[], cwd: string): Promise<number> {
         return;
       }
     }
+    const script = spec.script?.(call, (path) => resolve(cwd, path));
     status = await start(
       [
         "run",
@@ -61,14 +69,22 @@ async function launch(args: string[], cwd: string): Promise<number> {
         "--config",
         resolve(ROOT, "deno.json"),
         ...permissionFlags(grants, cwd),
-        resolve(ROOT, "cli/main.ts"),
-        ...args,
+        ...(script === undefined
+          ? [resolve(ROOT, "cli/main.ts"), ...args]
+          : ["--cached-only", sandboxUrl(script.path), ...script.args]),
       ],
-      cwd,
+      script?.cwd ?? cwd,
     );
   });
   await program.parseAsync(args, { from: "user" });
   return status;
+}
+
+/** The host of scripts that are not trusted, with the script's address. */
+function sandboxUrl(script: string): string {
+  const url = toFileUrl(resolve(ROOT, "cli/sandbox.ts"));
+  url.searchParams.set("script", toFileUrl(script).href);
+  return url.href;
 }
 
 /** Builds the library where it is missing or stale; what the compiler says is shown when it fails. */

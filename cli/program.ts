@@ -11,6 +11,7 @@ import { evalNeedle } from "./commands/eval_needle.ts";
 import { methods } from "./commands/methods.ts";
 import { modelsInspect } from "./commands/models_inspect.ts";
 import { run } from "./commands/run.ts";
+import { sandbox } from "./commands/sandbox.ts";
 import type { Call, CommandSpec, Flags } from "./spec.ts";
 
 /** All commands. */
@@ -22,6 +23,7 @@ export const COMMANDS: readonly CommandSpec[] = [
   modelsInspect,
   bench,
   doctor,
+  sandbox,
 ];
 
 const GROUPS: Record<string, string> = {
@@ -54,7 +56,9 @@ export function createProgram(
     if (spec.methodFlags) command.allowUnknownOption().allowExcessArguments();
     command.action(async () => {
       const declared = command.registeredArguments.length;
-      const args = command.args.slice(0, declared);
+      const args = spec.methodFlags
+        ? command.args.slice(0, declared)
+        : command.args;
       const rest = spec.methodFlags ? command.args.slice(declared) : [];
       // Without positional arguments, everything that was not declared is an option of a method.
       await act(spec, { args, flags: command.opts() as Flags, rest });

@@ -23,6 +23,18 @@ export interface Grants {
   run?: string[];
   /** Facts about the machine, as of `--allow-sys`. */
   sys?: string[];
+  /** Parts of the project to read, relative to its root. Default: all of it. */
+  project?: readonly string[];
+}
+
+/** A program of the user's that the launcher starts in place of the command line itself. */
+export interface UserScript {
+  /** Absolute path. */
+  path: string;
+  /** Its arguments. */
+  args: string[];
+  /** Its working directory. */
+  cwd: string;
 }
 
 /** Parsed flags of one call. */
@@ -48,6 +60,8 @@ export interface CommandSpec {
   methodFlags?: boolean;
   /** What the call needs. */
   grants(call: Call): Grants;
+  /** Names a script of the user's to run instead of `run`; `absolute` resolves a path against the caller's folder. */
+  script?(call: Call, absolute: (path: string) => string): UserScript;
   /** Does the work; resolves to the exit status. */
   run(call: Call): Promise<number>;
 }

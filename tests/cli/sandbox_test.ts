@@ -1,0 +1,205 @@
+/** `kvf sandbox` against scripts that mean harm: each attempt must be refused, and the folders stay as they were. */
+import { assert, assertEquals, assertStringIncludes } from "@std/assert";
+import { fromFileUrl } from "@std/path";
+
+const ROOT = fromFileUrl(new URL("../..", import.meta.url));
+
+async function sandbox(
+  script: string,
+  ...args: string[]
+): Promise<{ code: number; out: string; err: string }> {
+  const { code, stdout, stderr } = await new Deno.Command("deno", {
+    args: [
+      ...["run", "-q", "--no-prompt", "-P=launcher", "cli/kvf.ts", "sandbox"],
+      ...[script, ...args],
+    ],
+    cwd: ROOT,
+    stdin: "null",
+  }).output();
+  const decoder = new TextDecoder();
+  return { code, out: decoder.decode(stdout), err: decoder.decode(stderr) };
+}
+
+/** A temporary place with a secret beside the folders that the script gets. */
+function place(): { root: string; out: string } & Disposable {
+  const root = Deno.makeTempDirSync({ dir: `${ROOT}/build` });
+  for (const name of ["out", "data", "home"]) Deno.mkdirSync(`${root}/${name}`);
+  Deno.writeTextFileSync(`${root}/home/secret.json`, '{"key":"SECRET"}');
+  Deno.writeTextFileSync(
+    `${root}/home/secret.ts`,
+    'export default "SECRET";',
+  );
+  Deno.writeTextFileSync(`${root}/data/given.txt`, "given");
+  return {
+    root,
+    out: `${root}/out`,
+    [Symbol.dispose]: () => Deno.removeSync(root, { recursive: true }),
+  };
+}
+
+/** Bodies of async functions; `HOME` is a folder that was not given, `OUT` and `DATA` were. None may succeed. */
+const ATTEMPTS: Record<string, string> = {
+  "reads a file elsewhere":
+    "return Deno.readTextFileSync(HOME + '/secret.json')",
+  "reads through ..":
+    "return Deno.readTextFileSync(OUT + '/../home/secret.json')",
+  "reads through node:fs":
+    "return (await import('node:fs')).readFileSync(HOME + '/secret.json', 'utf8')",
+  "lists a folder elsewhere": "return [...Deno.readDirSync(HOME)].length",
+  "asks whether a file exists":
+    "return Deno.statSync(HOME + '/secret.json').size",
+  "opens a file elsewhere": "return Deno.openSync(HOME + '/secret.json')",
+  "fetches a file address":
+    "return await (await fetch('file://' + HOME + '/secret.json')).text()",
+  "reads the ssh keys of the user":
+    "return Deno.readDirSync('/root/.ssh').next()",
+  "reads the process's environment through /proc":
+    "return Deno.readTextFileSync('/proc/self/environ')",
+  "reads its own memory map": "return Deno.readTextFileSync('/proc/self/maps')",
+  "imports JSON from elsewhere":
+    "const p = 'file://' + HOME + '/secret.json'; return (await import(p, { with: { type: 'json' } })).default",
+  "imports a module from elsewhere":
+    "const p = 'file://' + HOME + '/secret.ts'; return (await import(p)).default",
+  "imports through a data address":
+    "return (await import('data:text/javascript,' + encodeURIComponent('export { default } from \"file://' + HOME + '/secret.json\" with { type: \"json\" }'))).default",
+  "imports through a blob":
+    "return (await import(URL.createObjectURL(new Blob(['export { default } from \"file://' + HOME + '/secret.json\" with { type: \"json\" }'], { type: 'text/javascript' })))).default",
+  "imports through a module it wrote":
+    "Deno.writeTextFileSync(OUT + '/m.ts', 'export { default } from \"file://' + HOME + '/secret.json\" with { type: \"json\" }'); const p = 'file://' + OUT + '/m.ts'; return (await import(p)).default",
+  "starts a worker with a module it wrote":
+    "Deno.writeTextFileSync(OUT + '/w.ts', 'import s from \"file://' + HOME + '/secret.json\" with { type: \"json\" }; postMessage(s)'); const w = new Worker('file://' + OUT + '/w.ts', { type: 'module' }); return await new Promise((yes, no) => { w.onmessage = (e) => yes(e.data); w.onerror = (e) => { e.preventDefault(); w.terminate(); no(new Error(e.message)) } })",
+  "writes elsewhere":
+    "Deno.writeTextFileSync(HOME + '/new.txt', 'x'); return 'written'",
+  "writes into the data":
+    "Deno.writeTextFileSync(DATA + '/given.txt', 'x'); return 'written'",
+  "writes through ..":
+    "Deno.writeTextFileSync(OUT + '/../home/new.txt', 'x'); return 'written'",
+  "writes into the toolkit":
+    "Deno.writeTextFileSync(PROJECT + '/methods/snapkv.ts', 'x'); return 'written'",
+  "removes the data":
+    "Deno.removeSync(DATA, { recursive: true }); return 'removed'",
+  "renames a file out of its folder":
+    "Deno.writeTextFileSync(OUT + '/a', 'x'); Deno.renameSync(OUT + '/a', HOME + '/a'); return 'renamed'",
+  "links to a file elsewhere":
+    "Deno.symlinkSync(HOME + '/secret.json', OUT + '/link'); return Deno.readTextFileSync(OUT + '/link')",
+  "hard-links a file elsewhere":
+    "Deno.linkSync(HOME + '/secret.json', OUT + '/hard'); return Deno.readTextFileSync(OUT + '/hard')",
+  "connects": "return await Deno.connect({ hostname: '127.0.0.1', port: 9 })",
+  "fetches": "return await fetch('http://127.0.0.1:9/')",
+  "listens": "return Deno.listen({ port: 0 })",
+  "resolves a name": "return await Deno.resolveDns('example.com', 'A')",
+  "opens a web socket":
+    "return await new Promise((yes, no) => { try { const s = new WebSocket('ws://127.0.0.1:9'); s.onopen = yes; s.onerror = (e) => no(new Error('Requires net access ' + e.message)) } catch (e) { no(e) } })",
+  "connects through node:net":
+    "const net = await import('node:net'); return await new Promise((yes, no) => { try { net.connect(9, '127.0.0.1').on('connect', yes).on('error', no) } catch (e) { no(e) } })",
+  "imports over the network":
+    "const p = 'http://127.0.0.1:9/x.ts'; return await import(p)",
+  "carries a secret out in an import":
+    "const p = 'https://esm.sh/x?secret=1'; return await import(p)",
+  "imports a package that is not here":
+    "const p = 'npm:is-odd@3.0.1'; return await import(p)",
+  "reads the environment": "return Deno.env.get('HOME') ?? Deno.env.toObject()",
+  "reads the environment through node":
+    "const v = (await import('node:process')).default.env.HOME; if (v === undefined) throw new Error('Requires env access'); return v",
+  "starts a program": "return new Deno.Command('cc').outputSync().code",
+  "starts Deno":
+    "return new Deno.Command('deno', { args: ['eval', '1'] }).outputSync().code",
+  "starts a program through node":
+    "return (await import('node:child_process')).execFileSync('/bin/true')",
+  "loads another library":
+    "return Deno.dlopen('/lib/x86_64-linux-gnu/libc.so.6', {})",
+  "loads a library it wrote":
+    "Deno.writeFileSync(OUT + '/evil.so', Deno.readFileSync(PROJECT + '/build/libkvf.so')); return Deno.dlopen(OUT + '/evil.so', {})",
+  "loads a native addon":
+    "const m = (await import('node:module')).createRequire('file://' + OUT + '/'); Deno.writeTextFileSync(OUT + '/a.node', 'x'); return m(OUT + '/a.node')",
+  "reads raw memory":
+    "return new Deno.UnsafePointerView(Deno.UnsafePointer.create(4096n)).getUint8()",
+  "asks for more":
+    "const s = await Deno.permissions.request({ name: 'read' }); if (s.state !== 'granted') throw new Error('Requires read access: ' + s.state); return s.state",
+  "asks about the machine": "return Deno.hostname()",
+  "kills a process": "Deno.kill(1, 'SIGCONT'); return 'sent'",
+  "changes its folder":
+    "Deno.chdir('/'); return Deno.readTextFileSync('etc/hostname')",
+};
+
+Deno.test("kvf sandbox refuses every attempt to reach beyond the given folders", async () => {
+  using here = place();
+  const functions = Object.entries(ATTEMPTS).map(([name, body]) =>
+    `[${JSON.stringify(name)}, async () => { ${body} }]`
+  );
+  Deno.writeTextFileSync(
+    `${here.root}/hostile.ts`,
+    `// deno-lint-ignore-file
+const at = (name: string) => Deno.args[Deno.args.indexOf(name) + 1]!;
+const OUT = at("--out"), DATA = at("--data"), HOME = OUT + "/../home", PROJECT = at("--project");
+const results: Record<string, string> = {};
+for (const [name, attempt] of [${
+      functions.join(",\n")
+    }] as [string, () => Promise<unknown>][]) {
+  try { results[name] = "DONE: " + String(await attempt()).slice(0, 80); }
+  catch (error) { results[name] = (error as Error).message.split("\\n")[0]!; }
+}
+console.log(JSON.stringify(results));
+Deno.exit(0);
+`,
+  );
+  const { code, out, err } = await sandbox(
+    `${here.root}/hostile.ts`,
+    ...["--data", `${here.root}/data`, "--out", here.out],
+    ...["--", "--project", ROOT],
+  );
+  assertEquals(code, 0, err);
+  const results = JSON.parse(out) as Record<string, string>;
+  assertEquals(Object.keys(results), Object.keys(ATTEMPTS));
+  for (const [name, result] of Object.entries(results)) {
+    assert(!result.startsWith("DONE"), `${name}: ${result}`);
+    assert(!result.includes("SECRET"), `${name}: ${result}`);
+  }
+  assertEquals([...Deno.readDirSync(`${here.root}/home`)].length, 2);
+  assertEquals(Deno.readTextFileSync(`${here.root}/data/given.txt`), "given");
+});
+
+Deno.test("kvf sandbox says what it refused and fails", async () => {
+  using here = place();
+  const cases = {
+    "static.ts":
+      `import s from "./home/secret.json" with { type: "json" }; console.log(s);`,
+    "sibling.ts": `import s from "./home/secret.ts"; console.log(s);`,
+    "read.ts":
+      `console.log(Deno.readTextFileSync("${here.root}/home/secret.json"));`,
+    "write.ts": `await Deno.writeTextFile("${here.root}/home/x", "x");`,
+    "run.ts": `new Deno.Command("cc").outputSync();`,
+    "later.ts": `setTimeout(() => Deno.readDirSync("/etc"), 10);`,
+  };
+  for (const [name, text] of Object.entries(cases)) {
+    Deno.writeTextFileSync(`${here.root}/${name}`, text);
+    const { code, out, err } = await sandbox(`${here.root}/${name}`);
+    assertEquals([code, out], [1, ""], `${name}: ${err}`);
+    assertStringIncludes(err, "the sandbox refused", name);
+  }
+  // An unstable feature ends the process at once.
+  Deno.writeTextFileSync(
+    `${here.root}/wider.ts`,
+    `new Worker("data:text/javascript,0", { type: "module", deno: { permissions: { read: true } } }); console.log("started");`,
+  );
+  const { code, out } = await sandbox(`${here.root}/wider.ts`);
+  assert(code !== 0 && out === "", "a worker with wider permissions started");
+});
+
+Deno.test("kvf sandbox lets a script use its folders, the toolkit and its arguments", async () => {
+  using here = place();
+  Deno.writeTextFileSync(
+    `${here.root}/good.ts`,
+    `import { METHODS } from "@kvcache-factory/kvf";
+const [, data, , out, ...rest] = Deno.args;
+Deno.writeTextFileSync(out + "/copy.txt", Deno.readTextFileSync(data + "/given.txt") + rest.join());
+setTimeout(() => { console.log(METHODS.size > 0); Deno.exit(7); }, 5);
+`,
+  );
+  const { code, out, err } = await sandbox(
+    `${here.root}/good.ts`,
+    ...["--data", `${here.root}/data`, "--out", here.out, "--", "--a", "1"],
+  );
+  assertEquals([code, out], [7, "true\n"], err);
+  assertEquals(Deno.readTextFileSync(`${here.out}/copy.txt`), "given--a,1");
+});
