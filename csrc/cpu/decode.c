@@ -4,6 +4,7 @@
 #include <string.h>
 
 #include "forward.h"
+#include "tiles.h"
 
 /* Chunk `chunk` of one stored head of batch row b. */
 typedef struct item {
@@ -29,40 +30,27 @@ static void attend_item(void *arg, uint32_t index, uint32_t thread) {
     const item it = j->items[index];
     kv_sequence *s = j->s[it.b];
     const kv_table *t = kv_table_of(s, j->layer, it.head);
-    const uint32_t dim = cache->config.head_dim, dtype = cache->config.row_dtype, readers = kv_readers(cache, s);
-    const uint32_t first = it.chunk * CPU_CHUNK_ROWS;
-    const uint32_t n = t->rows - first < CPU_CHUNK_ROWS ? t->rows - first : CPU_CHUNK_ROWS;
+    const uint32_t dim = cache->config.head_dim, readers = kv_readers(cache, s);
+    const cpu_span span = cpu_chunk(t, it.chunk);
     const float *q = j->qkv + it.b * j->ld + (size_t)it.head * readers * dim;
     const float scale = 1.0f / sqrtf((float)dim);
     float *scores = j->scores + (size_t)thread * cache->config.n_head * CPU_CHUNK_ROWS;
     float *part = j->part + index * j->part_floats;
     const uint32_t oldest = j->window > 0 && s->position >= j->window ? s->position - j->window + 1 : 0;
-    for (uint32_t row = 0; row < n; row += KVF_PAGE_ROWS) {
-        void *page = kv_page_data(cache, t, first + row);
-        ops->page_scores[dtype](scores + row, CPU_CHUNK_ROWS, q, dim, page, readers, dim);
-        if (oldest == 0) continue;
-        const uint32_t *position = cpu_page_positions(page, dim, dtype);
-        for (uint32_t i = 0; i < KVF_PAGE_ROWS && row + i < n; i++) {
-            if (position[i] >= oldest) continue;
-            for (uint32_t r = 0; r < readers; r++) scores[r * CPU_CHUNK_ROWS + row + i] = -INFINITY;
-        }
-    }
+    cpu_table_scores(cache, t, span, q, dim, readers, oldest, scores, CPU_CHUNK_ROWS);
     memset(part, 0, (size_t)readers * dim * sizeof *part);
     float *max = part + (size_t)readers * dim, *sum = max + readers;
     for (uint32_t r = 0; r < readers; r++) {
         float *row = scores + r * CPU_CHUNK_ROWS;
-        max[r] = ops->max(row, n);
+        max[r] = ops->max(row, span.n);
         if (max[r] == -INFINITY) {
-            memset(row, 0, n * sizeof *row);
+            memset(row, 0, span.n * sizeof *row);
             sum[r] = 0;
         } else {
-            sum[r] = ops->exp_sum(row, n, scale, max[r] * scale);
+            sum[r] = ops->exp_sum(row, span.n, scale, max[r] * scale);
         }
     }
-    for (uint32_t row = 0; row < n; row += KVF_PAGE_ROWS) {
-        ops->page_values[dtype](part, dim, scores + row, CPU_CHUNK_ROWS, kv_page_data(cache, t, first + row), readers,
-                                n - row < KVF_PAGE_ROWS ? n - row : KVF_PAGE_ROWS, dim);
-    }
+    cpu_table_values(cache, t, span, scores, CPU_CHUNK_ROWS, readers, part, dim);
 }
 
 /* Chunks of one stored head, merged in order, into out [readers, head_dim]. */
@@ -119,7 +107,7 @@ static int32_t forward(kvf_model *model, kvf_cache *cache, kv_sequence **s, cons
     for (uint32_t layer = 0; layer < c->n_layer; layer++) {
         uint32_t items = 0;
         for (uint32_t b = 0; b < n; b++) {
-            for (uint32_t h = 0; h < s[b]->n_stored_head; h++) items += kv_table_of(s[b], layer, h)->rows / CPU_CHUNK_ROWS + 1;
+            for (uint32_t h = 0; h < s[b]->n_stored_head; h++) items += cpu_n_chunk(kv_table_of(s[b], layer, h)) + 1;
         }
         most = items > most ? items : most;
     }
@@ -155,7 +143,7 @@ static int32_t forward(kvf_model *model, kvf_cache *cache, kv_sequence **s, cons
                 const float *k = qkv + b * ld + (size_t)(c->n_head + h / copies) * c->head_dim;
                 cpu_write_row(cache, t, t->rows, s[b]->position, k, k + (size_t)c->n_kv_head * c->head_dim);
                 t->rows++;
-                for (uint32_t i = 0; i * CPU_CHUNK_ROWS < t->rows; i++) items[n_item++] = (item){b, h, i};
+                for (uint32_t i = 0, n_chunk = cpu_n_chunk(t); i < n_chunk; i++) items[n_item++] = (item){b, h, i};
             }
         }
         j.layer = layer;
@@ -163,8 +151,8 @@ static int32_t forward(kvf_model *model, kvf_cache *cache, kv_sequence **s, cons
         cpu_parallel(dev, n_item, attend_item, &j);
         for (uint32_t i = 0; i < n_item;) {
             const kv_sequence *one = s[items[i].b];
-            const uint32_t readers = kv_readers(cache, one), rows = kv_table_of(one, layer, items[i].head)->rows;
-            const uint32_t n_chunk = (rows + CPU_CHUNK_ROWS - 1) / CPU_CHUNK_ROWS;
+            const uint32_t readers = kv_readers(cache, one);
+            const uint32_t n_chunk = cpu_n_chunk(kv_table_of(one, layer, items[i].head));
             merge(&j, i, n_chunk, readers, attn + items[i].b * width + (size_t)items[i].head * readers * c->head_dim);
             i += n_chunk;
         }
