@@ -29,7 +29,7 @@ extern "C" {
 #endif
 
 #define KVF_API __attribute__((visibility("default")))
-#define KVF_ABI_VERSION 2
+#define KVF_ABI_VERSION 3
 /* Rows of one page. */
 #define KVF_PAGE_ROWS 32
 
@@ -189,6 +189,8 @@ KVF_API void kvf_cache_free(kvf_cache *cache);
 KVF_API int32_t kvf_cache_ledger(kvf_cache *cache, kvf_ledger *ledger, char *err, uint32_t err_cap);
 /* peak_bytes becomes resident_bytes. */
 KVF_API int32_t kvf_cache_reset_peak(kvf_cache *cache, char *err, uint32_t err_cap);
+/* Bytes of one page of plain rows: what to multiply by when bytes are predicted. 0 when the handle is dead or busy. */
+KVF_API double kvf_cache_page_bytes(kvf_cache *cache);
 
 /* ---- Sequences: ids within their cache ---- */
 

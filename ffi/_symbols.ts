@@ -18,7 +18,7 @@ const model = "pointer" as Deno.NativeTypedPointer<ModelPointer>;
 const cache = "pointer" as Deno.NativeTypedPointer<CachePointer>;
 
 /** Version of the ABI that this table describes. */
-export const ABI_VERSION = 2;
+export const ABI_VERSION = 3;
 
 const PREFILL_LAYERS = [
   model,
@@ -166,6 +166,7 @@ export const SYMBOLS = {
     ],
     result: "i32",
   },
+  kvf_cache_page_bytes: { parameters: [cache], result: "f64" },
 
   // ---- Sequences: ids within their cache ----
   kvf_sequence_create: {

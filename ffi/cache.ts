@@ -38,6 +38,9 @@ export interface Ledger {
   peakBytes: number;
 }
 
+/** Rows of one page: `KVF_PAGE_ROWS`. */
+export const PAGE_ROWS = 32;
+
 let nativeOf: (cache: Cache) => Native<CachePointer>;
 
 /** A page pool. Its sequences come from {@linkcode Cache.sequence}. */
@@ -106,6 +109,12 @@ export class Cache implements Disposable {
   resetPeak(): void {
     const { library, pointer } = this.#native;
     library.status("kvf_cache_reset_peak", pointer);
+  }
+
+  /** Bytes of one page of {@linkcode PAGE_ROWS} plain rows. */
+  get pageBytes(): number {
+    const { library, pointer } = this.#native;
+    return library.functions.kvf_cache_page_bytes(pointer);
   }
 
   /** A new, empty sequence. */

@@ -18,7 +18,7 @@ export {
   type TensorName,
   type TensorPiece,
 } from "./model.ts";
-export { Cache, type CacheConfig, type Ledger } from "./cache.ts";
+export { Cache, type CacheConfig, type Ledger, PAGE_ROWS } from "./cache.ts";
 export {
   type LayerScope,
   type RecordedLayer,

@@ -109,3 +109,11 @@ int32_t kvf_cache_reset_peak(kvf_cache *cache, char *text, uint32_t cap) {
     kv_leave(cache->dev);
     return KVF_OK;
 }
+
+double kvf_cache_page_bytes(kvf_cache *cache) {
+    const kv_err err = {NULL, 0};
+    if (kv_enter(cache, KV_CACHE, "measure a page", err) != KVF_OK) return 0;
+    const double bytes = cache->page_bytes;
+    kv_leave(cache->dev);
+    return bytes;
+}
