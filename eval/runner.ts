@@ -153,9 +153,10 @@ export async function runTask(
           timing: {
             prefillMs: one.timing.prefillMs,
             compressMs: one.timing.compressMs,
-            decodeMs: one.timing.decodeMsPerToken * one.tokens.length,
-            sharedPrefill: missing.length,
-            batch: missing.length,
+            firstTokenMs: one.timing.firstTokenMs,
+            decodeMs: one.timing.decodeMs,
+            sharedPrefill: one.timing.sharedPrefill,
+            batch: one.timing.batch,
           },
           stop: stopReason(one, newline),
           meta: {

@@ -130,7 +130,7 @@ async function measure(
     });
     last = generations[0]!;
     if (i === 0) continue; // warm-up
-    prefill.push(last.timing.prefillMs);
+    prefill.push(last.timing.prefillMs + last.timing.compressMs);
     decode.push(last.timing.decodeMsPerToken);
   }
   const prefillMs = median(prefill), step = median(decode);

@@ -6,6 +6,12 @@
 export { crossConfigurations, labelOf } from "./configurations.ts";
 export { generate } from "./engine.ts";
 export {
+  type Answer,
+  answerAll,
+  leastBytes,
+  type ScheduleOptions,
+} from "./scheduler.ts";
+export {
   LanguageModel,
   type LanguageModelOptions,
   parseDevice,

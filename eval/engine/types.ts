@@ -42,6 +42,16 @@ export interface GenerationOptions {
   signal?: AbortSignal;
 }
 
+/** A prompt and the configurations that answer it. */
+export interface Job {
+  /** Token ids, at least one. */
+  prompt: readonly number[];
+  /** At least one. */
+  configurations: readonly Configuration[];
+  /** How to generate. */
+  options?: GenerationOptions;
+}
+
 /** Bytes and rows of a cache right after the policy acted, and the peak until the generation's end. */
 export interface CacheReport {
   /** Rows per layer and stored head after prefill. */
@@ -50,18 +60,26 @@ export interface CacheReport {
   promisedBytes: number;
   /** What the tables hold, after prefill. */
   residentBytes: number;
-  /** Highest memory of the pool during prefill and decode, all configurations of the example together. */
+  /** Highest memory of the pool from the prompt's start to the answer's end, with all that ran beside it. */
   peakBytes: number;
 }
 
-/** Wall-clock times of one generation. */
+/** Wall-clock times of one generation, milliseconds. */
 export interface Timing {
-  /** Prefill, the policy's work included; shared by all configurations of the example. */
+  /** Reading the prompt, without the policy's work; shared by `sharedPrefill` configurations. */
   prefillMs: number;
-  /** The policy's work after a shared prefill. */
+  /** The policy's work after or during prefill. */
   compressMs: number;
-  /** Decode time over decoded tokens; the batch decodes together. */
+  /** From the start of the prompt to the first token. */
+  firstTokenMs: number;
+  /** The decode steps that it took part in. */
+  decodeMs: number;
+  /** `decodeMs` over the new tokens; the batch decodes together. */
   decodeMsPerToken: number;
+  /** Configurations that used the same prefill. */
+  sharedPrefill: number;
+  /** Sequences that decoded together, at most. */
+  batch: number;
 }
 
 /** One generated answer. */

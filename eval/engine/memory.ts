@@ -1,0 +1,100 @@
+/**
+ * How many bytes prompts and configurations will need, from the ledger's own arithmetic, before any work.
+ *
+ * The numbers are upper bounds: a page that is shared is counted once per owner where it may become owned, a head may
+ * leave its last page almost empty, every answer may be as long as allowed.
+ *
+ * @module
+ */
+import { type MergedObservation, PAGE_ROWS } from "../../ffi/mod.ts";
+import type { Policy } from "../../methods/types.ts";
+import type { LanguageModel } from "./language_model.ts";
+import type { Configuration } from "./types.ts";
+
+/** A configuration with the policy that acts for one sequence. */
+export interface Member {
+  /** The configuration. */
+  configuration: Configuration;
+  /** Its policy. */
+  policy: Policy;
+}
+
+/** Bytes of one sequence that holds `rows` rows in each of `heads` heads of one layer. */
+function layerBytes(model: LanguageModel, heads: number, rows: number): number {
+  return heads * Math.ceil(rows / PAGE_ROWS) * model.cache.pageBytes;
+}
+
+/** Bytes of a prompt's full cache, all layers. */
+export function fullBytes(model: LanguageModel, length: number): number {
+  return model.shape.layers * layerBytes(model, model.shape.kvHeads, length);
+}
+
+/** Bytes of the largest thing that layer-by-layer compression holds beside its results: one layer's full rows. */
+export function oneLayerBytes(model: LanguageModel, length: number): number {
+  return layerBytes(model, model.shape.kvHeads, length);
+}
+
+/** Whether the member's sequence keeps sharing all pages of the prompt. */
+export function keepsAll({ policy }: Member): boolean {
+  return policy.afterPrefill === undefined;
+}
+
+/**
+ * Bytes that a configuration's own pages take at most: what its policy may keep of a prompt, the rows of the answer
+ * and the logits. A member that {@linkcode keepsAll} owns only what it appends.
+ */
+export function ownBytes(
+  model: LanguageModel,
+  member: Member,
+  length: number,
+  newTokens: number,
+): number {
+  const { shape, cache } = model;
+  const heads = member.configuration.granularity === "query_head"
+    ? shape.queryHeads
+    : shape.kvHeads;
+  const answerPages = shape.layers * heads * Math.ceil(newTokens / PAGE_ROWS);
+  let pages = answerPages;
+  for (let layer = 0; layer < shape.layers; layer++) {
+    // A copy of the last page, which is the first thing written to.
+    if (keepsAll(member)) {
+      pages += heads;
+      continue;
+    }
+    const all = heads * Math.ceil(length / PAGE_ROWS);
+    const rows = member.policy.maxRows?.({
+      ...shape,
+      layer,
+      length,
+      storedHeads: heads,
+    });
+    pages += rows === undefined
+      ? all
+      : Math.min(all, Math.floor(rows / PAGE_ROWS) + heads);
+  }
+  return pages * cache.pageBytes + 4 * model.native.config.vocab;
+}
+
+/** Tokens whose projections and MLP are computed together. */
+const CHUNK = 256;
+
+/** Bytes of activations and observations while a prompt is read and until its last configuration has its fork. */
+export function workBytes(
+  model: LanguageModel,
+  length: number,
+  observation: MergedObservation,
+): number {
+  const { layers, queryHeads, kvHeads, headDim } = model.shape;
+  const { hidden, intermediate, vocab } = model.native.config;
+  const width = queryHeads * headDim;
+  const masses = observation.columnMasses.length;
+  const floats = length * (hidden + 2 * width + headDim) +
+    CHUNK *
+      (width + 2 * kvHeads * headDim + 2 * hidden + 2 * intermediate) +
+    2 * vocab +
+    layers * queryHeads * observation.windowQueries * headDim +
+    (layers + 1) * masses * queryHeads * length +
+    // Scores of one layer, in a few forms.
+    8 * queryHeads * length;
+  return 4 * floats;
+}

@@ -1,0 +1,231 @@
+/**
+ * Reading prompts: one prefill for all configurations that may share it, a fork for each; or, for one configuration
+ * alone, a prefill that is compressed layer by layer, so that never more than one layer's full cache is held.
+ *
+ * @module
+ */
+import {
+  MAX_COLUMN_MASSES,
+  type MergedObservation,
+  mergeObservations,
+  type Sequence,
+} from "../../ffi/mod.ts";
+import type { Running } from "./decode_loop.ts";
+import type { LanguageModel } from "./language_model.ts";
+import type { Member } from "./memory.ts";
+import { type GenerationOptions, InvariantError } from "./types.ts";
+
+/** A prompt and the configurations that read it in one prefill. */
+export interface PromptRequest {
+  /** Token ids, at least one. */
+  prompt: readonly number[];
+  /** At least one. */
+  members: readonly Member[];
+  /** How to generate. */
+  options: GenerationOptions;
+  /** Cancels between layers. */
+  signal?: AbortSignal;
+}
+
+/** What prefill must record for all members. */
+export function observationOf(members: readonly Member[]): MergedObservation {
+  return mergeObservations(members.map(({ policy }) => policy.observe));
+}
+
+/**
+ * Indices of members by prefill: those that share one together, as many as one prefill can record for, and each that
+ * alters its prefill alone.
+ */
+export function prefillGroups(members: readonly Member[]): number[][] {
+  const shared: number[][] = [];
+  const own: number[][] = [];
+  members.forEach((member, i) => {
+    if (member.configuration.method.altersPrefill) {
+      own.push([i]);
+      return;
+    }
+    const open = shared.find((group) =>
+      queries([...group.map((k) => members[k]!), member]) <= MAX_COLUMN_MASSES
+    );
+    if (open) open.push(i);
+    else shared.push([i]);
+  });
+  return [...shared, ...own];
+}
+
+/** Different query sets whose column masses the members ask for. */
+function queries(members: readonly Member[]): number {
+  return new Set(
+    members.flatMap(({ policy }) =>
+      (policy.observe?.columnMasses ?? []).map((set) => JSON.stringify(set))
+    ),
+  ).size;
+}
+
+/** A prompt that was read; its full cache lives until it is disposed. */
+export class ReadPrompt implements Disposable {
+  readonly #model: LanguageModel;
+  readonly #request: PromptRequest;
+  readonly #parent: Sequence;
+  readonly #startedAt: number;
+  readonly #prefillMs: number;
+
+  private constructor(
+    model: LanguageModel,
+    request: PromptRequest,
+    parent: Sequence,
+    startedAt: number,
+  ) {
+    this.#model = model;
+    this.#request = request;
+    this.#parent = parent;
+    this.#startedAt = startedAt;
+    this.#prefillMs = performance.now() - startedAt;
+  }
+
+  /** Reads a prompt and records what its members need. */
+  static async read(
+    model: LanguageModel,
+    request: PromptRequest,
+  ): Promise<ReadPrompt> {
+    const startedAt = performance.now();
+    const parent = model.cache.sequence("kv_head");
+    try {
+      const prefill = parent.prefill(
+        model.native,
+        request.prompt,
+        observationOf(request.members),
+      );
+      const { signal } = request;
+      await prefill.layers(0, model.shape.layers, signal ? { signal } : {});
+      prefill.end();
+      return new ReadPrompt(model, request, parent, startedAt);
+    } catch (error) {
+      parent[Symbol.dispose]();
+      throw error;
+    }
+  }
+
+  /** Makes a member's sequence: a fork on which its policy acts. */
+  fork(member: Member): Running {
+    const before = performance.now();
+    const sequence = this.#parent.fork(member.configuration.granularity);
+    try {
+      for (let layer = 0; layer < this.#model.shape.layers; layer++) {
+        sequence.act(member.policy, layer);
+      }
+      sequence.forget();
+      return startAnswer(this.#model, this.#request, member, sequence, {
+        startedAt: this.#startedAt,
+        prefillMs: this.#prefillMs,
+        compressMs: performance.now() - before,
+      });
+    } catch (error) {
+      sequence[Symbol.dispose]();
+      throw error;
+    }
+  }
+
+  /** Lets go of the full cache; forks keep what they share. */
+  [Symbol.dispose](): void {
+    this.#parent[Symbol.dispose]();
+  }
+}
+
+/** Reads a prompt for its only member, whose policy acts on each layer as soon as it is computed. */
+export async function readLean(
+  model: LanguageModel,
+  request: PromptRequest,
+): Promise<Running> {
+  const member = request.members[0]!;
+  const startedAt = performance.now();
+  const sequence = model.cache.sequence(member.configuration.granularity);
+  try {
+    const prefill = sequence.prefill(
+      model.native,
+      request.prompt,
+      observationOf(request.members),
+    );
+    const signal = request.signal ? { signal: request.signal } : {};
+    let compressMs = 0;
+    for (let layer = 0; layer < model.shape.layers; layer++) {
+      await prefill.layers(layer, 1, signal);
+      const before = performance.now();
+      sequence.act(member.policy, layer);
+      compressMs += performance.now() - before;
+    }
+    prefill.end();
+    sequence.forget();
+    return startAnswer(model, request, member, sequence, {
+      startedAt,
+      prefillMs: performance.now() - startedAt - compressMs,
+      compressMs,
+    });
+  } catch (error) {
+    sequence[Symbol.dispose]();
+    throw error;
+  }
+}
+
+function startAnswer(
+  model: LanguageModel,
+  { prompt, members, options }: PromptRequest,
+  member: Member,
+  sequence: Sequence,
+  times: Pick<Running, "startedAt" | "prefillMs" | "compressMs">,
+): Running {
+  const cache = checkPromises(model, member, sequence, prompt.length);
+  sequence.setSampling({
+    temperature: options.temperature ?? 0,
+    topK: options.topK ?? 0,
+    topP: options.topP ?? 1,
+    seed: options.seed ?? 0,
+    minNewTokens: options.minNewTokens ?? 0,
+    stop: options.stop ?? [],
+  });
+  return {
+    ...member,
+    ...times,
+    sequence,
+    options,
+    promptTokens: prompt.length,
+    sharedPrefill: members.length,
+    cache: { ...cache, peakBytes: 0 },
+    decodeMs: 0,
+    batch: 0,
+    tokens: [],
+    logits: [],
+    [Symbol.dispose]: () => sequence[Symbol.dispose](),
+  };
+}
+
+/** Holds what the policy and the ledger promised against what the cache holds. */
+function checkPromises(
+  model: LanguageModel,
+  { configuration, policy }: Member,
+  sequence: Sequence,
+  length: number,
+): { rows: number[][]; promisedBytes: number; residentBytes: number } {
+  const rows = sequence.rows();
+  const { promisedBytes, ownedBytes } = sequence.describe();
+  if (promisedBytes !== ownedBytes) {
+    throw new InvariantError(
+      `Cannot go on as "${configuration.method.name}" must hold what it promised: it promised ${promisedBytes} bytes and holds ${ownedBytes}`,
+    );
+  }
+  rows.forEach((heads, layer) => {
+    const held = heads.reduce((sum, n) => sum + n, 0);
+    const most = policy.maxRows?.({
+      ...model.shape,
+      layer,
+      length,
+      storedHeads: heads.length,
+    }) ?? heads.length * length;
+    if (held > most) {
+      throw new InvariantError(
+        `Cannot go on as "${configuration.method.name}" must keep at most ${most} rows in layer ${layer}: it keeps ${held}`,
+      );
+    }
+  });
+  return { rows, promisedBytes, residentBytes: ownedBytes };
+}

@@ -1,0 +1,150 @@
+/** Continuous batching: the same answers as single runs, whatever runs beside them and however little memory there is. */
+import { assert, assertEquals, assertRejects } from "@std/assert";
+import { fromFileUrl } from "@std/path";
+import {
+  answerAll,
+  type Configuration,
+  crossConfigurations,
+  generate,
+  type Job,
+  LanguageModel,
+  leastBytes,
+  type ScheduleOptions,
+} from "../../eval/engine/mod.ts";
+import { METHODS } from "../../methods/mod.ts";
+import type { AnyMethod } from "../../methods/mod.ts";
+
+const MODEL = fromFileUrl(
+  new URL("../goldens/models/llama", import.meta.url),
+);
+const prompt = (length: number, seed: number): number[] =>
+  Array.from({ length }, (_, i) => (i * 37 + seed * 11 + i * i) % 250 + 3);
+
+const named = (...names: string[]): AnyMethod[] =>
+  names.map((name) => METHODS.get(name)!);
+
+function configurations(): Configuration[] {
+  return [
+    ...crossConfigurations(
+      named("fullkv", "snapkv", "h2o", "streamingllm", "l2norm"),
+      [40, 70],
+      { observationWindow: 4 },
+      "kv_head",
+    ),
+    ...crossConfigurations(
+      named("fullkv", "snapkv"),
+      [40],
+      { observationWindow: 4 },
+      "query_head",
+    ),
+  ];
+}
+
+/** Prompts and answers of many lengths. */
+function jobs(): Job[] {
+  return [200, 33, 120, 1, 410, 64, 95].map((length, i) => ({
+    prompt: prompt(length, i),
+    configurations: configurations(),
+    options: {
+      maxNewTokens: 3 + (i * 7) % 20,
+      temperature: 1,
+      topP: 0.9,
+      seed: i,
+      stop: [17, 40 + i],
+    },
+  }));
+}
+
+/** Tokens by job and configuration. */
+async function schedule(
+  model: LanguageModel,
+  options: ScheduleOptions,
+): Promise<{ tokens: number[][][]; batch: number; shared: number }> {
+  const all = jobs();
+  const tokens: number[][][] = all.map(() => []);
+  let batch = 0, shared = 0;
+  for await (const answers of answerAll(model, all, options)) {
+    for (const { job, index, generation } of answers) {
+      const own = tokens[all.indexOf(job)]!;
+      assertEquals(own[index], undefined, "an answer came twice");
+      own[index] = generation.tokens;
+      batch = Math.max(batch, generation.timing.batch);
+      shared = Math.max(shared, generation.timing.sharedPrefill);
+      if (generation.granularity === "kv_head") {
+        assert(generation.cache.peakBytes >= generation.cache.residentBytes);
+      }
+    }
+  }
+  const { sequences, residentBytes } = model.cache.ledger();
+  assertEquals([sequences, residentBytes], [0, 0]);
+  return { tokens, batch, shared };
+}
+
+async function single(model: LanguageModel): Promise<number[][][]> {
+  const tokens: number[][][] = [];
+  for (const job of jobs()) {
+    const own: number[][] = [];
+    for (const configuration of job.configurations) {
+      const [one] = await generate(
+        model,
+        job.prompt,
+        [configuration],
+        job.options,
+      );
+      own.push(one!.tokens);
+    }
+    tokens.push(own);
+  }
+  return tokens;
+}
+
+Deno.test("answerAll gives the tokens of single runs for any number of slots", async () => {
+  using model = await LanguageModel.load(MODEL);
+  const expected = await single(model);
+  assert(new Set(expected.flat().map(({ length }) => length)).size > 3);
+  for (const slots of [1, 5, 64]) {
+    const { tokens, batch, shared } = await schedule(model, { slots });
+    assertEquals(tokens, expected, `${slots} slots`);
+    assert(batch <= slots);
+    // Several prompts are in one batch where there is room.
+    if (slots === 64) assert(batch > configurations().length);
+    assertEquals(shared, configurations().length);
+  }
+});
+
+Deno.test("answerAll stays within its memory and gives the same tokens with little of it", async () => {
+  using model = await LanguageModel.load(MODEL);
+  const expected = await single(model);
+  const least = Math.max(...jobs().map((job) => leastBytes(model, job)));
+  const all = configurations().length;
+  for (const [memoryBytes, shares] of [[least, 1], [4 * least, all]] as const) {
+    // The cache itself refuses more, so a wrong prediction fails.
+    using tight = await LanguageModel.load(MODEL, {
+      cacheLimitBytes: memoryBytes,
+    });
+    const { tokens, shared } = await schedule(tight, { memoryBytes });
+    assertEquals(tokens, expected, `${memoryBytes} bytes`);
+    assert(shared >= shares);
+  }
+  await assertRejects(
+    () => schedule(model, { memoryBytes: least - 1 }),
+    RangeError,
+    "Cannot generate as a prompt and its cache must fit",
+  );
+  assertEquals(model.cache.ledger().sequences, 0);
+});
+
+Deno.test("answerAll frees everything when its caller stops early or a job is wrong", async () => {
+  using model = await LanguageModel.load(MODEL);
+  for await (const _ of answerAll(model, jobs())) break;
+  assertEquals(model.cache.ledger().sequences, 0);
+  await assertRejects(
+    async () => {
+      const [first, ...rest] = jobs();
+      const wrong = { ...rest[0]!, prompt: [1e6] };
+      for await (const _ of answerAll(model, [first!, wrong])) { /* go on */ }
+    },
+    RangeError,
+  );
+  assertEquals(model.cache.ledger().sequences, 0);
+});
