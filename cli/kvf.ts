@@ -8,7 +8,7 @@
 import { fromFileUrl, resolve, toFileUrl } from "@std/path";
 import { report } from "./main.ts";
 import { createProgram } from "./program.ts";
-import type { Grants } from "./spec.ts";
+import { type Grants, optionFiles } from "./spec.ts";
 
 const ROOT = fromFileUrl(new URL("..", import.meta.url));
 
@@ -53,6 +53,7 @@ async function launch(args: string[], cwd: string): Promise<number> {
   let status = 0;
   const program = createProgram(async (spec, call) => {
     const grants = spec.grants(call);
+    grants.read = [...grants.read ?? [], ...optionFiles(call.rest)];
     if (grants.native) {
       const target = grants.device?.startsWith("cuda") ? "build:cuda" : "build";
       const built = await build(target);

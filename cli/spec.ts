@@ -91,3 +91,12 @@ export function outputFile(path: string | undefined): string[] {
 export function methodPaths(methods: string | undefined): string[] {
   return (methods ?? "").split(",").filter((name) => /[./\\]/.test(name));
 }
+
+/** Files that options of methods name: the values of flags that end in `-file`. */
+export function optionFiles(rest: readonly string[]): string[] {
+  return rest.flatMap((argument, i) => {
+    const [flag = "", ...value] = argument.split("=");
+    if (!flag.startsWith("--") || !flag.endsWith("-file")) return [];
+    return paths(value.length > 0 ? value.join("=") : rest[i + 1]);
+  });
+}

@@ -341,7 +341,8 @@ KVF_API int32_t kvf_scores_fill(kvf_cache *cache, uint32_t scores, uint32_t firs
                                 uint32_t err_cap);
 /*
  * A copy in which each head is multiplied by the share of its sum that its `count` highest scores make up, so that heads
- * that gather their attention weigh more. A head whose sum is 0 stays as it is. count at most n_row.
+ * that gather their attention weigh more. A head whose sum is 0 stays as it is. Rows of -infinity are left out and stay
+ * so. count at most n_row.
  */
 KVF_API int32_t kvf_scores_concentrate(kvf_cache *cache, uint32_t scores, uint32_t count, char *err, uint32_t err_cap);
 /* Uniform draws in (0, 1], keyed by (seed, layer, head, row). */

@@ -62,6 +62,22 @@ export function integers(
   return spec(description, z.array(z.int().min(0)), rules);
 }
 
+/** A word of a certain form, for instance `NAME:BITS`. */
+export function text(
+  description: string,
+  rules: { pattern: RegExp; default?: string; source?: string },
+): OptionSpec<string> {
+  return spec<string>(description, z.string().regex(rules.pattern), rules);
+}
+
+/** Path of a file that the method reads; empty: none. Options of this kind have names that end in `File`. */
+export function file(
+  description: string,
+  rules: { source?: string } = {},
+): OptionSpec<string> {
+  return spec<string>(description, z.string(), { ...rules, default: "" });
+}
+
 function spec<T>(
   description: string,
   schema: z.ZodType<T>,

@@ -8,9 +8,13 @@
  * @module
  */
 import { defineMethod, type Method } from "./define.ts";
+import { QUANT_OPTION, quantiserOf } from "./parts/quant.ts";
 
-/** {@linkcode fullkv} has no options. */
-export type FullKvOptions = Record<never, never>;
+/** Options of {@linkcode fullkv}. */
+export interface FullKvOptions {
+  /** How rows are stored: `none`, or a packed format. */
+  quant: string;
+}
 
 /** The uncompressed cache. */
 export const fullkv: Method<FullKvOptions> = defineMethod<FullKvOptions>({
@@ -18,11 +22,14 @@ export const fullkv: Method<FullKvOptions> = defineMethod<FullKvOptions>({
   title: "FullKV",
   summary: "No compression",
   kind: "none",
-  acts: "never",
+  acts: "never, unless rows are packed",
   granularities: ["kv_head", "query_head"],
   differs: "nothing known",
-  options: {},
-  create() {
-    return {};
+  options: { quant: QUANT_OPTION },
+  create({ quant }, shape) {
+    const quantiser = quantiserOf("fullkv", quant, shape);
+    return quantiser === undefined
+      ? {}
+      : { afterPrefill: (layer) => quantiser.encode(layer) };
   },
 });

@@ -11,36 +11,32 @@
  *
  * @module
  */
-import { defineMethod, integer, type Method } from "./define.ts";
-import { checkBudget, GROUP_REDUCE } from "./parts/votes.ts";
+import { integer, type Method } from "./define.ts";
+import type { BudgetOptions } from "./parts/budgets.ts";
+import { defineEviction, type EvictionOptions } from "./parts/evict.ts";
+import { GROUP_REDUCE } from "./parts/votes.ts";
 import type { GroupReduce } from "./types.ts";
 
-/** Options of {@linkcode h2o}. */
-export interface H2oOptions {
-  /** Tokens kept per layer and stored head, the window included. */
-  budget: number;
+/** Options that only {@linkcode h2o} has. */
+export interface HeavyHitterOptions {
   /** Most recent tokens always kept. */
   window: number;
   /** Reduction over the query heads of one KV head. */
   groupReduce: GroupReduce;
 }
 
+/** Options of {@linkcode h2o}. */
+export type H2oOptions = HeavyHitterOptions & EvictionOptions & BudgetOptions;
+
 /** The H2O method. */
-export const h2o: Method<H2oOptions> = defineMethod<H2oOptions>({
+export const h2o: Method<H2oOptions> = defineEviction<HeavyHitterOptions>({
   name: "h2o",
   title: "H2O",
   summary: "Tokens that gathered the most attention, and recent ones",
   paper: "https://arxiv.org/abs/2306.14048",
-  kind: "evict",
-  acts: "once per layer, when prefill ends",
-  granularities: ["kv_head", "query_head"],
   differs:
     "one choice after prefill, as in KVCache-Factory; the paper evicts at every token",
   options: {
-    budget: integer(
-      "Tokens kept per layer and stored head, the window included",
-      { min: 1 },
-    ),
     window: integer("Most recent tokens always kept", {
       min: 1,
       default: 8,
@@ -48,23 +44,7 @@ export const h2o: Method<H2oOptions> = defineMethod<H2oOptions>({
     }),
     groupReduce: GROUP_REDUCE,
   },
-  create({ budget, window, groupReduce }) {
-    checkBudget("h2o", budget, "window", window);
-    return {
-      observe: { columnMasses: ["all"] },
-      afterPrefill(layer) {
-        if (layer.length <= budget) return;
-        using mass = layer.columnMass("all", groupReduce);
-        using candidates = mass.fill(
-          layer.length - window,
-          layer.length,
-          -Infinity,
-        );
-        using heavy = candidates.topK(budget - window);
-        layer.retain(heavy, { last: window });
-      },
-      maxRows: ({ length, storedHeads }) =>
-        storedHeads * Math.min(length, budget),
-    };
-  },
+  observe: () => ({ columnMasses: ["all"] }),
+  protect: ({ window }) => ({ last: window }),
+  score: (layer, { groupReduce }) => layer.columnMass("all", groupReduce),
 });

@@ -10,48 +10,38 @@
  *
  * @module
  */
-import { defineMethod, integer, integers, type Method } from "./define.ts";
+import { integers, type Method } from "./define.ts";
+import type { BudgetOptions } from "./parts/budgets.ts";
+import { defineEviction, type EvictionOptions } from "./parts/evict.ts";
 
-/** Options of {@linkcode l2norm}. */
-export interface L2NormOptions {
-  /** Tokens kept per stored head in each layer that is compressed. */
-  budget: number;
+/** Options that only {@linkcode l2norm} has. */
+export interface KeyNormOptions {
   /** Layers that keep everything. */
   skipLayers: number[];
 }
 
+/** Options of {@linkcode l2norm}. */
+export type L2NormOptions = KeyNormOptions & EvictionOptions & BudgetOptions;
+
 /** The L2Norm method. */
-export const l2norm: Method<L2NormOptions> = defineMethod<L2NormOptions>({
+export const l2norm: Method<L2NormOptions> = defineEviction<KeyNormOptions>({
   name: "l2norm",
   title: "L2Norm",
   summary: "Tokens with the shortest keys",
   paper: "https://arxiv.org/abs/2406.11430",
-  kind: "evict",
-  acts: "once per layer, when prefill ends",
-  granularities: ["kv_head", "query_head"],
   differs:
     "one choice after prefill, as in KVCache-Factory; the paper compresses as the cache grows",
   options: {
-    budget: integer("Tokens kept per stored head in each compressed layer", {
-      min: 1,
-    }),
     skipLayers: integers("Layers that keep everything", {
       default: [0, 1],
       source: "the paper and KVCache-Factory c97f9d7",
     }),
   },
-  create({ budget, skipLayers }) {
-    const skipped = new Set(skipLayers);
-    return {
-      afterPrefill(layer) {
-        if (layer.length <= budget || skipped.has(layer.layer)) return;
-        using norm = layer.keyNorm();
-        using shortness = norm.affine(-1, 0);
-        using kept = shortness.topK(budget);
-        layer.retain(kept);
-      },
-      maxRows: ({ length, layer, storedHeads }) =>
-        storedHeads * (skipped.has(layer) ? length : Math.min(length, budget)),
-    };
+  exempt: (layer, { skipLayers }) => skipLayers.includes(layer),
+  score(layer) {
+    using norm = layer.keyNorm();
+    return norm.affine(-1, 0);
   },
+  // Keys of different heads differ in scale.
+  comparable: false,
 });

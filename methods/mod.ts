@@ -20,10 +20,12 @@ export type {
 export {
   choice,
   defineMethod,
+  file,
   flag,
   integer,
   integers,
   real,
+  text,
 } from "./define.ts";
 export { type OptionFlag, optionFlags, resolveOptions } from "./options.ts";
 export {
@@ -33,11 +35,36 @@ export {
   METHODS,
   resolveMethod,
 } from "./registry.ts";
-export { adakv, type AdaKvOptions } from "./adakv.ts";
+export { adakv, type AdaKvOptions, type AdaptiveOptions } from "./adakv.ts";
 export { fullkv, type FullKvOptions } from "./fullkv.ts";
-export { h2o, type H2oOptions } from "./h2o.ts";
-export { l2norm, type L2NormOptions } from "./l2norm.ts";
-export { pyramidkv, type PyramidKvOptions } from "./pyramidkv.ts";
-export type { VoteOptions } from "./parts/votes.ts";
+export { h2o, type H2oOptions, type HeavyHitterOptions } from "./h2o.ts";
+export { type KeyNormOptions, l2norm, type L2NormOptions } from "./l2norm.ts";
+export {
+  pyramidkv,
+  type PyramidKvOptions,
+  type PyramidOptions,
+} from "./pyramidkv.ts";
+export {
+  defineEviction,
+  type EvictionOptions,
+  type EvictionSpec,
+  type FixedBudgets,
+  type Protected,
+} from "./parts/evict.ts";
+export {
+  adaptive,
+  type BudgetOptions,
+  type Budgets,
+  type Demand,
+  pyramid,
+  table,
+  UNIFORM,
+} from "./parts/budgets.ts";
+export { QUANT_OPTION, type Quantiser, quantiserOf } from "./parts/quant.ts";
+export { VOTE_OPTIONS, type VoteOptions, windowVotes } from "./parts/votes.ts";
 export { snapkv, type SnapKvOptions } from "./snapkv.ts";
-export { streamingllm, type StreamingLlmOptions } from "./streamingllm.ts";
+export {
+  type SinkOptions,
+  streamingllm,
+  type StreamingLlmOptions,
+} from "./streamingllm.ts";

@@ -15,7 +15,7 @@ export interface OptionFlag {
   /** The flag, for instance `--pool-width`. */
   flag: string;
   /** Form of the value. A boolean is given as `true` or `false`. */
-  type: "integer" | "number" | "boolean" | "choice" | "integers";
+  type: "integer" | "number" | "boolean" | "choice" | "integers" | "text";
   /** Accepted words of a choice. */
   choices?: readonly string[];
   /** Default; a required option has none. */
@@ -152,9 +152,11 @@ function flagType(
       return schema.type;
     case "array":
       return "integers";
+    case "string":
+      return "text";
     default:
       throw new TypeError(
-        `Cannot make a flag of "${method}" option "${option}" as its type must be a number, word, boolean or list of integers: it is ${schema.type}`,
+        `Cannot make a flag of "${method}" option "${option}" as its type must be a number, text, boolean or list of integers: it is ${schema.type}`,
       );
   }
 }
@@ -166,6 +168,7 @@ function parseText(
 ): unknown {
   switch (type) {
     case "choice":
+    case "text":
       return text;
     case "boolean":
       if (text === "true" || text === "false") return text === "true";

@@ -12,43 +12,33 @@
  *
  * @module
  */
-import { choice, defineMethod, integer, type Method } from "./define.ts";
-import { pyramidBudgets } from "./parts/pyramid.ts";
-import {
-  checkBudget,
-  VOTE_OPTIONS,
-  type VoteOptions,
-  windowVotes,
-} from "./parts/votes.ts";
+import { choice, integer, type Method } from "./define.ts";
+import { pyramid } from "./parts/budgets.ts";
+import { defineEviction, type EvictionOptions } from "./parts/evict.ts";
+import { VOTE_OPTIONS, type VoteOptions, windowVotes } from "./parts/votes.ts";
 
-/** Options of {@linkcode pyramidkv}. */
-export interface PyramidKvOptions extends VoteOptions {
-  /** Tokens kept per layer and stored head on average, the window included. */
-  budget: number;
+/** Options that only {@linkcode pyramidkv} has. */
+export interface PyramidOptions extends VoteOptions {
   /** The last layer keeps about the beta-th part of the base budget. */
   beta: number;
   /** Whether the integer remainder is kept (reference) or taken back (paper). */
   compat: "reference" | "paper";
 }
 
-/** The PyramidKV method. */
-export const pyramidkv: Method<PyramidKvOptions> = defineMethod<
-  PyramidKvOptions
+/** Options of {@linkcode pyramidkv}. */
+export type PyramidKvOptions = PyramidOptions & EvictionOptions;
+
+/** The PyramidKV method: SnapKV's score with pyramid budgets. */
+export const pyramidkv: Method<PyramidKvOptions> = defineEviction<
+  PyramidOptions
 >({
   name: "pyramidkv",
   title: "PyramidKV",
   summary: "SnapKV's votes, budgets shrinking from layer to layer",
   paper: "https://arxiv.org/abs/2406.02069",
-  kind: "evict",
-  acts: "once per layer, when prefill ends",
-  granularities: ["kv_head", "query_head"],
   differs:
     "compat reference keeps the remainder of the integer steps; compat paper takes it back",
   options: {
-    budget: integer(
-      "Mean tokens kept per layer and stored head, the observation window included",
-      { min: 1 },
-    ),
     ...VOTE_OPTIONS,
     beta: integer(
       "The last layer keeps about the beta-th part of the base budget",
@@ -66,31 +56,8 @@ export const pyramidkv: Method<PyramidKvOptions> = defineMethod<
       source: "numbers comparable with KVCache-Factory c97f9d7",
     }),
   },
-  create(options, { layers }) {
-    const { budget, observationWindow: window, beta, compat } = options;
-    checkBudget("pyramidkv", budget, "observationWindow", window);
-    const kept = (length: number, layer: number): number => {
-      if (length <= budget) return length;
-      const pyramid = {
-        base: budget - window,
-        candidates: length - window,
-        layers,
-        beta,
-        exact: compat === "paper",
-      };
-      return pyramidBudgets(pyramid, length)[layer]! + window;
-    };
-    return {
-      observe: { windowQueries: window },
-      afterPrefill(layer) {
-        const rows = kept(layer.length, layer.layer);
-        if (rows === layer.length) return;
-        using votes = windowVotes(layer, options);
-        using top = votes.topK(rows - window);
-        layer.retain(top, { last: window });
-      },
-      maxRows: ({ length, layer, storedHeads }) =>
-        storedHeads * kept(length, layer),
-    };
-  },
+  observe: ({ observationWindow }) => ({ windowQueries: observationWindow }),
+  protect: ({ observationWindow }) => ({ last: observationWindow }),
+  budgets: ({ beta, compat }) => pyramid(beta, compat === "paper"),
+  score: windowVotes,
 });

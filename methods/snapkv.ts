@@ -13,51 +13,24 @@
  *
  * @module
  */
-import { defineMethod, integer, type Method } from "./define.ts";
-import {
-  checkBudget,
-  VOTE_OPTIONS,
-  type VoteOptions,
-  windowVotes,
-} from "./parts/votes.ts";
+import type { Method } from "./define.ts";
+import type { BudgetOptions } from "./parts/budgets.ts";
+import { defineEviction, type EvictionOptions } from "./parts/evict.ts";
+import { VOTE_OPTIONS, type VoteOptions, windowVotes } from "./parts/votes.ts";
 
 /** Options of {@linkcode snapkv}. */
-export interface SnapKvOptions extends VoteOptions {
-  /** Tokens kept per layer and stored head, the window included. */
-  budget: number;
-}
+export type SnapKvOptions = VoteOptions & EvictionOptions & BudgetOptions;
 
 /** The SnapKV method. */
-export const snapkv: Method<SnapKvOptions> = defineMethod<SnapKvOptions>({
+export const snapkv: Method<SnapKvOptions> = defineEviction<VoteOptions>({
   name: "snapkv",
   title: "SnapKV",
   summary: "Tokens that the last prompt queries attend to, pooled",
   paper: "https://arxiv.org/abs/2404.14469",
-  kind: "evict",
-  acts: "once per layer, when prefill ends",
-  granularities: ["kv_head", "query_head"],
   differs:
     "with kv_head granularity the query heads of one KV head vote together (groupReduce)",
-  options: {
-    budget: integer(
-      "Tokens kept per layer and stored head, the observation window included",
-      { min: 1 },
-    ),
-    ...VOTE_OPTIONS,
-  },
-  create(options) {
-    const { budget, observationWindow: window } = options;
-    checkBudget("snapkv", budget, "observationWindow", window);
-    return {
-      observe: { windowQueries: window },
-      afterPrefill(layer) {
-        if (layer.length <= budget) return;
-        using votes = windowVotes(layer, options);
-        using kept = votes.topK(budget - window);
-        layer.retain(kept, { last: window });
-      },
-      maxRows: ({ length, storedHeads }) =>
-        storedHeads * Math.min(length, budget),
-    };
-  },
+  options: VOTE_OPTIONS,
+  observe: ({ observationWindow }) => ({ windowQueries: observationWindow }),
+  protect: ({ observationWindow }) => ({ last: observationWindow }),
+  score: windowVotes,
 });

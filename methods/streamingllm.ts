@@ -11,51 +11,34 @@
  *
  * @module
  */
-import { defineMethod, integer, type Method } from "./define.ts";
+import { integer, type Method } from "./define.ts";
+import type { BudgetOptions } from "./parts/budgets.ts";
+import { defineEviction, type EvictionOptions } from "./parts/evict.ts";
 
-/** Options of {@linkcode streamingllm}. */
-export interface StreamingLlmOptions {
-  /** Tokens kept per layer and stored head, sinks included. */
-  budget: number;
+/** Options that only {@linkcode streamingllm} has. */
+export interface SinkOptions {
   /** First prompt tokens that are always kept. */
   sinks: number;
 }
 
-/** The StreamingLLM method. */
-export const streamingllm: Method<StreamingLlmOptions> = defineMethod<
-  StreamingLlmOptions
+/** Options of {@linkcode streamingllm}. */
+export type StreamingLlmOptions = SinkOptions & EvictionOptions & BudgetOptions;
+
+/** The StreamingLLM method. It scores nothing: what is not a sink is kept by recency. */
+export const streamingllm: Method<StreamingLlmOptions> = defineEviction<
+  SinkOptions
 >({
   name: "streamingllm",
   title: "StreamingLLM",
   summary: "First tokens (sinks) and most recent tokens",
   paper: "https://arxiv.org/abs/2309.17453",
-  kind: "evict",
-  acts: "once per layer, when prefill ends",
-  granularities: ["kv_head", "query_head"],
   differs:
     "the prompt is cut once and rows keep their positions, as in KVCache-Factory; the paper evicts at every step and counts positions inside the cache",
   options: {
-    budget: integer("Tokens kept per layer and stored head, sinks included", {
-      min: 1,
-    }),
     sinks: integer("First prompt tokens that are always kept", {
       default: 4,
       source: "paper, section 3.2; KVCache-Factory c97f9d7, run_longbench.py",
     }),
   },
-  create({ budget, sinks }) {
-    if (budget <= sinks) {
-      throw new RangeError(
-        `Cannot run "streamingllm" as budget must exceed sinks: budget is ${budget}, sinks is ${sinks}`,
-      );
-    }
-    return {
-      afterPrefill(layer) {
-        if (layer.length <= budget) return;
-        layer.retain(null, { first: sinks, last: budget - sinks });
-      },
-      maxRows: ({ length, storedHeads }) =>
-        storedHeads * Math.min(length, budget),
-    };
-  },
+  protect: ({ sinks }) => ({ first: sinks }),
 });

@@ -516,6 +516,7 @@ int32_t be_scores_concentrate(kvf_device *dev, const float *in, float *out, uint
         double top = 0, all = 0;
         for (uint32_t i = 0; i < n_row; i++) {
             const uint32_t key = order_key(x[i]);
+            if (x[i] == -INFINITY) continue;
             all += x[i];
             if (count == 0 || key < at.prefix) continue;
             if (key == at.prefix) {
@@ -525,7 +526,7 @@ int32_t be_scores_concentrate(kvf_device *dev, const float *in, float *out, uint
             top += x[i];
         }
         const float factor = all > 0 ? (float)(top / all) : 1.0f;
-        for (uint32_t i = 0; i < n_row; i++) out[(size_t)h * n_row + i] = x[i] * factor;
+        for (uint32_t i = 0; i < n_row; i++) out[(size_t)h * n_row + i] = x[i] == -INFINITY ? x[i] : x[i] * factor;
     }
     return KVF_OK;
 }

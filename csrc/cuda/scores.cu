@@ -300,8 +300,8 @@ static __global__ void concentrate_kernel(const float *in, float *out, const uin
     const uint32_t *chosen = rows + (size_t)blockIdx.x * count;
     __shared__ double part[2][256];
     double all = 0, top = 0;
-    for (uint32_t i = threadIdx.x; i < n_row; i += 256) all += x[i];
-    for (uint32_t i = threadIdx.x; i < count; i += 256) top += x[chosen[i]];
+    for (uint32_t i = threadIdx.x; i < n_row; i += 256) all += x[i] == -INFINITY ? 0.0f : x[i];
+    for (uint32_t i = threadIdx.x; i < count; i += 256) top += x[chosen[i]] == -INFINITY ? 0.0f : x[chosen[i]];
     part[0][threadIdx.x] = all;
     part[1][threadIdx.x] = top;
     __syncthreads();
@@ -313,7 +313,9 @@ static __global__ void concentrate_kernel(const float *in, float *out, const uin
         __syncthreads();
     }
     const float factor = part[0][0] > 0 ? (float)(part[1][0] / part[0][0]) : 1.0f;
-    for (uint32_t i = threadIdx.x; i < n_row; i += 256) out[(size_t)blockIdx.x * n_row + i] = x[i] * factor;
+    for (uint32_t i = threadIdx.x; i < n_row; i += 256) {
+        out[(size_t)blockIdx.x * n_row + i] = x[i] == -INFINITY ? x[i] : x[i] * factor;
+    }
 }
 
 extern "C" int32_t be_scores_concentrate(kvf_device *dev, const float *in, float *out, uint32_t n_head, uint32_t n_row,

@@ -71,16 +71,3 @@ export function windowVotes(
   });
   return votes.pool(options.pool, options.poolWidth);
 }
-
-/** Refuses a budget that leaves nothing beside the window. */
-export function checkBudget(
-  method: string,
-  budget: number,
-  name: string,
-  window: number,
-): void {
-  if (budget > window) return;
-  throw new RangeError(
-    `Cannot run "${method}" as budget must exceed ${name}: budget is ${budget}, ${name} is ${window}`,
-  );
-}

@@ -67,6 +67,10 @@ Deno.test("resolveOptions fills in defaults", () => {
     poolWidth: 7,
     pool: "max",
     groupReduce: "mean",
+    budgetPolicy: "uniform",
+    headFile: "",
+    quant: "none",
+    schedule: "prefill",
   });
 });
 
@@ -74,12 +78,12 @@ Deno.test("resolveOptions refuses an unknown option and lists the valid ones", (
   assertThrows(
     () => resolveOptions(snapkv, { budget: 64, poolwidth: 5 }),
     TypeError,
-    'budget, observationWindow, poolWidth, pool, groupReduce: "poolwidth" was given; did you mean "poolWidth"?',
+    'budget, observationWindow, poolWidth, pool, groupReduce, budgetPolicy, headFile, quant, schedule: "poolwidth" was given; did you mean "poolWidth"?',
   );
   assertThrows(
     () => resolveOptions(resolveMethod("fullkv"), { budget: 64 }),
     TypeError,
-    'it has no options: "budget" was given',
+    'its options are quant: "budget" was given',
   );
 });
 
@@ -130,6 +134,10 @@ Deno.test("optionFlags derives flags from the specs", () => {
     "--pool-width",
     "--pool",
     "--group-reduce",
+    "--budget-policy",
+    "--head-file",
+    "--quant",
+    "--schedule",
   ]);
   assertEquals(optionFlags(snapkv)[3]?.choices, ["max", "avg"]);
 });

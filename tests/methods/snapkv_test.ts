@@ -57,7 +57,7 @@ Deno.test("snapkv refuses a budget that the window fills", () => {
     assertThrows(
       () => policy({ budget, observationWindow: 32 }),
       RangeError,
-      `budget is ${budget}, observationWindow is 32`,
+      `the 32 tokens that are always kept: budget is ${budget}`,
     );
   }
 });

@@ -1,0 +1,208 @@
+/**
+ * Eviction methods from their parts: a method says which rows are worth keeping (`score`) and which are never dropped
+ * (`protect`); what is the same for all of them happens here, once: budgets, choice, eviction, quantisation, schedule.
+ *
+ * The parts are independent: score x budget policy x action x schedule. Each part that a user may exchange is an option
+ * of the method; a combination that makes no sense is refused by `create`, before any work.
+ *
+ * @module
+ */
+import { defineMethod, integer } from "../define.ts";
+import type {
+  Granularity,
+  LayerContext,
+  Method,
+  ModelShape,
+  Observation,
+  OptionSpec,
+  Policy,
+  Scores,
+} from "../types.ts";
+import {
+  type BudgetOptions,
+  type Budgets,
+  type Demand,
+  POLICY_OPTIONS,
+  policyOf,
+} from "./budgets.ts";
+import { QUANT_OPTION, quantiserOf } from "./quant.ts";
+import { SCHEDULE_OPTION, scheduleOf } from "./schedule.ts";
+
+/** Options that every eviction method has. */
+export interface EvictionOptions {
+  /** Tokens kept per layer and stored head on average, the protected ones included. */
+  budget: number;
+  /** How kept rows are stored: `none`, or a packed format. */
+  quant: string;
+  /** When the method acts: `prefill`, or again during generation. */
+  schedule: string;
+}
+
+/** Rows that are never dropped. */
+export interface Protected {
+  /** First rows. */
+  first?: number;
+  /** Most recent rows. */
+  last?: number;
+}
+
+/** The part of an eviction method that is its own. `O` are its own options. */
+export interface EvictionSpec<O> {
+  /** Name on the command line and in records. */
+  name: string;
+  /** Name in prose. */
+  title: string;
+  /** One line for tables. */
+  summary: string;
+  /** Address of the paper. */
+  paper?: string;
+  /** Differences from the paper or the authors' code. */
+  differs: string;
+  /** Layouts in which it is defined; both when missing. */
+  granularities?: readonly Granularity[];
+  /** Own options. */
+  options: { [K in keyof O]: OptionSpec<O[K]> };
+  /** Refuses own options that contradict each other. */
+  check?(options: O & EvictionOptions): void;
+  /** What prefill must record. */
+  observe?(options: O): Observation;
+  /** Rows that are never dropped; `budget` counts them. */
+  protect?(options: O): Protected;
+  /** Layers that keep everything. */
+  exempt?(layer: number, options: O): boolean;
+  /**
+   * Worth of each row, higher is better: `[storedHeads, rows]` from row 0 on; rows at the end may be missing if they are
+   * protected. Without it the most recent rows are kept.
+   */
+  score?(layer: LayerContext, options: O): Scores;
+  /** False when scores of different heads cannot be compared, so that heads cannot compete for rows. Default true. */
+  comparable?: boolean;
+}
+
+/** A budget policy of the method's own, in place of the option. */
+export interface FixedBudgets<O> {
+  /** Makes the policy. */
+  budgets(options: O, shape: ModelShape): Budgets;
+}
+
+/** Which layer, and how much of it there is. */
+type Place = Pick<LayerContext, "layer" | "length" | "storedHeads">;
+
+/** An eviction method that is known by its budget policy. */
+export function defineEviction<O>(
+  spec: EvictionSpec<O> & FixedBudgets<O>,
+): Method<O & EvictionOptions>;
+/** An eviction method whose budget policy is an option. */
+export function defineEviction<O>(
+  spec: EvictionSpec<O>,
+): Method<O & EvictionOptions & BudgetOptions>;
+export function defineEviction<O>(
+  spec: EvictionSpec<O> & Partial<FixedBudgets<O>>,
+): Method<O & EvictionOptions & BudgetOptions> {
+  type All = O & EvictionOptions & BudgetOptions;
+  const { name, title, summary, paper, differs } = spec;
+  return defineMethod<All>({
+    name,
+    title,
+    summary,
+    ...(paper === undefined ? {} : { paper }),
+    kind: "evict",
+    acts: "once per layer, when prefill ends",
+    granularities: spec.granularities ?? ["kv_head", "query_head"],
+    differs,
+    options: {
+      budget: integer(
+        "Mean tokens kept per layer and stored head, protected ones included",
+        { min: 1 },
+      ),
+      ...spec.options,
+      ...(spec.budgets === undefined ? POLICY_OPTIONS : {}),
+      quant: QUANT_OPTION,
+      schedule: SCHEDULE_OPTION,
+    } as Method<All>["options"],
+    create: (options, shape) => createPolicy(spec, options, shape),
+  });
+}
+
+function createPolicy<O>(
+  spec: EvictionSpec<O> & Partial<FixedBudgets<O>>,
+  options: O & EvictionOptions & BudgetOptions,
+  shape: ModelShape,
+): Policy {
+  const { name } = spec;
+  const { budget } = options;
+  spec.check?.(options);
+  const { first = 0, last = 0 } = spec.protect?.(options) ?? {};
+  if (budget <= first + last) {
+    throw new RangeError(
+      `Cannot run "${name}" as budget must exceed the ${
+        first + last
+      } tokens that are always kept: budget is ${budget}`,
+    );
+  }
+  const budgets = spec.budgets?.(options, shape) ??
+    policyOf(name, options, shape, first + last);
+  refuse(spec, budgets);
+  const quantiser = quantiserOf(name, options.quant, shape);
+  scheduleOf(name, options.schedule);
+  const base = budget - first - last;
+  /** What the budget policy needs to know of a layer. */
+  const demand = ({ layer, length, storedHeads }: Place): Demand => ({
+    ...shape,
+    layer,
+    length,
+    storedHeads,
+    base,
+    candidates: length - first - last,
+  });
+  const untouched = ({ length, layer }: Place) =>
+    length <= budget || (spec.exempt?.(layer, options) ?? false);
+
+  function evict(layer: LayerContext): void {
+    if (untouched(layer)) return;
+    const facts = demand(layer);
+    const range = { ...(first ? { first } : {}), ...(last ? { last } : {}) };
+    if (spec.score === undefined) {
+      const [rows = 0] = budgets.deal(facts);
+      layer.retain(null, { ...range, last: last + rows });
+      return;
+    }
+    using stack = new DisposableStack();
+    let scores = stack.use(spec.score(layer, options));
+    // Protected rows are kept anyway: they take no part in the choice.
+    const end = layer.length - last;
+    if (end < scores.rows) {
+      scores = stack.use(scores.fill(end, scores.rows, -Infinity));
+    }
+    if (first > 0) scores = stack.use(scores.fill(0, first, -Infinity));
+    const counts = budgets.deal(facts, scores);
+    const same = counts.every((n) => n === counts[0]);
+    using kept = scores.topK(same ? counts[0]! : counts);
+    layer.retain(kept, range);
+  }
+
+  return {
+    ...(spec.observe === undefined ? {} : { observe: spec.observe(options) }),
+    afterPrefill(layer) {
+      evict(layer);
+      quantiser?.encode(layer);
+    },
+    maxRows(facts) {
+      if (untouched(facts)) return facts.storedHeads * facts.length;
+      return facts.storedHeads * (first + last) + budgets.most(demand(facts));
+    },
+  };
+}
+
+function refuse<O>(spec: EvictionSpec<O>, budgets: Budgets): void {
+  if (spec.score === undefined && budgets.perHead) {
+    throw new RangeError(
+      `Cannot run "${spec.name}" with per-head budgets as it must score rows: it keeps the most recent ones`,
+    );
+  }
+  if (spec.comparable === false && budgets.compares) {
+    throw new RangeError(
+      `Cannot run "${spec.name}" with budgets that heads compete for as its scores must compare between heads: they do not`,
+    );
+  }
+}
