@@ -4,6 +4,13 @@
  * @module
  */
 import type { z } from "zod";
+import {
+  LONGBENCH_DATA_SETS,
+  LONGBENCH_PREFIX,
+  LONGBENCH_SCHEMA,
+  type LongBenchOptions,
+  longbenchTask,
+} from "./longbench/mod.ts";
 import { NEEDLE_SCHEMA, type NeedleOptions, needleTask } from "./needle.ts";
 import {
   RULER_SCHEMA,
@@ -13,6 +20,7 @@ import {
 } from "./ruler/mod.ts";
 import type { Task } from "./types.ts";
 
+export * from "./longbench/mod.ts";
 export * from "./needle.ts";
 export * from "./ruler/mod.ts";
 export type { Example, Json, Metric, Task, TextCodec } from "./types.ts";
@@ -27,7 +35,7 @@ export interface TaskDefinition {
   create(options: unknown): Task;
 }
 
-/** All generated tasks by name. */
+/** Tasks that need no data, by name. */
 export const TASKS: { readonly [name: string]: TaskDefinition } = Object
   .fromEntries([
     {
@@ -43,18 +51,48 @@ export const TASKS: { readonly [name: string]: TaskDefinition } = Object
     })),
   ].map((definition) => [definition.name, definition]));
 
+/** Tasks that need data of the user, by name: `longbench/<data set>`. */
+export const DATA_TASKS: { readonly [name: string]: TaskDefinition } = Object
+  .fromEntries(
+    [...LONGBENCH_DATA_SETS.keys()].map((dataset) => {
+      const name = LONGBENCH_PREFIX + dataset;
+      const create = (options: unknown): Task =>
+        longbenchTask(dataset, options as LongBenchOptions);
+      return [name, { name, schema: LONGBENCH_SCHEMA, create }];
+    }),
+  );
+
+/** Options whose values are files or folders of the user. */
+export const PATH_OPTIONS: readonly string[] = [
+  "data",
+  "prompts",
+  "lengths",
+  "wording",
+  "haystack",
+  "squad",
+  "hotpot",
+];
+
+/** Files and folders that the options of a task name; what a process must be allowed to read. */
+export function taskPaths(options: { [name: string]: unknown }): string[] {
+  return PATH_OPTIONS.map((name) => options[name])
+    .filter((value) => typeof value === "string");
+}
+
 /**
- * Makes a task by name.
+ * Makes a task by name. Files that its options name are read at once.
  *
  * @throws {TypeError} If there is no task of that name.
  * @throws {z.ZodError} If an option is wrong or unknown.
+ * @throws {SyntaxError} If a file is broken; the message names it and the line.
  */
 export function createTask(name: string, options: unknown = {}): Task {
-  const definition = Object.hasOwn(TASKS, name) ? TASKS[name] : undefined;
+  const known = { ...TASKS, ...DATA_TASKS };
+  const definition = Object.hasOwn(known, name) ? known[name] : undefined;
   if (definition === undefined) {
     throw new TypeError(
       `Cannot create a task as its name must be one of ${
-        Object.keys(TASKS).join(", ")
+        Object.keys(known).join(", ")
       }: name is "${name}"`,
     );
   }

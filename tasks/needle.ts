@@ -6,6 +6,7 @@
 import { z } from "zod";
 import { Random } from "./random.ts";
 import type { Example, Json, Task, TextCodec } from "./types.ts";
+import { readTexts } from "./_files.ts";
 import { fingerprint } from "./text/fingerprint.ts";
 import { haystackSentence } from "./text/haystack.ts";
 import { fillSlots } from "./_sizing.ts";
@@ -46,8 +47,11 @@ export const NEEDLE_SCHEMA = z.strictObject({
   needle: CUSTOM_NEEDLE_SCHEMA.optional().describe(
     "A needle in place of our own, which has a fresh key and number every time",
   ),
-  essays: z.array(z.string().min(1)).min(1).optional().describe(
-    "Texts of the haystack; our own language where missing",
+  haystack: z.string().min(1).optional().describe(
+    "Folder of .txt files to hide the needle in; our own language where missing",
+  ),
+  stopAtNewline: z.boolean().default(true).describe(
+    "Whether answers end before a newline",
   ),
 });
 
@@ -134,7 +138,10 @@ export function needleTask(options: NeedleOptions): NeedleTask {
     ? needleDepths(resolved.depths, resolved.depthSpacing)
     : resolved.depths;
   const wording = resolveWording("needle", "niah", undefined);
-  const essays = resolved.essays?.join("\n");
+  const texts = resolved.haystack === undefined
+    ? undefined
+    : readTexts(resolved.haystack);
+  const essays = texts?.join("\n");
   // The encoded start of the essays, kept for the codec that asked last.
   let cache: { codec: TextCodec; ids: number[] } | null = null;
   let stops: { codec: TextCodec; table: FullStops } | null = null;
@@ -235,7 +242,7 @@ export function needleTask(options: NeedleOptions): NeedleTask {
         answerPrefix,
         answers: [answer],
         maxNewTokens,
-        stopAtNewline: true,
+        stopAtNewline: resolved.stopAtNewline,
         meta: {
           index,
           length,
@@ -251,14 +258,22 @@ export function needleTask(options: NeedleOptions): NeedleTask {
       };
     }
   };
-  const { essays: texts, needle, ...rest } = resolved;
-  const record: { [key: string]: Json } = { ...rest, depths };
-  record.needle = needle ?? "own";
-  if (texts !== undefined) record.essays = fingerprint(texts);
+  const record: { [key: string]: Json } = {
+    seed,
+    buffer,
+    maxNewTokens,
+    needle: resolved.needle ?? "own",
+    haystack: texts === undefined ? "own" : fingerprint(texts),
+  };
   return {
     name: "needle",
     metric: "string_match_all",
+    scores: [
+      { metric: "needle_rouge1", answers: ({ meta }) => [String(meta.needle)] },
+      { metric: "needle_words", answers: ({ answers }) => answers },
+    ],
     options: record,
+    count: lengths.length * depths.length * examplesPerCell,
     example,
     *examples(codec) {
       for (const length of lengths) {

@@ -58,8 +58,13 @@ export interface Task {
     metric: string;
     answers(example: Example): string[];
   }[];
-  /** Options as resolved; they go into every record. */
+  /**
+   * Options that decide what the examples are, as resolved; they go into every record. How many examples there are is
+   * not among them, so that a longer run goes on where a shorter one ended.
+   */
   options: { [key: string]: Json };
+  /** Examples. */
+  count: number;
   /** The examples, generated lazily and deterministically. */
   examples(codec: TextCodec): Iterable<Example>;
 }

@@ -40,7 +40,9 @@ export async function evalNeedleAction(call: Call): Promise<number> {
     examplesPerCell: flags.examples as number,
     seed,
     ...needleOf(flags),
-    ...haystackOf(text(flags, "haystack")),
+    ...(flags.haystack === undefined
+      ? {}
+      : { haystack: text(flags, "haystack")! }),
   });
   const out = text(flags, "out")!;
   using model = await openModel(flags);
@@ -170,20 +172,4 @@ function needleOf(
     );
   }
   return { needle: { text: needle, question, answer } };
-}
-
-function haystackOf(folder: string | undefined): { essays?: string[] } {
-  if (folder === undefined) return {};
-  const names = [...Deno.readDirSync(folder)].filter((entry) =>
-    entry.isFile && entry.name.endsWith(".txt")
-  )
-    .map((entry) => entry.name).sort();
-  if (names.length === 0) {
-    throw new UsageError(
-      `Cannot use haystack as the folder must hold .txt files: "${folder}"`,
-    );
-  }
-  return {
-    essays: names.map((name) => Deno.readTextFileSync(join(folder, name))),
-  };
 }

@@ -3,6 +3,7 @@
  *
  * @module
  */
+import { LONGBENCH_DATA_SETS } from "../../tasks/longbench/data_sets.ts";
 import type { Json } from "../../tasks/types.ts";
 import { roundNumpy2, roundPython2, sumNumpy } from "./_python_text.ts";
 import { createMetric, METRIC_DEFINITIONS } from "./registry.ts";
@@ -18,50 +19,12 @@ export interface LongBenchScoring {
   firstLine: boolean;
 }
 
-function group(
-  category: string,
-  entries: Record<string, MetricName>,
-): [string, LongBenchScoring][] {
-  const oneLine = new Set(["trec", "triviaqa", "samsum", "lsht"]);
-  return Object.entries(entries).map((
-    [name, metric],
-  ) => [name, { metric, category, firstLine: oneLine.has(name) }]);
-}
-
 /** Scoring of the 21 LongBench data sets. */
 export const LONGBENCH_SCORING: ReadonlyMap<string, LongBenchScoring> = new Map(
-  [
-    ...group("single-document QA", {
-      narrativeqa: "qa_f1",
-      qasper: "qa_f1",
-      multifieldqa_en: "qa_f1",
-      multifieldqa_zh: "qa_f1_zh",
-    }),
-    ...group("multi-document QA", {
-      hotpotqa: "qa_f1",
-      "2wikimqa": "qa_f1",
-      musique: "qa_f1",
-      dureader: "rouge_zh",
-    }),
-    ...group("summarisation", {
-      gov_report: "rouge",
-      qmsum: "rouge",
-      multi_news: "rouge",
-      vcsum: "rouge_zh",
-    }),
-    ...group("few-shot", {
-      trec: "classification",
-      triviaqa: "qa_f1",
-      samsum: "rouge",
-      lsht: "classification",
-    }),
-    ...group("synthetic", {
-      passage_count: "count",
-      passage_retrieval_en: "retrieval",
-      passage_retrieval_zh: "retrieval_zh",
-    }),
-    ...group("code", { lcc: "code_sim", "repobench-p": "code_sim" }),
-  ],
+  [...LONGBENCH_DATA_SETS].map(([name, { category, metric, firstLine }]) => [
+    name,
+    { category, metric: metric as MetricName, firstLine },
+  ]),
 );
 
 /**

@@ -7,14 +7,22 @@ import { z } from "zod";
 import { Random } from "../random.ts";
 import type { Example, Json, Task, TextCodec } from "../types.ts";
 import { splitSentences } from "../text/haystack.ts";
-import { fingerprint } from "../text/fingerprint.ts";
+import { fingerprint, fingerprintBytes } from "../text/fingerprint.ts";
+import { jsonOf, readDataFile, readTexts } from "../_files.ts";
 import { CWE_NEW_TOKENS, makeCwe } from "./cwe.ts";
 import { FWE_NEW_TOKENS, makeFwe } from "./fwe.ts";
 import { makeNiah, NIAH_NEW_TOKENS, NIAH_TASKS } from "./niah.ts";
 import { type Draft, newTokens } from "./_parts.ts";
-import { makeQa, parseHotpot, parseSquad, QA_NEW_TOKENS } from "./qa.ts";
+import {
+  makeQa,
+  parseHotpot,
+  parseSquad,
+  QA_NEW_TOKENS,
+  type QaSource,
+} from "./qa.ts";
+import { readRuler } from "./files.ts";
 import { makeVt, VT_NEW_TOKENS } from "./vt.ts";
-import { resolveWording, WORDING_SCHEMA } from "./_wording.ts";
+import { resolveWording, type Wording, WORDING_SCHEMA } from "./_wording.ts";
 
 export { parseHotpot, parseSquad } from "./qa.ts";
 export type { QaQuestion, QaSource } from "./qa.ts";
@@ -26,17 +34,28 @@ export const RULER_SCHEMA = z.strictObject({
   length: z.int().min(256).default(4096).describe(
     "Tokens of the prompt, the answer prefix and the new tokens together",
   ),
-  count: z.int().min(1).default(100).describe("Examples"),
+  count: z.int().min(1).default(100).describe(
+    "Examples; at most as many as a file has",
+  ),
+  data: z.string().min(1).optional().describe(
+    "Folder of ready records (<length>/<task>.jsonl) in place of generated ones",
+  ),
   seed: z.int().min(0).default(42).describe("Seed of the examples"),
   maxNewTokens: z.int().min(1).optional().describe(
     "New tokens at most; the benchmark's own number where missing",
   ),
-  wording: WORDING_SCHEMA.optional().describe("Wording in place of our own"),
-  essays: z.array(z.string().min(1)).min(1).optional().describe(
-    "Texts of the essay haystack; our own language where missing",
+  wording: z.union([z.string().min(1), WORDING_SCHEMA]).optional().describe(
+    "Wording in place of our own: a JSON file or its content",
   ),
-  squad: z.string().optional().describe("Text of a SQuAD file, for qa_1"),
-  hotpot: z.string().optional().describe("Text of a HotpotQA file, for qa_2"),
+  haystack: z.string().min(1).optional().describe(
+    "Folder of .txt files for the essay haystack; our own language where missing",
+  ),
+  squad: z.string().min(1).optional().describe(
+    "SQuAD 2.0 file, for qa_1; invented questions where missing",
+  ),
+  hotpot: z.string().min(1).optional().describe(
+    "HotpotQA file (distractor form), for qa_2; invented questions where missing",
+  ),
   chains: z.int().min(1).default(1).describe("Chains of variables, for vt"),
   hops: z.int().min(1).default(4).describe("Assignments per chain, for vt"),
   shot: z.boolean().default(true).describe("Worked example, for vt"),
@@ -46,6 +65,45 @@ export const RULER_SCHEMA = z.strictObject({
 /** Options of every RULER task, as given. */
 export type RulerOptions = z.input<typeof RULER_SCHEMA>;
 type Resolved = z.output<typeof RULER_SCHEMA>;
+
+/** Options with the content of the files that they name, and the fingerprints of these. */
+interface Loaded
+  extends Omit<Resolved, "wording" | "haystack" | "squad" | "hotpot" | "data"> {
+  wording: Wording | undefined;
+  sentences: readonly string[] | null;
+  questions: QaSource | null;
+  fingerprints: { [option: string]: Json };
+}
+
+/** Reads the files that a task needs; those of other tasks are left alone. */
+function load(name: string, options: Resolved): Loaded {
+  const { wording, haystack, squad, hotpot, data: _data, ...rest } = options;
+  const essays = haystack !== undefined && isEssayTask(name)
+    ? readTexts(haystack)
+    : null;
+  const qaPath = name === "qa_1" ? squad : name === "qa_2" ? hotpot : undefined;
+  const qaFile = qaPath === undefined ? null : readDataFile(qaPath);
+  const words = typeof wording === "string"
+    ? jsonOf(readDataFile(wording), WORDING_SCHEMA)
+    : wording;
+  return {
+    ...rest,
+    wording: words,
+    sentences: essays === null ? null : splitSentences(essays.join("\n")),
+    questions: qaFile === null
+      ? null
+      : name === "qa_1"
+      ? parseSquad(qaFile)
+      : parseHotpot(qaFile),
+    fingerprints: {
+      wording: words === undefined
+        ? "own"
+        : fingerprint([JSON.stringify(words)]),
+      ...(essays === null ? {} : { haystack: fingerprint(essays) }),
+      ...(qaFile === null ? {} : { questions: fingerprintBytes(qaFile.bytes) }),
+    },
+  };
+}
 
 /** Makes example `index` of a task. */
 type Maker = (
@@ -59,20 +117,17 @@ interface Kind {
   group: string;
   metric: "string_match_all" | "string_match_part";
   newTokens: number;
-  maker(task: string, options: Resolved): Maker;
+  maker(task: string, options: Loaded): Maker;
 }
 
 const niah: Kind = {
   group: "niah",
   metric: "string_match_all",
   newTokens: NIAH_NEW_TOKENS,
-  maker(task, { wording, essays }) {
+  maker(task, { wording, sentences }) {
     const config = NIAH_TASKS[task];
     if (config === undefined) throw new TypeError(`Unknown task: "${task}"`);
     const resolved = resolveWording(task, "niah", wording);
-    const sentences = essays === undefined
-      ? null
-      : splitSentences(essays.join("\n"));
     return (random, codec, { limit }) =>
       makeNiah(random, codec, { config, wording: resolved, limit, sentences })
         .first;
@@ -116,18 +171,17 @@ const qa: Kind = {
   group: "qa",
   metric: "string_match_part",
   newTokens: QA_NEW_TOKENS,
-  maker(task, { wording, squad, hotpot }) {
+  maker(task, { wording, questions: source }) {
     const resolved = resolveWording(task, "qa", wording);
     const hops = task === "qa_2" ? 2 : 1;
-    const source = hops === 1 && squad !== undefined
-      ? parseSquad(squad)
-      : hops === 2 && hotpot !== undefined
-      ? parseHotpot(hotpot)
-      : null;
     return (random, codec, { limit, index }) =>
       makeQa(random, codec, { wording: resolved, limit, source, hops, index });
   },
 };
+
+function isEssayTask(name: string): boolean {
+  return NIAH_TASKS[name]?.haystack === "essay";
+}
 
 /** The tasks by name, in the benchmark's order. */
 const KINDS: { [name: string]: Kind } = {
@@ -169,7 +223,12 @@ export function rulerTask(name: string, options: RulerOptions): RulerTask {
       }: name is "${name}"`,
     );
   }
-  const resolved = RULER_SCHEMA.parse(options);
+  const parsed = RULER_SCHEMA.parse(options);
+  if (parsed.data !== undefined) {
+    refuseGeneration(options);
+    return fileTask(name, kind, parsed.data, parsed);
+  }
+  const resolved = load(name, parsed);
   const wording = resolveWording(name, kind.group, resolved.wording);
   const maxNewTokens = resolved.maxNewTokens ?? wording.tokensToGenerate ??
     newTokens(kind.newTokens, resolved.length);
@@ -193,29 +252,93 @@ export function rulerTask(name: string, options: RulerOptions): RulerTask {
   return {
     name,
     metric: kind.metric,
-    options: recordable({ ...resolved, maxNewTokens }),
+    options: recordable(name, { ...resolved, maxNewTokens }),
+    count,
     example,
     *examples(codec) {
-      for (let i = 0; i < count; i++) {
-        const { target: _target, ...rest } = example(codec, i);
-        yield rest;
-      }
+      for (let i = 0; i < count; i++) yield withoutTarget(example(codec, i));
     },
   };
 }
 
-/** Options for records: long texts become their fingerprints. */
-function recordable(options: Resolved): { [key: string]: Json } {
-  const { essays, squad, hotpot, wording, ...rest } = options;
-  const out: { [key: string]: Json } = {};
-  for (const [key, value] of Object.entries(rest)) {
-    if (value !== undefined) out[key] = value;
-  }
-  if (essays !== undefined) out.essays = fingerprint(essays);
-  if (squad !== undefined) out.squad = fingerprint([squad]);
-  if (hotpot !== undefined) out.hotpot = fingerprint([hotpot]);
-  out.wording = wording === undefined
-    ? "own"
-    : fingerprint([JSON.stringify(wording)]);
-  return out;
+/** Options that only generated examples have. */
+const GENERATION = [
+  "seed",
+  "wording",
+  "haystack",
+  "squad",
+  "hotpot",
+  "chains",
+  "hops",
+  "shot",
+  "alpha",
+] as const;
+
+function refuseGeneration(options: RulerOptions): void {
+  const given = GENERATION.filter((name) => options[name] !== undefined);
+  if (given.length === 0) return;
+  throw new TypeError(
+    `Cannot make a RULER task as ready records take no options of generated ones: ${
+      given.join(", ")
+    }`,
+  );
+}
+
+/** A task of ready records. */
+function fileTask(
+  name: string,
+  kind: Kind,
+  folder: string,
+  { length, count, maxNewTokens = kind.newTokens }: Resolved,
+): RulerTask {
+  const { records, fingerprint: data } = readRuler(folder, length, name);
+  const taken = Math.min(count, records.length);
+  const example = (_codec: TextCodec, index: number): WorkedExample => {
+    const record = records[index];
+    if (record === undefined) {
+      throw new RangeError(
+        `Cannot make an example as its index must be below ${records.length}: it is ${index}`,
+      );
+    }
+    return {
+      id: `${name}-${length}-file-${index}`,
+      prompt: record.input,
+      answerPrefix: record.answer_prefix,
+      answers: record.outputs,
+      maxNewTokens,
+      stopAtNewline: false,
+      meta: { index, length, recordIndex: record.index },
+      target: ` ${record.outputs.join(", ")}`,
+    };
+  };
+  return {
+    name,
+    metric: kind.metric,
+    options: { length, data, maxNewTokens },
+    count: taken,
+    example,
+    *examples(codec) {
+      for (let i = 0; i < taken; i++) yield withoutTarget(example(codec, i));
+    },
+  };
+}
+
+function withoutTarget({ target: _target, ...rest }: WorkedExample): Example {
+  return rest;
+}
+
+/** Options for records: those that decide the task's examples. */
+function recordable(
+  name: string,
+  { length, seed, maxNewTokens, fingerprints, ...rest }: Loaded,
+): { [key: string]: Json } {
+  const { chains, hops, shot, alpha } = rest;
+  return {
+    length,
+    seed,
+    ...(maxNewTokens === undefined ? {} : { maxNewTokens }),
+    ...(name === "vt" ? { chains, hops, shot } : {}),
+    ...(name === "fwe" ? { alpha } : {}),
+    ...fingerprints,
+  };
 }

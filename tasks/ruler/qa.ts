@@ -7,6 +7,7 @@ import { z } from "zod";
 import { Random } from "../random.ts";
 import type { TextCodec } from "../types.ts";
 import { ADJECTIVES, NOUNS, VERBS } from "../text/words.ts";
+import { type DataFile, jsonOf } from "../_files.ts";
 import { fillSlots, fitUnits } from "../_sizing.ts";
 import type { Draft } from "./_parts.ts";
 import type { ResolvedWording } from "./_wording.ts";
@@ -47,33 +48,13 @@ const SQUAD_SCHEMA = z.object({
   })),
 });
 
-/** Parses JSON and checks its shape; errors name the source. */
-function parseJson<T>(name: string, text: string, schema: z.ZodType<T>): T {
-  let value: unknown;
-  try {
-    value = JSON.parse(text);
-  } catch (cause) {
-    throw new SyntaxError(`Cannot read ${name} as it must be JSON`, { cause });
-  }
-  const result = schema.safeParse(value);
-  if (!result.success) {
-    const issue = result.error.issues[0];
-    throw new SyntaxError(
-      `Cannot read ${name} as its shape is wrong at "${
-        issue?.path.join(".") ?? ""
-      }": ${issue?.message ?? "unknown"}`,
-    );
-  }
-  return result.data;
-}
-
 /**
  * Reads SQuAD 2.0: documents are the distinct paragraphs in sorted order, questions those that have an answer.
  *
- * @throws {SyntaxError} If the text is not JSON or not SQuAD.
+ * @throws {SyntaxError} If the file is not JSON or not SQuAD; the message names it.
  */
-export function parseSquad(text: string): QaSource {
-  const { data } = parseJson("SQuAD", text, SQUAD_SCHEMA);
+export function parseSquad(file: DataFile): QaSource {
+  const { data } = jsonOf(file, SQUAD_SCHEMA);
   const documents = [
     ...new Set(data.flatMap((a) => a.paragraphs.map((p) => p.context))),
   ].sort();
@@ -96,7 +77,18 @@ export function parseSquad(text: string): QaSource {
       }
     }
   }
-  return { documents, questions };
+  return { documents, questions: needQuestions(file, questions) };
+}
+
+/** A source must ask something. */
+function needQuestions(
+  { path }: DataFile,
+  questions: QaQuestion[],
+): QaQuestion[] {
+  if (questions.length > 0) return questions;
+  throw new SyntaxError(
+    `Cannot read data as it must hold at least one question with an answer: ${path}`,
+  );
 }
 
 const HOTPOT_SCHEMA = z.array(z.object({
@@ -108,10 +100,10 @@ const HOTPOT_SCHEMA = z.array(z.object({
 /**
  * Reads HotpotQA (distractor form): a document is its title, a newline and its sentences; the given ten are gold.
  *
- * @throws {SyntaxError} If the text is not JSON or not HotpotQA.
+ * @throws {SyntaxError} If the file is not JSON or not HotpotQA; the message names it.
  */
-export function parseHotpot(text: string): QaSource {
-  const records = parseJson("HotpotQA", text, HOTPOT_SCHEMA);
+export function parseHotpot(file: DataFile): QaSource {
+  const records = jsonOf(file, HOTPOT_SCHEMA);
   const textOf = ([title, sentences]: [string, string[]]): string =>
     `${title}\n${sentences.join("")}`;
   const documents = [
@@ -120,12 +112,15 @@ export function parseHotpot(text: string): QaSource {
   const index = new Map(documents.map((d, i) => [d, i]));
   return {
     documents,
-    questions: records.map((r) => ({
-      question: r.question,
-      answers: [r.answer],
-      gold: [...new Set(r.context.map((c) => index.get(textOf(c)) as number))],
-      more: [],
-    })),
+    questions: needQuestions(
+      file,
+      records.map((r) => ({
+        question: r.question,
+        answers: [r.answer],
+        gold: [...new Set(r.context.map((c) => index.get(textOf(c))!))],
+        more: [],
+      })),
+    ),
   };
 }
 
@@ -263,12 +258,7 @@ function invented(random: Random, hops: 1 | 2): Supply {
 
 /** The documents of a user's question. */
 function supplied(random: Random, source: QaSource, index: number): Supply {
-  const asked = source.questions[index % source.questions.length];
-  if (asked === undefined) {
-    throw new RangeError(
-      "Cannot ask a question as the source must have at least one: it has 0",
-    );
-  }
+  const asked = source.questions[index % source.questions.length]!;
   const first = new Set([...asked.gold, ...asked.more]);
   const rest = random.shuffle(
     source.documents.map((_, i) => i).filter((i) => !first.has(i)),
@@ -324,8 +314,9 @@ export function makeQa(
   const promptOf = (count: number): string =>
     fillSlots(wording.template, { ...slots, context: contextOf(count) });
   const sizes: number[] = [];
+  const answerPrefix = fillSlots(wording.answerPrefix, slots);
   const base = codec.encode(promptOf(supply.gold.length)).length +
-    codec.encode(wording.answerPrefix).length;
+    codec.encode(answerPrefix).length;
   const estimate = (count: number): number => {
     const others = count - supply.gold.length;
     while (sizes.length < others) {
@@ -346,12 +337,12 @@ export function makeQa(
     min: supply.gold.length,
     max: max + 2,
     estimate,
-    build: (count) => promptOf(count) + wording.answerPrefix,
+    build: (count) => promptOf(count) + answerPrefix,
   });
   return {
     prompt: promptOf(fit.count),
     question: "",
-    answerPrefix: fillSlots(wording.answerPrefix, slots),
+    answerPrefix,
     answers: supply.answers,
     target: ` ${supply.answers[0]}`,
     meta: { promptTokens: fit.tokens, units: fit.count },

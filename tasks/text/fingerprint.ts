@@ -1,8 +1,14 @@
 /**
- * Fingerprints of texts, for records.
+ * Fingerprints of texts and files, for records.
  *
  * @module
  */
+import { createHash } from "node:crypto";
+
+/** SHA-256 of a file's bytes. */
+export function fingerprintBytes(bytes: Uint8Array): string {
+  return `sha256:${createHash("sha256").update(bytes).digest("hex")}`;
+}
 
 /**
  * A 64-bit FNV-1a hash over the UTF-16 units of texts, with how many there are: enough to tell two haystacks apart, not
