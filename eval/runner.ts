@@ -43,6 +43,8 @@ export interface RunTaskOptions {
   seed: number;
   /** How prompts are built; the defaults of {@linkcode PROTOCOL_SCHEMA} where missing. */
   protocol?: ProtocolOptions;
+  /** Is given the keys of all records of the call, those finished before among them. */
+  keys?: Set<string>;
   /** Called after every example. */
   onProgress?: (done: number, total: number) => void;
   /** Cancels between layers and steps. */
@@ -113,6 +115,7 @@ export async function runTask(
         return { configuration, part, key: await recordKey(part) };
       }),
     );
+    for (const { key } of parts) options.keys?.add(key);
     const missing = parts.filter(({ key }) => !options.store.has(key));
     if (missing.length > 0) {
       const prompt = buildPrompt(asked, example, plan);

@@ -1,19 +1,14 @@
 // deno-lint-ignore-file no-console -- the command line prints
 import { basename, join } from "@std/path";
-import type { Configuration } from "../../eval/engine/mod.ts";
+import { byConfiguration, recordsOfKeys } from "../../eval/collect.ts";
 import {
-  configurationName,
   needleCells,
   needleCsv,
   needleMarkdown,
   needleRows,
 } from "../../eval/needle.ts";
 import { needleHeatMap, renderPng, renderSvg } from "../../eval/plots/mod.ts";
-import {
-  type EvalRecord,
-  readRecords,
-  RecordStore,
-} from "../../eval/records/mod.ts";
+import { RecordStore } from "../../eval/records/mod.ts";
 import { runTask } from "../../eval/runner.ts";
 import { needleTask } from "../../tasks/mod.ts";
 import { type Call, text, UsageError } from "../spec.ts";
@@ -52,6 +47,7 @@ export async function evalNeedleAction(call: Call): Promise<number> {
     flags.quiet === true || flags.json === true,
   );
   const finished = store.size;
+  const keys = new Set<string>();
   try {
     await runTask(model, task, configurations, {
       store,
@@ -59,12 +55,15 @@ export async function evalNeedleAction(call: Call): Promise<number> {
       commit: commit(),
       seed,
       protocol: protocolOf(flags),
+      keys,
       onProgress: (done, total) => bar.set(done, total),
     });
   } finally {
     bar.stop();
   }
-  const records = await recordsOf(out, configurations, task.options);
+  const records = [
+    ...byConfiguration(await recordsOfKeys(out, keys), configurations).values(),
+  ].flat();
   const rows = needleRows(records);
   const cells = needleCells(records);
   const files = {
@@ -116,44 +115,6 @@ export async function evalNeedleAction(call: Call): Promise<number> {
     `\nheat map: ${files.png} and ${files.svg}\ntable:    ${files.table}, cells: ${files.cells}`,
   );
   return 0;
-}
-
-/** Records of this call's task and configurations, in the configurations' order; older runs in the folder stay out. */
-async function recordsOf(
-  folder: string,
-  configurations: readonly Configuration[],
-  taskOptions: Record<string, unknown>,
-): Promise<EvalRecord[]> {
-  const names = configurations.map(({ method, options }) =>
-    JSON.stringify([method.name, sorted(options)])
-  );
-  const wanted = JSON.stringify(sorted(taskOptions));
-  const found: EvalRecord[] = [];
-  for await (const record of readRecords(folder)) {
-    const name = JSON.stringify([
-      record.method.name,
-      sorted(record.method.options),
-    ]);
-    if (
-      names.includes(name) &&
-      JSON.stringify(sorted(record.task.options)) === wanted
-    ) found.push(record);
-  }
-  const order = configurations.map(({ method, options }) =>
-    configurationName({
-      method: {
-        name: method.name,
-        options: options as EvalRecord["method"]["options"],
-      },
-    })
-  );
-  return found.sort((a, b) =>
-    order.indexOf(configurationName(a)) - order.indexOf(configurationName(b))
-  );
-}
-
-function sorted(value: Record<string, unknown>): [string, unknown][] {
-  return Object.entries(value).sort(([a], [b]) => a < b ? -1 : 1);
 }
 
 function needleOf(
