@@ -5,7 +5,7 @@
  *     deno task build cuda [--arch=80,90a] build/libkvf_cuda.so from csrc/core and csrc/cuda
  *
  * What is up to date is skipped: an output is kept as long as its command, its compiler, its source and all headers are
- * the ones it was made from. Needs to read csrc, tests/csrc and build, to write build, and to run cc (and nvcc).
+ * the ones it was made from. Needs to read csrc and build, to write build, and to run cc (and nvcc for CUDA).
  *
  * @module
  */
@@ -108,9 +108,10 @@ export function sources(folder: string, suffix: string): string[] {
   }
 }
 
-/** All headers: a changed one makes every object stale. */
-export function headers(): string[] {
-  return ["csrc", "csrc/core", "csrc/cpu", "csrc/cuda", "tests/csrc"]
+/** All headers that a source of `folder` may include: a changed one makes its objects stale. */
+export function headers(folder = "csrc"): string[] {
+  const own = folder.startsWith("csrc") ? [] : [folder];
+  return ["csrc", "csrc/core", "csrc/cpu", "csrc/cuda", ...own]
     .flatMap((
       folder,
     ) => [...sources(folder, ".h"), ...sources(folder, ".cuh")]);
@@ -125,7 +126,7 @@ export function compileC(source: string, variant: Variant): Step {
   return {
     compiler: "cc",
     args: [...C_FLAGS, ...variant.flags, ...simd, "-c", source],
-    inputs: [source, ...headers()],
+    inputs: [source, ...headers(dirname(source))],
     output: `${variant.folder}/${name}`,
   };
 }

@@ -14,7 +14,6 @@ import { basename, join } from "@std/path";
 import {
   BuildError,
   compileC,
-  headers,
   librarySteps,
   reportBuildErrors,
   ROOT,
@@ -90,7 +89,7 @@ async function runPrograms(
     await runSteps([{
       compiler: "cc",
       args: [...instrument, "-pthread", test.output, ...objects, "-lm"],
-      inputs: [test.output, ...objects, ...headers()],
+      inputs: [test.output, ...objects],
       output: PROGRAM,
       inPlace: true,
     }], variant.folder);

@@ -59,7 +59,6 @@ Example:
       read: paths(
         text(flags, "model"),
         text(flags, "randomWeights"),
-        "/proc/stat",
         ...methodPaths(text(flags, "method")),
       ),
       native: true,

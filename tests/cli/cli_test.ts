@@ -151,69 +151,6 @@ Deno.test("kvf grants its own process the named folders and one library, nothing
   );
 });
 
-const BUNDLED = `${ROOT}/models/needle-6m/model.safetensors`;
-const hasBundled = (() => {
-  try {
-    return Deno.statSync(BUNDLED).isFile;
-  } catch {
-    return false;
-  }
-})();
-
-Deno.test({
-  name: `without any one of its permissions the needle task fails${
-    hasBundled ? "" : " (SKIPPED: no bundled model)"
-  }`,
-  ignore: !hasBundled,
-  fn: async () => {
-    const config = JSON.parse(Deno.readTextFileSync(`${ROOT}/deno.json`));
-    const set = config.permissions.needle as Record<string, string[]>;
-    const out = `results/permissions-${crypto.randomUUID()}`;
-    const attempt = (kept: (kind: string, path: string) => boolean) => {
-      const flags = Object.entries(set).map(([kind, paths]) => {
-        const left = paths.filter((path) => kept(kind, path));
-        return left.length === 0
-          ? `--deny-${kind}`
-          : `--allow-${kind}=${left.join()}`;
-      });
-      return deno(
-        ...[
-          "run",
-          "-q",
-          "--no-prompt",
-          ...flags,
-          "cli/main.ts",
-          "eval",
-          "needle",
-          "--model",
-          "models/needle-6m",
-        ],
-        ...[
-          "--method",
-          "fullkv",
-          "--lengths",
-          "256",
-          "--depths",
-          "2",
-          "--out",
-          out,
-        ],
-      );
-    };
-    const all = await attempt(() => true);
-    assertEquals(all.code, 0, all.err);
-    for (const [kind, paths] of Object.entries(set)) {
-      for (const path of paths.filter((path) => path !== "./.git")) { // the commit is a record's fact, not a need
-        const { code } = await attempt((other, one) =>
-          other !== kind || one !== path
-        );
-        assert(code !== 0, `it ran without ${kind} of ${path}`);
-      }
-    }
-    Deno.removeSync(`${ROOT}/${out}`, { recursive: true });
-  },
-});
-
 Deno.test("a script under a task's permissions cannot read, write or connect elsewhere", async () => {
   const attempts = [
     'Deno.readTextFileSync("/etc/hostname")',

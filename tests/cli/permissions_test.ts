@@ -1,0 +1,182 @@
+/** Every entry of every permission set in deno.json is needed: without it, a task of that set fails. */
+import { assert, assertEquals } from "@std/assert";
+import { fromFileUrl } from "@std/path";
+import config from "../../deno.json" with { type: "json" };
+
+const ROOT = fromFileUrl(new URL("../..", import.meta.url)).replace(/\/$/, "");
+const SETS = config.permissions as Record<string, Record<string, string[]>>;
+
+/** A run under a permission set that needs every one of its entries. */
+interface Probe {
+  /** Arguments of Deno without the permissions; `OUT` is a fresh folder under results, `MINI` a project with three lines of C. */
+  args: string[];
+  /** True when the run happens in the miniature project. */
+  mini?: boolean;
+  /** Entries whose need this run cannot show, and why. */
+  excused?: Record<string, string>;
+  /** Runs that show the need of single entries, where one run for all would take too long. */
+  instead?: Record<string, string[]>;
+}
+
+const NEEDLE = [
+  ...["--model", "models/needle-6m", "--method", "fullkv", "--out", "OUT"],
+];
+const COMMIT = "the commit is a record's fact, not a need";
+
+const PROBES: Record<string, Probe> = {
+  "build": { args: ["run", "MINI/tasks/build.ts", "cpu"], mini: true },
+  "build-cuda": {
+    args: ["run", "MINI/tasks/build.ts", "cuda", "--arch=80"],
+    mini: true,
+  },
+  "native": {
+    args: ["run", "MINI/tasks/test_native.ts", "--sanitize=none"],
+    mini: true,
+  },
+  "launcher": { args: ["run", "cli/kvf.ts", "methods"] },
+  "needle": {
+    args: [
+      ...["run", "cli/main.ts", "eval", "needle", ...NEEDLE],
+      ...["--lengths", "256", "--depths", "2"],
+    ],
+    excused: { "read ./.git": COMMIT },
+  },
+  "bench": {
+    args: [
+      ...["run", "cli/main.ts", "bench", "--model", "models/needle-6m"],
+      ...["--lengths", "64", "--new-tokens", "2", "--repeats", "1"],
+    ],
+  },
+  "test": {
+    args: ["test", "tests/methods/snapkv_test.ts"],
+    excused: {
+      "read ../shared/data": "tests of data that is not ours skip aloud",
+      "write ./results": "this very test clears the probes' results away",
+    },
+    instead: {
+      "read .": ["test", "tests/models/config_test.ts"],
+      "write ./build": ["test", "tests/models/safetensors_test.ts"],
+      "ffi ./build/libkvf.so": ["test", "tests/ffi/handles_test.ts"],
+      "run deno": ["test", "--filter=status 2", "tests/cli/cli_test.ts"],
+    },
+  },
+};
+
+function exists(path: string): boolean {
+  try {
+    Deno.statSync(path);
+    return true;
+  } catch {
+    return false;
+  }
+}
+
+/** Whether nvcc is on PATH; asked by a process of its own, as the tests may not start it. */
+const hasNvcc = new Deno.Command("deno", {
+  args: [
+    "eval",
+    "try { new Deno.Command('nvcc', { args: ['--version'], stdout: 'null' }).outputSync() } catch { Deno.exit(1) }",
+  ],
+}).outputSync().success;
+
+/** A project with three lines of C, so that building it takes no time. */
+function miniature(): string {
+  const root = Deno.makeTempDirSync({ dir: `${ROOT}/build` });
+  const files: Record<string, string> = {
+    "csrc/core/one.c": "int kvf_one(void);\nint kvf_one(void) { return 1; }\n",
+    "csrc/cpu/two.c": "int kvf_two(void);\nint kvf_two(void) { return 2; }\n",
+    "csrc/cuda/three.cu": 'extern "C" int kvf_three() { return 3; }\n',
+    "tests/csrc/one_test.c": "int main(void) { return 0; }\n",
+    "build/native_test": "",
+  };
+  for (const path of ["tasks/build.ts", "tasks/test_native.ts"]) {
+    files[path] = Deno.readTextFileSync(`${ROOT}/${path}`);
+  }
+  for (const [path, text] of Object.entries(files)) {
+    Deno.mkdirSync(`${root}/${path.replace(/\/[^/]*$/, "")}`, {
+      recursive: true,
+    });
+    Deno.writeTextFileSync(`${root}/${path}`, text);
+  }
+  return root;
+}
+
+async function attempt(
+  args: string[],
+  set: Record<string, string[]>,
+  mini: boolean,
+): Promise<{ code: number; err: string }> {
+  const root = mini ? miniature() : ROOT;
+  const out = `${ROOT}/results/permissions-${crypto.randomUUID()}`;
+  const place = (text: string) =>
+    text.replace("MINI", root).replace("OUT", out);
+  const absolute = (entry: string) => entry.replace(/^\.(?=\/|$)/, root);
+  const flags = Object.entries(set).filter(([, entries]) => entries.length > 0)
+    .map(([kind, entries]) =>
+      `--allow-${kind}=${entries.map(absolute).join()}`
+    );
+  const [verb, ...rest] = args;
+  try {
+    const { code, stdout, stderr } = await new Deno.Command("deno", {
+      args: [
+        ...[verb!, "-q", "--no-prompt", "--config", `${ROOT}/deno.json`],
+        ...[...flags, ...rest.map(place)],
+      ],
+      cwd: ROOT,
+      stdin: "null",
+    }).output();
+    const decoder = new TextDecoder();
+    return { code, err: decoder.decode(stderr) + decoder.decode(stdout) };
+  } finally {
+    for (const made of mini ? [root] : [out]) {
+      if (exists(made)) Deno.removeSync(made, { recursive: true });
+    }
+  }
+}
+
+Deno.test("every permission set of deno.json has a probe", () => {
+  assertEquals(Object.keys(PROBES).sort(), Object.keys(SETS).sort());
+});
+
+Deno.test("no task of deno.json runs with all permissions or asks for more", () => {
+  for (const [name, { command }] of Object.entries(config.tasks)) {
+    assert(!/(\s-A\b|--allow-all)/.test(command), name);
+    for (const part of command.split("&&")) {
+      if (!/deno (run|test) /.test(part)) continue;
+      assert(part.includes("--no-prompt") && part.includes("-P"), name);
+    }
+  }
+});
+
+for (const [name, probe] of Object.entries(PROBES)) {
+  const skipped = name === "build-cuda" && !hasNvcc
+    ? " (SKIPPED: no nvcc)"
+    : "";
+  Deno.test({
+    name:
+      `without any one entry of the permission set "${name}" its task fails${skipped}`,
+    ignore: skipped !== "",
+    fn: async () => {
+      const set = SETS[name]!;
+      const runs = new Map<string, string[]>();
+      for (const [kind, entries] of Object.entries(set)) {
+        for (const entry of entries) {
+          const key = `${kind} ${entry}`;
+          if (probe.excused?.[key]) continue;
+          const args = probe.instead?.[key] ?? probe.args;
+          runs.set(key, args);
+          const without = {
+            ...set,
+            [kind]: entries.filter((other) => other !== entry),
+          };
+          const { code } = await attempt(args, without, probe.mini ?? false);
+          assert(code !== 0, `"${name}" ran without ${key}`);
+        }
+      }
+      for (const args of new Set(runs.values())) {
+        const { code, err } = await attempt(args, set, probe.mini ?? false);
+        assertEquals(code, 0, `${args.join(" ")}: ${err}`);
+      }
+    },
+  });
+}
