@@ -6,6 +6,7 @@
 import { Command } from "@commander-js/extra-typings";
 import { apply } from "./commands/apply.ts";
 import { bench } from "./commands/bench.ts";
+import { completions } from "./commands/completions.ts";
 import { doctor } from "./commands/doctor.ts";
 import { evalNeedle } from "./commands/eval_needle.ts";
 import { methods } from "./commands/methods.ts";
@@ -24,6 +25,7 @@ export const COMMANDS: readonly CommandSpec[] = [
   bench,
   doctor,
   sandbox,
+  completions,
 ];
 
 const GROUPS: Record<string, string> = {
@@ -38,6 +40,11 @@ export function createProgram(
   const program = new Command("kvf")
     .description("Run, compare and invent KV-cache compression methods")
     .showHelpAfterError("(try --help)")
+    // Help has no colours; asking whether it may would read environment variables.
+    .configureOutput({
+      getOutHasColors: () => false,
+      getErrHasColors: () => false,
+    })
     .exitOverride();
   const groups = new Map<string, Command>();
   for (const spec of COMMANDS) {

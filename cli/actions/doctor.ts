@@ -2,6 +2,7 @@
 import { Device } from "../../ffi/mod.ts";
 import config from "../../deno.json" with { type: "json" };
 import { type Call, text, UsageError } from "../spec.ts";
+import { entriesOf, KINDS, REASONS } from "../_reasons.ts";
 import { bytes, printColumns, printJson } from "./_runtime.ts";
 
 interface Check {
@@ -84,31 +85,29 @@ function printPermissions(task: string, json: boolean): number {
   const named = /-P=(\S+)/.exec(found.command)?.[1] ??
     (/deno test .*-P/.test(found.command) ? "test" : undefined);
   const set = named === undefined ? {} : sets[named] ?? {};
+  const permissions = entriesOf(set).map(({ kind, entry }) => ({
+    kind,
+    entry,
+    reason: REASONS[`${kind} ${entry}`] ?? "",
+  }));
   if (json) {
     printJson({
       task,
       description: found.description,
       set: named ?? null,
-      permissions: set,
+      permissions,
     });
     return 0;
   }
   console.log(`${task}: ${found.description}\n`);
-  const words: Record<string, string> = {
-    read: "may read",
-    write: "may write",
-    ffi: "may load, as native code",
-    run: "may start, without any sandbox of ours",
-    env: "may read the environment variables",
-  };
-  const rows = Object.entries(set).map((
-    [kind, value],
-  ) => [
-    words[kind] ?? kind,
-    Array.isArray(value) ? value.join(", ") : JSON.stringify(value),
-  ]);
   printColumns(
-    rows.length > 0 ? rows : [["may do", "nothing beyond computing"]],
+    permissions.length > 0
+      ? permissions.map(({ kind, entry, reason }) => [
+        `may ${KINDS[kind] ?? kind}`,
+        entry,
+        reason,
+      ])
+      : [["may do nothing beyond computing"]],
   );
   console.log("\nAnything else is refused by Deno, the network included.");
   return 0;

@@ -1,6 +1,7 @@
 /** The command line as a user calls it: through the launcher, in processes of its own. */
 import { assert, assertEquals, assertStringIncludes } from "@std/assert";
 import { fromFileUrl } from "@std/path";
+import type { CommandUnknownOpts } from "@commander-js/extra-typings";
 import { permissionFlags } from "../../cli/kvf.ts";
 import { writeSafetensors } from "../../models/mod.ts";
 
@@ -131,6 +132,40 @@ export default defineMethod<{ budget: number }>({
   assertEquals(code, 0, err);
   assertEquals(JSON.parse(out).rows, [[47, 48, 49], [47, 48, 49]]);
   Deno.removeSync(folder, { recursive: true });
+});
+
+Deno.test("kvf completions knows every verb, flag and method", async () => {
+  for (const shell of ["bash", "zsh", "fish"]) {
+    const { code, out, err } = await kvf("completions", shell, "--as", "k");
+    assertEquals(code, 0, err);
+    for (const word of ["needle", "--prompt-file", "snapkv", "--pool-width"]) {
+      assertStringIncludes(out, word, shell);
+    }
+  }
+  const { code, err } = await kvf("completions", "tcsh");
+  assertEquals(code, 2);
+  assertStringIncludes(err, "bash, zsh or fish");
+});
+
+Deno.test("every verb of kvf has an example in its help", async () => {
+  const { COMMANDS, createProgram } = await import("../../cli/program.ts");
+  const program = createProgram(() => {});
+  for (const { path } of COMMANDS) {
+    let command = program as unknown as CommandUnknownOpts;
+    for (const word of path) {
+      command = command.commands.find((child) => child.name() === word)!;
+    }
+    const lines: string[] = [];
+    command.configureOutput({ writeOut: (text) => lines.push(text) });
+    command.outputHelp();
+    const [, example] = lines.join("").split("Example:");
+    assertStringIncludes(example ?? "", `kvf ${path.join(" ")}`);
+  }
+  for (const args of [["--help"], ["run", "--help"]]) {
+    const { code, out, err } = await kvf(...args);
+    assertEquals(code, 0, err);
+    assertStringIncludes(out, "Usage: kvf");
+  }
 });
 
 Deno.test("kvf grants its own process the named folders and one library, nothing else", () => {

@@ -1,6 +1,7 @@
 /** Every entry of every permission set in deno.json is needed: without it, a task of that set fails. */
 import { assert, assertEquals } from "@std/assert";
 import { fromFileUrl } from "@std/path";
+import { entriesOf, REASONS } from "../../cli/_reasons.ts";
 import config from "../../deno.json" with { type: "json" };
 
 const ROOT = fromFileUrl(new URL("../..", import.meta.url)).replace(/\/$/, "");
@@ -136,6 +137,14 @@ async function attempt(
 
 Deno.test("every permission set of deno.json has a probe", () => {
   assertEquals(Object.keys(PROBES).sort(), Object.keys(SETS).sort());
+});
+
+Deno.test("kvf doctor --permissions has a reason for every entry", () => {
+  for (const set of Object.values(SETS)) {
+    for (const { kind, entry } of entriesOf(set)) {
+      assert(REASONS[`${kind} ${entry}`], `${kind} ${entry}`);
+    }
+  }
 });
 
 Deno.test("no task of deno.json runs with all permissions or asks for more", () => {

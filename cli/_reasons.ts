@@ -1,0 +1,55 @@
+/**
+ * Why the permission sets of deno.json hold what they hold, entry by entry. A test keeps both in step.
+ *
+ * @module
+ */
+
+/** Kind and entry of a permission, and what it is for. */
+export const REASONS: Readonly<Record<string, string>> = {
+  "read .": "the tests' own files, goldens and sources",
+  "read ../shared/data":
+    "sample data of others, where it lies beside the project",
+  "read ./.git": "the commit that goes into every record",
+  "read ./build": "what was compiled before, to see what is stale",
+  "read ./csrc": "the sources of the library",
+  "read ./models": "model folders",
+  "read ./node_modules/@resvg/resvg-wasm":
+    "the rasteriser that makes PNG files",
+  "read ./node_modules/dejavu-fonts-ttf": "the font of the pictures",
+  "read ./node_modules/jieba-wasm":
+    "the Chinese word segmentation of the metrics",
+  "read ./results": "records of earlier runs, so that none is computed twice",
+  "read ./tests/csrc": "the C tests",
+  "write ./build": "compiled files",
+  "write ./results": "records, tables and pictures",
+  "ffi ./build/libkvf.so": "the library that runs the model",
+  "ffi ./build/libkvf_cuda.so": "the library that runs the model on a GPU",
+  "run cc": "the C compiler",
+  "run nvcc": "the CUDA compiler",
+  "run deno":
+    "commands in processes of their own, each with permissions of its own",
+  "run ./build/native_test": "the C tests, one after the other",
+  "env INIT_CWD":
+    "the folder that relative paths of the command line start from",
+};
+
+/** What a kind of permission allows, in words. */
+export const KINDS: Readonly<Record<string, string>> = {
+  read: "read",
+  write: "write",
+  ffi: "load as native code",
+  run: "start, unconfined",
+  env: "read the environment variable",
+  sys: "ask the system for",
+  net: "connect to",
+};
+
+/** Kind and entry of every permission of a set, in the set's order. */
+export function entriesOf(
+  set: Readonly<Record<string, unknown>>,
+): { kind: string; entry: string }[] {
+  return Object.entries(set).flatMap(([kind, value]) =>
+    (Array.isArray(value) ? value.map(String) : [JSON.stringify(value)])
+      .map((entry) => ({ kind, entry }))
+  );
+}
