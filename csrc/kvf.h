@@ -322,6 +322,14 @@ KVF_API int32_t kvf_scores_create(kvf_cache *cache, uint32_t n_head, uint32_t n_
  */
 KVF_API int32_t kvf_scores_window(kvf_cache *cache, uint32_t sequence, uint32_t layer, uint32_t window, uint32_t flags,
                                   uint32_t reduce, char *err, uint32_t err_cap);
+/*
+ * Attention of a layer as a picture, reduced over blocks of `block` tokens, without ever holding it whole: the mean over a
+ * block's recorded queries of the probability that they give to all rows of a block together. Queries are the last
+ * kvf_observe.n_window of the prompt, probabilities as in kvf_scores_window; blocks without a recorded query are 0.
+ * map: [n_head, n_block, n_block] f32, written, query block before row block; n_block = ceil(n_token / block)
+ */
+KVF_API int32_t kvf_attention_map(kvf_cache *cache, uint32_t sequence, uint32_t layer, uint32_t block, float *map,
+                                  double map_bytes, char *err, uint32_t err_cap);
 /* A recorded column mass: [n_stored_head, rows]. Returns the id. */
 KVF_API int32_t kvf_scores_mass(kvf_cache *cache, uint32_t sequence, uint32_t layer, uint32_t mass, uint32_t reduce,
                                 char *err, uint32_t err_cap);

@@ -362,6 +362,19 @@ export const SYMBOLS = {
     ],
     result: "i32", // id
   },
+  kvf_attention_map: {
+    parameters: [
+      cache,
+      "u32", // sequence
+      "u32", // layer
+      "u32", // block, tokens
+      "buffer", // map [n_head, n_block, n_block] f32, written
+      "f64", // map_bytes
+      "buffer", // err, written
+      "u32", // err_cap, bytes
+    ],
+    result: "i32", // status
+  },
   kvf_scores_mass: {
     parameters: [
       cache,

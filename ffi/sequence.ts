@@ -318,6 +318,30 @@ export class Sequence implements Disposable {
     return out;
   }
 
+  /**
+   * Attention of a layer, reduced over blocks of `block` tokens: the mean over a block's recorded queries of the
+   * probability that they give to all rows of a block. Needs `windowQueries` recorded; with as many as the prompt has
+   * tokens the map is whole, otherwise blocks without a recorded query are 0.
+   * @returns `[queryHeads, blocks, blocks]`, query block before row block
+   */
+  attentionMap(layer: number, block: number): Float32Array<ArrayBuffer> {
+    const action = "map attention";
+    const { layers, queryHeads } = this.cache.config;
+    checkInteger(action, "layer", layer, 0, layers - 1);
+    checkInteger(action, "block", block, 1);
+    const rows = this.#headRows(action, layer, 0);
+    const map = new Float32Array(queryHeads * Math.ceil(rows / block) ** 2);
+    callSequence(
+      this.#state,
+      "kvf_attention_map",
+      layer,
+      block,
+      map,
+      map.byteLength,
+    );
+    return map;
+  }
+
   /** Frees its pages. A second call does nothing. */
   [Symbol.dispose](): void {
     this.#state.id.dispose();

@@ -100,6 +100,8 @@ int32_t be_decode(kvf_model *model, kvf_cache *cache, kv_sequence **s, uint32_t 
 
 int32_t be_scores_window(kvf_cache *cache, kv_sequence *s, uint32_t layer, uint32_t window, uint32_t flags,
                          uint32_t reduce, float *out, uint32_t n_row, kv_err err);
+/* All n_window recorded queries; to_host: [n_head, n_block, n_block]. */
+int32_t be_attention_map(kvf_cache *cache, kv_sequence *s, uint32_t layer, uint32_t block, float *to_host, kv_err err);
 int32_t be_scores_mass(kvf_cache *cache, kv_sequence *s, uint32_t layer, uint32_t mass, uint32_t reduce, float *out,
                        uint32_t n_row, kv_err err);
 /* One stored head: norms of its rows into out [rows]. */

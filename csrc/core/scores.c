@@ -72,6 +72,38 @@ int32_t kvf_scores_window(kvf_cache *cache, uint32_t sequence, uint32_t layer, u
     return status;
 }
 
+static int32_t attention_map(kvf_cache *cache, uint32_t sequence, uint32_t layer, uint32_t block, float *map,
+                             double map_bytes, kv_err err) {
+    static const char *const action = "map attention";
+    kv_sequence *s = kv_find_sequence(cache, sequence, action, err);
+    if (s == NULL || !kv_check_layer(cache, layer, action, err)) return KVF_ERR_ARG;
+    if (block == 0) return kv_fail(err, KVF_ERR_ARG, "Cannot %s as a block must have tokens: 0", action);
+    const int32_t status = check_recorded(s, layer, action, err);
+    if (status != KVF_OK) return status;
+    const kv_observations *o = s->observe;
+    if (o->n_window == 0) return kv_fail(err, KVF_ERR_STATE, "Cannot %s as queries must be recorded: there are 0", action);
+    if (o->window_q[layer] == NULL) {
+        return kv_fail(err, KVF_ERR_STATE, "Cannot %s as the layer must have run: %u", action, layer);
+    }
+    const double n_block = (o->n_token - 1) / block + 1;
+    const double bytes = n_block * n_block * cache->config.n_head * sizeof *map;
+    if (map == NULL || !(map_bytes >= bytes)) {
+        return kv_fail(err, KVF_ERR_ARG, "Cannot %s as %.0f bytes must be given: %.0f", action, bytes,
+                       map == NULL ? 0 : map_bytes);
+    }
+    return be_attention_map(cache, s, layer, block, map, err);
+}
+
+int32_t kvf_attention_map(kvf_cache *cache, uint32_t sequence, uint32_t layer, uint32_t block, float *map,
+                          double map_bytes, char *text, uint32_t cap) {
+    const kv_err err = {text, cap};
+    int32_t status = kv_enter(cache, KV_CACHE, "map attention", err);
+    if (status != KVF_OK) return status;
+    status = attention_map(cache, sequence, layer, block, map, map_bytes, err);
+    kv_leave(cache->dev);
+    return status;
+}
+
 static int32_t scores_mass(kvf_cache *cache, uint32_t sequence, uint32_t layer, uint32_t mass, uint32_t reduce, kv_err err) {
     static const char *const action = "score by column mass";
     kv_sequence *s = kv_find_sequence(cache, sequence, action, err);

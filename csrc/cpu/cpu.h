@@ -74,6 +74,15 @@ void cpu_parallel(kvf_device *dev, uint32_t n_chunk, cpu_fn fn, void *arg);
 uint32_t cpu_fp_enter(void);
 void cpu_fp_leave(uint32_t saved);
 
+/* ---- Reductions over the query heads of a KV head (scores.c) ---- */
+
+/* out = max(out, x) with KVF_MAX, else out + x. */
+void cpu_reduce_into(float *out, const float *x, size_t n, uint32_t reduce);
+void cpu_divide(float *x, size_t n, uint32_t by);
+/* in: [n_head * group, n_row], out: [n_head, n_row] */
+void cpu_reduce_group(kvf_device *dev, const float *in, float *out, uint32_t n_head, uint32_t group, uint32_t n_row,
+                      uint32_t reduce);
+
 /* ---- Device ---- */
 
 #define CPU_N_SCRATCH 24

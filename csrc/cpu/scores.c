@@ -9,10 +9,8 @@
 #include "cpu.h"
 
 /* Slots of cpu_scratch. */
-enum { SLOT_SOFTMAX = 16, SLOT_SUMS = 17, SLOT_POOL = 18, SLOT_COUNTS = 19 };
+enum { SLOT_POOL = 18, SLOT_COUNTS = 19 };
 
-/* Queries whose softmax is computed together. */
-#define QUERY_TILE 8
 /* Rows of one chunk of an elementwise job. */
 #define ROW_CHUNK 4096u
 
@@ -22,7 +20,7 @@ static int32_t no_memory(kv_err err, size_t bytes) {
 
 /* ---- Reduction over a group ---- */
 
-static void reduce_into(float *out, const float *x, size_t n, uint32_t reduce) {
+void cpu_reduce_into(float *out, const float *x, size_t n, uint32_t reduce) {
     if (reduce == KVF_MAX) {
         for (size_t i = 0; i < n; i++) out[i] = x[i] > out[i] ? x[i] : out[i];
     } else {
@@ -30,7 +28,7 @@ static void reduce_into(float *out, const float *x, size_t n, uint32_t reduce) {
     }
 }
 
-static void divide(float *x, size_t n, uint32_t by) {
+void cpu_divide(float *x, size_t n, uint32_t by) {
     if (by == 1) return;
     for (size_t i = 0; i < n; i++) x[i] /= (float)by;
 }
@@ -50,130 +48,14 @@ static void reduce_chunk(void *arg, uint32_t chunk, uint32_t thread) {
     const float *in = j->in + (size_t)head * j->group * j->n_row + first;
     float *out = j->out + (size_t)head * j->n_row + first;
     memcpy(out, in, n * sizeof *out);
-    for (uint32_t r = 1; r < j->group; r++) reduce_into(out, in + (size_t)r * j->n_row, n, j->reduce);
-    if (j->reduce == KVF_MEAN) divide(out, n, j->group);
+    for (uint32_t r = 1; r < j->group; r++) cpu_reduce_into(out, in + (size_t)r * j->n_row, n, j->reduce);
+    if (j->reduce == KVF_MEAN) cpu_divide(out, n, j->group);
 }
 
-static void reduce_group(kvf_device *dev, const float *in, float *out, uint32_t n_head, uint32_t group, uint32_t n_row,
-                         uint32_t reduce) {
+void cpu_reduce_group(kvf_device *dev, const float *in, float *out, uint32_t n_head, uint32_t group, uint32_t n_row,
+                      uint32_t reduce) {
     reduce_job j = {in, out, group, n_row, reduce, (n_row + ROW_CHUNK - 1) / ROW_CHUNK};
     cpu_parallel(dev, n_head * j.n_part, reduce_chunk, &j);
-}
-
-/* ---- Window scores ---- */
-
-typedef struct window_job {
-    kvf_cache *cache;
-    const kv_sequence *s;
-    uint32_t layer, window, flags, reduce;
-    uint32_t n_row;   /* of the result */
-    uint32_t n_token; /* rows of the layer */
-    size_t n_padded;  /* n_token, whole pages */
-    float *out;       /* [n_head, n_row] summed over the queries; with REDUCE_FIRST [n_stored_head, n_row] */
-    float *work;      /* [n_thread, tile + 1, n_padded] */
-    uint32_t tile;
-} window_job;
-
-static const float *window_query(const window_job *j, uint32_t head, uint32_t i) {
-    const kv_observations *o = j->s->observe;
-    return o->window_q[j->layer] + ((size_t)head * o->n_window + (o->n_window - j->window) + i) * j->cache->config.head_dim;
-}
-
-/* Unscaled products of m queries, `ld_q` apart, with all rows of a table: [m, n_padded]. */
-static void products(const window_job *j, const kv_table *t, const float *q, size_t ld_q, uint32_t m, float *to) {
-    const kvf_cache *cache = j->cache;
-    const uint32_t dim = cache->config.head_dim;
-    const cpu_ops *ops = cpu_ops_of(cache->dev);
-    for (uint32_t row = 0; row < j->n_token; row += KVF_PAGE_ROWS) {
-        ops->page_scores[cache->config.row_dtype](to + row, j->n_padded, q, ld_q, kv_page_data(cache, t, row), m, dim);
-    }
-}
-
-/* Products of window query i become exp(score - highest), with zeros behind what the query sees; returns their sum. */
-static float soften(const window_job *j, float *x, uint32_t i) {
-    const cpu_ops *ops = cpu_ops_of(j->cache->dev);
-    const float scale = 1.0f / sqrtf((float)j->cache->config.head_dim);
-    const uint32_t seen = j->n_token - j->window + i + 1;
-    const float sum = ops->exp_sum(x, seen, scale, ops->max(x, seen) * scale);
-    if (seen < j->n_row) memset(x + seen, 0, (j->n_row - seen) * sizeof *x);
-    return sum;
-}
-
-/* One query head: its queries' probabilities, summed in ascending order. */
-static void window_head(void *arg, uint32_t head, uint32_t thread) {
-    const window_job *j = arg;
-    const cpu_ops *ops = cpu_ops_of(j->cache->dev);
-    const kv_table *t = kv_table_of(j->s, j->layer, head / kv_readers(j->cache, j->s));
-    float *x = j->work + thread * (j->tile + 1) * j->n_padded;
-    float *out = j->out + (size_t)head * j->n_row;
-    memset(out, 0, j->n_row * sizeof *out);
-    for (uint32_t first = 0; first < j->window; first += j->tile) {
-        const uint32_t m = j->window - first < j->tile ? j->window - first : j->tile;
-        products(j, t, window_query(j, head, first), j->cache->config.head_dim, m, x);
-        for (uint32_t i = 0; i < m; i++) {
-            float *row = x + i * j->n_padded;
-            ops->axpy(out, 1.0f / soften(j, row, first + i), row, j->n_row);
-        }
-    }
-    if (j->flags & KVF_WINDOW_MEAN) divide(out, j->n_row, j->window);
-}
-
-/* One stored head: each query's probabilities are reduced over the group, then summed over the queries. */
-static void window_group(void *arg, uint32_t stored, uint32_t thread) {
-    const window_job *j = arg;
-    const cpu_ops *ops = cpu_ops_of(j->cache->dev);
-    const uint32_t group = kv_readers(j->cache, j->s);
-    const kv_table *t = kv_table_of(j->s, j->layer, stored);
-    const size_t ld_q = (size_t)j->s->observe->n_window * j->cache->config.head_dim;
-    float *x = j->work + thread * (j->tile + 1) * j->n_padded, *reduced = x + j->tile * j->n_padded;
-    float *out = j->out + (size_t)stored * j->n_row;
-    memset(out, 0, j->n_row * sizeof *out);
-    for (uint32_t i = 0; i < j->window; i++) {
-        for (uint32_t first = 0; first < group; first += j->tile) {
-            const uint32_t m = group - first < j->tile ? group - first : j->tile;
-            products(j, t, window_query(j, stored * group + first, i), ld_q, m, x);
-            for (uint32_t r = 0; r < m; r++) {
-                float *row = x + r * j->n_padded;
-                const float factor = 1.0f / soften(j, row, i);
-                for (uint32_t k = 0; k < j->n_row; k++) row[k] *= factor;
-                if (first + r == 0) {
-                    memcpy(reduced, row, j->n_row * sizeof *row);
-                } else {
-                    reduce_into(reduced, row, j->n_row, j->reduce);
-                }
-            }
-        }
-        if (j->reduce == KVF_MEAN) divide(reduced, j->n_row, group);
-        ops->axpy(out, 1.0f, reduced, j->n_row);
-    }
-    if (j->flags & KVF_WINDOW_MEAN) divide(out, j->n_row, j->window);
-}
-
-int32_t be_scores_window(kvf_cache *cache, kv_sequence *s, uint32_t layer, uint32_t window, uint32_t flags,
-                         uint32_t reduce, float *out, uint32_t n_row, kv_err err) {
-    kvf_device *dev = cache->dev;
-    const uint32_t group = kv_readers(cache, s), n_head = cache->config.n_head;
-    window_job j = {.cache = cache, .s = s, .layer = layer, .window = window, .flags = flags, .reduce = reduce,
-                    .n_row = n_row, .n_token = s->observe->n_token, .out = out};
-    const bool first = group > 1 && (flags & KVF_WINDOW_REDUCE_FIRST);
-    const uint32_t most = first ? group : window;
-    j.tile = most < QUERY_TILE ? most : QUERY_TILE;
-    j.n_padded = ((size_t)j.n_token + KVF_PAGE_ROWS - 1) / KVF_PAGE_ROWS * KVF_PAGE_ROWS;
-    const size_t work = (size_t)dev->info.n_thread * (j.tile + 1) * j.n_padded * sizeof(float);
-    j.work = cpu_scratch(dev, SLOT_SOFTMAX, work);
-    if (j.work == NULL) return no_memory(err, work);
-    if (first) {
-        cpu_parallel(dev, s->n_stored_head, window_group, &j);
-        return KVF_OK;
-    }
-    if (group > 1) {
-        const size_t sums = (size_t)n_head * n_row * sizeof(float);
-        j.out = cpu_scratch(dev, SLOT_SUMS, sums);
-        if (j.out == NULL) return no_memory(err, sums);
-    }
-    cpu_parallel(dev, n_head, window_head, &j);
-    if (group > 1) reduce_group(dev, j.out, out, s->n_stored_head, group, n_row, reduce);
-    return KVF_OK;
 }
 
 /* ---- Column masses and norms ---- */
@@ -182,7 +64,7 @@ int32_t be_scores_mass(kvf_cache *cache, kv_sequence *s, uint32_t layer, uint32_
                        uint32_t n_row, kv_err err) {
     (void)err;
     const float *in = s->observe->mass[(size_t)layer * s->observe->n_mass + mass];
-    reduce_group(cache->dev, in, out, s->n_stored_head, kv_readers(cache, s), n_row, reduce);
+    cpu_reduce_group(cache->dev, in, out, s->n_stored_head, kv_readers(cache, s), n_row, reduce);
     return KVF_OK;
 }
 
@@ -264,7 +146,7 @@ static void pool_head(void *arg, uint32_t head, uint32_t thread) {
         length -= size;
         pool_step(x, x, x + size, length, j->kind);
     }
-    if (j->kind == 1) divide(out, n, j->width);
+    if (j->kind == 1) cpu_divide(out, n, j->width);
 }
 
 int32_t be_scores_pool(kvf_device *dev, const float *in, float *out, uint32_t n_head, uint32_t n_row, uint32_t kind,

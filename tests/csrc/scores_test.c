@@ -237,6 +237,36 @@ static double *reference(const layer *l, uint32_t from, const uint8_t *member, u
     return out;
 }
 
+/* Maps of all query heads, with blocks of one token, of some, and of more than there are. */
+static void map(const layer *l, kvf_cache *cache, uint32_t s) {
+    const uint32_t blocks[3] = {1, 1 + below(l->n), l->n + below(9)};
+    double *p = malloc(l->n * sizeof *p);
+    for (uint32_t c = 0; c < 3; c++) {
+        const uint32_t block = blocks[c], n_block = (l->n - 1) / block + 1, from = l->n - l->window;
+        const size_t one = (size_t)n_block * n_block, size = one * l->s.n_head;
+        float *got = malloc(size * sizeof *got);
+        double *want = calloc(size, sizeof *want);
+        CHECK(kvf_attention_map(cache, s, 0, block, got, (double)(size * sizeof *got), ERR) == KVF_OK);
+        REFUSED(kvf_attention_map(cache, s, 0, block, got, (double)(size * sizeof *got) - 1, ERR), KVF_ERR_ARG);
+        for (uint32_t h = 0; h < l->s.n_head; h++) {
+            for (uint32_t i = from; i < l->n; i++) {
+                const uint32_t b = i / block, first = b * block > from ? b * block : from;
+                const uint32_t end = l->n - b * block < block ? l->n : (b + 1) * block;
+                probabilities(l, h, i, p);
+                for (uint32_t j = 0; j < l->n; j++) want[h * one + b * n_block + j / block] += p[j] / (end - first);
+            }
+        }
+        for (size_t i = 0; i < size; i++) CHECK_NEAR(got[i], want[i], TOLERANCE);
+        free(got);
+        free(want);
+    }
+    float none;
+    REFUSED(kvf_attention_map(cache, s, 0, 0, &none, 4, ERR), KVF_ERR_ARG);
+    REFUSED(kvf_attention_map(cache, s, 0, 1, NULL, 1e9, ERR), KVF_ERR_ARG);
+    REFUSED(kvf_attention_map(cache, s, 9, 1, &none, 4, ERR), KVF_ERR_ARG);
+    free(p);
+}
+
 static void compare(const layer *l, kvf_cache *cache, uint32_t s, uint32_t n_stored, const uint8_t *member) {
     float *got = malloc((size_t)n_stored * l->n * sizeof *got);
     for (uint32_t reduce = KVF_MEAN; reduce <= KVF_SUM; reduce++) {
@@ -296,9 +326,11 @@ static void one_shape(kvf_device *dev, shape s, uint32_t n, uint32_t window, uin
         CHECK(kvf_read_rows(cache, id, 0, h, 1, l.v + at, (double)n * s.head_dim * 4, ERR) == KVF_OK);
     }
     compare(&l, cache, id, n_stored, member);
+    map(&l, cache, id);
     if (granularity == KVF_KV_HEAD) {
         const uint32_t fork = id_of(kvf_sequence_fork(cache, id, KVF_QUERY_HEAD, ERR));
         compare(&l, cache, fork, s.n_head, member);
+        map(&l, cache, fork);
     }
     free(member);
     free(l.q);

@@ -417,3 +417,34 @@ Deno.test("a layer is refused after its scope", () => {
   assertThrows(() => kept?.keyNorm(), TypeError, "Cannot use LayerContext");
   assertThrows(() => kept?.retain(null), TypeError, "Cannot use LayerContext");
 });
+
+Deno.test("Sequence.attentionMap() means queries and adds rows up, block by block", () => {
+  using device = openDevice();
+  using cache = openCache(device);
+  using sequence = cache.sequence("kv_head");
+  recordAll(sequence, TOKENS, { windowQueries: TOKENS });
+  const block = 10, blocks = 4;
+  const expected = Array.from({ length: SHAPE.queryHeads }, (_, head) => {
+    const rows = attention(tensors(TOKENS), TOKENS, head);
+    return Array.from({ length: blocks }, (_, b) => {
+      const own = rows.slice(b * block, (b + 1) * block);
+      return Array.from(
+        { length: blocks },
+        (_, r) =>
+          own.flatMap((row) => row.slice(r * block, (r + 1) * block))
+            .reduce((sum, p) => sum + p, 0) / own.length,
+      );
+    });
+  });
+  const map = sequence.attentionMap(0, block);
+  assertClose(map, expected.flat(2));
+  // Every block of queries gives away one probability in all.
+  for (let at = 0; at < map.length; at += blocks) {
+    const sum = map.subarray(at, at + blocks).reduce((a, b) => a + b);
+    assertClose([sum], [1]);
+  }
+  using bare = cache.sequence("kv_head");
+  recordAll(bare, TOKENS);
+  assertThrows(() => bare.attentionMap(0, block), NativeError, "recorded");
+  assertThrows(() => sequence.attentionMap(0, 0), RangeError, "block");
+});
