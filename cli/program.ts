@@ -11,6 +11,7 @@ import { doctor } from "./commands/doctor.ts";
 import { evalNeedle } from "./commands/eval_needle.ts";
 import { methods } from "./commands/methods.ts";
 import { modelsInspect } from "./commands/models_inspect.ts";
+import { report } from "./commands/report.ts";
 import { run } from "./commands/run.ts";
 import { sandbox } from "./commands/sandbox.ts";
 import type { Call, CommandSpec, Flags } from "./spec.ts";
@@ -20,6 +21,7 @@ export const COMMANDS: readonly CommandSpec[] = [
   run,
   apply,
   evalNeedle,
+  report,
   methods,
   modelsInspect,
   bench,

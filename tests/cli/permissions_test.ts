@@ -3,6 +3,7 @@ import { assert, assertEquals } from "@std/assert";
 import { fromFileUrl } from "@std/path";
 import { entriesOf, REASONS } from "../../cli/_reasons.ts";
 import config from "../../deno.json" with { type: "json" };
+import { sampleFolder, writeRecords } from "../eval/sample_records.ts";
 
 const ROOT = fromFileUrl(new URL("../..", import.meta.url)).replace(/\/$/, "");
 const SETS = config.permissions as Record<string, Record<string, string[]>>;
@@ -13,6 +14,8 @@ interface Probe {
   args: string[];
   /** True when the run happens in the miniature project. */
   mini?: boolean;
+  /** True when OUT holds records before the run. */
+  records?: boolean;
   /** Entries whose need this run cannot show, and why. */
   excused?: Record<string, string>;
   /** Runs that show the need of single entries, where one run for all would take too long. */
@@ -42,6 +45,7 @@ const PROBES: Record<string, Probe> = {
     ],
     excused: { "read ./.git": COMMIT },
   },
+  "report": { args: ["run", "cli/main.ts", "report", "OUT"], records: true },
   "bench": {
     args: [
       ...["run", "cli/main.ts", "bench", "--model", "models/needle-6m"],
@@ -105,7 +109,7 @@ function miniature(): string {
 async function attempt(
   args: string[],
   set: Record<string, string[]>,
-  mini: boolean,
+  { mini = false, records = false }: Probe,
 ): Promise<{ code: number; err: string }> {
   const root = mini ? miniature() : ROOT;
   const out = `${ROOT}/results/permissions-${crypto.randomUUID()}`;
@@ -117,6 +121,7 @@ async function attempt(
       `--allow-${kind}=${entries.map(absolute).join()}`
     );
   const [verb, ...rest] = args;
+  if (records) await writeRecords(out, sampleFolder());
   try {
     const { code, stdout, stderr } = await new Deno.Command("deno", {
       args: [
@@ -178,12 +183,12 @@ for (const [name, probe] of Object.entries(PROBES)) {
             ...set,
             [kind]: entries.filter((other) => other !== entry),
           };
-          const { code } = await attempt(args, without, probe.mini ?? false);
+          const { code } = await attempt(args, without, probe);
           assert(code !== 0, `"${name}" ran without ${key}`);
         }
       }
       for (const args of new Set(runs.values())) {
-        const { code, err } = await attempt(args, set, probe.mini ?? false);
+        const { code, err } = await attempt(args, set, probe);
         assertEquals(code, 0, `${args.join(" ")}: ${err}`);
       }
     },

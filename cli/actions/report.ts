@@ -1,0 +1,102 @@
+// deno-lint-ignore-file no-console -- the command line prints
+import { join } from "@std/path";
+import { renderPng, renderSvg } from "../../eval/plots/mod.ts";
+import { type EvalRecord, readRecords } from "../../eval/records/mod.ts";
+import {
+  collectSections,
+  costTable,
+  differenceTable,
+  type IllustratedSection,
+  longTable,
+  reportMarkdown,
+  scoreTable,
+  sectionFigures,
+  summarise,
+} from "../../eval/report/mod.ts";
+import { toCsv, toTerminal } from "../../eval/tables/mod.ts";
+import { type Call, text } from "../spec.ts";
+import { printJson } from "./_runtime.ts";
+
+/** `kvf report`. */
+export async function reportAction({ args, flags }: Call): Promise<number> {
+  const dir = args[0]!;
+  const out = text(flags, "out") ?? join(dir, "report");
+  const level = flags.level as number;
+  const minEffect = flags.minEffect === undefined
+    ? undefined
+    : flags.minEffect as number / 100;
+  const records: EvalRecord[] = [];
+  for await (const record of readRecords(dir)) records.push(record);
+  const reference = text(flags, "reference"), commit = text(flags, "commit");
+  const sections = collectSections(records, {
+    partial: flags.partial === true,
+    ...(reference === undefined ? {} : { reference }),
+    ...(commit === undefined ? {} : { commit }),
+  });
+  const illustrated = sections.map((section, i): IllustratedSection => {
+    const summary = summarise(section, {
+      level,
+      resamples: flags.resamples as number,
+      pairs: flags.pairs === true,
+      ...(minEffect === undefined ? {} : { minEffect }),
+    });
+    const prefix = sections.length > 1 ? `${i + 1}_` : "";
+    const figures = sectionFigures(summary, { level }).map((figure) => ({
+      ...figure,
+      name: prefix + figure.name,
+    }));
+    return { summary, figures };
+  });
+  const summaries = illustrated.map(({ summary }) => summary);
+  Deno.mkdirSync(out, { recursive: true });
+  const files: string[] = [];
+  const write = (name: string, data: string | Uint8Array): void => {
+    const path = join(out, name);
+    if (typeof data === "string") Deno.writeTextFileSync(path, data);
+    else Deno.writeFileSync(path, data);
+    files.push(path);
+  };
+  write(
+    "report.md",
+    reportMarkdown(illustrated, {
+      level,
+      ...(minEffect === undefined ? {} : { minEffect }),
+    }),
+  );
+  write("report.csv", toCsv(longTable(summaries)));
+  for (const { figures } of illustrated) {
+    for (const { name, plot } of figures) {
+      const svg = await renderSvg(plot);
+      write(`${name}.svg`, svg);
+      write(`${name}.png`, await renderPng(svg));
+    }
+  }
+  if (flags.json) {
+    printJson({
+      sections: summaries.map(({ section, configurations, pairs }) => ({
+        title: section.title,
+        model: section.model,
+        commit: section.commit,
+        reference: section.reference,
+        leftOut: section.leftOut,
+        configurations: configurations.map((one) => ({
+          ...one,
+          scores: Object.fromEntries(one.scores),
+        })),
+        pairs,
+      })),
+      files,
+    });
+    return 0;
+  }
+  for (const summary of summaries) {
+    if (summaries.length > 1) console.log(`\n${summary.section.title}`);
+    console.log(toTerminal(scoreTable(summary), { colour: false }));
+    console.log(
+      toTerminal(differenceTable(summary, minEffect), { colour: false }),
+    );
+    console.log(toTerminal(costTable(summary), { colour: false }));
+  }
+  console.log(files.join("\n"));
+  return 0;
+}
