@@ -8,7 +8,9 @@ import { apply } from "./commands/apply.ts";
 import { bench } from "./commands/bench.ts";
 import { completions } from "./commands/completions.ts";
 import { doctor } from "./commands/doctor.ts";
+import { evalLongbench } from "./commands/eval_longbench.ts";
 import { evalNeedle } from "./commands/eval_needle.ts";
+import { evalRuler } from "./commands/eval_ruler.ts";
 import { methods } from "./commands/methods.ts";
 import { modelsInspect } from "./commands/models_inspect.ts";
 import { report } from "./commands/report.ts";
@@ -21,6 +23,8 @@ export const COMMANDS: readonly CommandSpec[] = [
   run,
   apply,
   evalNeedle,
+  evalLongbench,
+  evalRuler,
   report,
   methods,
   modelsInspect,

@@ -1,6 +1,6 @@
 // deno-lint-ignore-file no-console -- the command line prints
-import { basename, join } from "@std/path";
-import { byConfiguration, recordsOfKeys } from "../../eval/collect.ts";
+import { join } from "@std/path";
+import { byConfiguration } from "../../eval/collect.ts";
 import {
   needleCells,
   needleCsv,
@@ -8,61 +8,42 @@ import {
   needleRows,
 } from "../../eval/needle.ts";
 import { needleHeatMap, renderPng, renderSvg } from "../../eval/plots/mod.ts";
-import { RecordStore } from "../../eval/records/mod.ts";
-import { runTask } from "../../eval/runner.ts";
-import { needleTask } from "../../tasks/mod.ts";
+import type { EvalRecord } from "../../eval/records/mod.ts";
+import { type NeedleOptions, needleTask } from "../../tasks/mod.ts";
 import { type Call, text, UsageError } from "../spec.ts";
-import { protocolOf } from "../commands/_shared.ts";
-import { commit } from "./_project.ts";
+import { runBenchmark } from "./_benchmark.ts";
 import {
   bytes,
   configurationsOf,
-  openModel,
   printColumns,
   printJson,
-  progressBar,
 } from "./_runtime.ts";
 
 /** `kvf eval needle`. */
 export async function evalNeedleAction(call: Call): Promise<number> {
   const { flags } = call;
   const configurations = await configurationsOf(call);
-  const seed = flags.seed as number;
+  const haystack = text(flags, "haystack");
   const task = needleTask({
     lengths: flags.lengths as number[],
     depths: flags.depths as number,
     depthSpacing: flags.spacing as "linear" | "sigmoid",
     examplesPerCell: flags.examples as number,
-    seed,
+    seed: flags.seed as number,
+    buffer: flags.buffer as number,
+    maxNewTokens: flags.maxNewTokens as number,
+    stopAtNewline: flags.stopAtNewline as boolean,
     ...needleOf(flags),
-    ...(flags.haystack === undefined
-      ? {}
-      : { haystack: text(flags, "haystack")! }),
+    ...(haystack === undefined ? {} : { haystack }),
   });
   const out = text(flags, "out")!;
-  using model = await openModel(flags);
-  using store = await RecordStore.open(out);
-  const bar = progressBar(
-    "needle",
-    flags.quiet === true || flags.json === true,
-  );
-  const finished = store.size;
-  const keys = new Set<string>();
-  try {
-    await runTask(model, task, configurations, {
-      store,
-      modelName: basename(text(flags, "model")!),
-      commit: commit(),
-      seed,
-      protocol: protocolOf(flags),
-      keys,
-      onProgress: (done, total) => bar.set(done, total),
-    });
-  } finally {
-    bar.stop();
-  }
+  const benchmark = await runBenchmark(call, [task], configurations);
+  const { finished } = benchmark;
   const records = [
-    ...byConfiguration(await recordsOfKeys(out, keys), configurations).values(),
+    ...byConfiguration(
+      benchmark.records.map((record) => withScore(record, flags.score)),
+      configurations,
+    ).values(),
   ].flat();
   const rows = needleRows(records);
   const cells = needleCells(records);
@@ -75,7 +56,7 @@ export async function evalNeedleAction(call: Call): Promise<number> {
   const panels = [...Map.groupBy(cells, ({ configuration }) => configuration)]
     .map(([title, scores]) => ({ title, scores }));
   const svg = await renderSvg(needleHeatMap(panels, {
-    title: `Needle in a haystack, ${basename(text(flags, "model")!)}`,
+    title: `Needle in a haystack, ${benchmark.model}`,
     values: cells.length <= 200 * panels.length,
   }));
   Deno.writeTextFileSync(files.table, needleMarkdown(rows));
@@ -117,20 +98,41 @@ export async function evalNeedleAction(call: Call): Promise<number> {
   return 0;
 }
 
-function needleOf(
-  flags: Call["flags"],
-): { needle?: { text: string; question: string; answer: string } } {
-  const parts = [
-    text(flags, "needle"),
-    text(flags, "question"),
-    text(flags, "answer"),
-  ];
-  if (parts.every((part) => part === undefined)) return {};
-  const [needle, question, answer] = parts;
+/** The metric of a `--score`. */
+const SCORES: Record<string, string> = {
+  rouge1: "needle_rouge1",
+  words: "needle_words",
+};
+
+/** The record with the score that was asked for in the place of its own. */
+function withScore(record: EvalRecord, score: unknown): EvalRecord {
+  const name = SCORES[String(score)];
+  if (name === undefined) return record;
+  return { ...record, score: record.scores![name]! };
+}
+
+function needleOf(flags: Call["flags"]): Pick<NeedleOptions, "needle"> {
+  const needle = text(flags, "needle");
+  const question = text(flags, "question");
+  const answer = text(flags, "answer");
+  const template = text(flags, "template");
+  const answerPrefix = text(flags, "answerPrefix");
+  const all = [needle, question, answer, template, answerPrefix];
+  if (all.every((part) => part === undefined)) return {};
   if (needle === undefined || question === undefined || answer === undefined) {
     throw new UsageError(
-      "Cannot hide a needle as --needle, --question and --answer must be given together",
+      "Cannot hide a needle as --needle, --question and --answer must be given together (--template and --answer-prefix go with them)",
     );
   }
-  return { needle: { text: needle, question, answer } };
+  return {
+    needle: {
+      text: needle,
+      question,
+      answer,
+      ...(answerPrefix === undefined ? {} : { answerPrefix }),
+      ...(template === undefined
+        ? {}
+        : { template: Deno.readTextFileSync(template) }),
+    },
+  };
 }

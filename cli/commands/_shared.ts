@@ -80,6 +80,23 @@ export function granularityFlag(command: Command): void {
   );
 }
 
+/** Flags of every benchmark: methods, budgets, results folder, output. */
+export function benchmarkFlags(command: Command, out: string): void {
+  command
+    .option(
+      "--method <names>",
+      "methods, comma-separated: names or files",
+      "fullkv,snapkv,streamingllm",
+    )
+    .addOption(
+      new Option("--budget <n>", "rows per layer and head, comma-separated")
+        .argParser(integers(1)),
+    )
+    .option("--out <dir>", "results folder: records, tables, pictures", out)
+    .option("--json", "print a JSON summary", false)
+    .option("--quiet", "no progress bar", false);
+}
+
 /** Flags of the prompt protocol; the benchmark's own defaults are shown in the help. */
 export function protocolFlags(
   command: Command,

@@ -1,6 +1,7 @@
 import { Option } from "@commander-js/extra-typings";
 import { type CommandSpec, methodPaths, paths, text } from "../spec.ts";
 import {
+  benchmarkFlags,
   deviceOf,
   granularityFlag,
   integer,
@@ -18,16 +19,8 @@ export const evalNeedle: CommandSpec = {
       "Needle in a haystack: lengths x depths x methods x budgets",
     );
     modelFlags(command);
+    benchmarkFlags(command, "results/needle");
     command
-      .option(
-        "--method <names>",
-        "methods, comma-separated: names or files",
-        "fullkv,snapkv,streamingllm",
-      )
-      .addOption(
-        new Option("--budget <n>", "rows per layer and head, comma-separated")
-          .argParser(integers(1)),
-      )
       .addOption(
         new Option("--lengths <n>", "prompt lengths in tokens, comma-separated")
           .argParser(integers(64)).default(
@@ -63,12 +56,29 @@ export const evalNeedle: CommandSpec = {
         ).default("linear" as const),
       )
       .option(
-        "--out <dir>",
-        "results folder: records, table, pictures",
-        "results/needle",
+        "--answer-prefix <text>",
+        "how the answer to a needle of your own begins",
       )
-      .option("--json", "print a JSON summary", false)
-      .option("--quiet", "no progress bar", false);
+      .option(
+        "--template <file>",
+        "prompt of a needle of your own: a text with the slots {context} and {question}",
+      )
+      .addOption(
+        new Option("--buffer <n>", "tokens kept free in every prompt")
+          .argParser(integer(0)).default(0),
+      )
+      .addOption(
+        new Option("--max-new-tokens <n>", "new tokens at most")
+          .argParser(integer(1)).default(30),
+      )
+      .option("--no-stop-at-newline", "answers may have several lines")
+      .addOption(
+        new Option(
+          "--score <kind>",
+          "score of table and heat map: the answer occurs (match), or as KVCache-Factory stores (rouge1, there times ten) and draws (words) it; records hold all three",
+        ).choices(["match", "rouge1", "words"] as const)
+          .default("match" as const),
+      );
     granularityFlag(command);
     protocolFlags(command, { truncate: "refuse", minNewTokens: 0 });
     command.addHelpText(
@@ -85,6 +95,7 @@ Example:
       read: paths(
         text(flags, "model"),
         text(flags, "haystack"),
+        text(flags, "template"),
         ...methodPaths(text(flags, "method")),
       ),
       write: paths(text(flags, "out")),
