@@ -1,0 +1,337 @@
+/**
+ * Speed of the CPU library against llama.cpp, both sides in one process, in turns, on the same shape with random BF16
+ * weights, both through their C libraries.
+ *
+ *     npm install --prefix results/peer --ignore-scripts @node-llama-cpp/linux-x64
+ *     deno task peer [--prefill 2048] [--contexts 512,2048,8192] [--budget 512] [--repeats 5] [--steps 32]
+ *         [--threads N] [--backend libggml-cpu-zen4.so] [--json FILE]
+ *
+ * llama.cpp runs with flash attention on and off, and the better of the two counts. Decode is measured behind a prompt of
+ * each context, and once more on ours with the longest context compressed to `--budget` rows.
+ *
+ * @module
+ */
+// deno-lint-ignore-file no-console -- a program that prints
+import { parseArgs } from "@std/cli/parse-args";
+import {
+  type Configuration,
+  crossConfigurations,
+  LanguageModel,
+} from "../eval/engine/mod.ts";
+import { decode, type Sequence } from "../ffi/mod.ts";
+import { METHODS } from "../methods/mod.ts";
+import type { Policy } from "../methods/types.ts";
+import { type PeerShape, writeRandomGguf } from "./peer/gguf.ts";
+import { Llama, type LlamaContext } from "./peer/llama.ts";
+
+const FOLDER = "results/peer";
+const LIBRARIES =
+  `${FOLDER}/node_modules/@node-llama-cpp/linux-x64/bins/linux-x64`;
+
+const SHAPE: PeerShape = {
+  layers: 16,
+  hidden: 1024,
+  queryHeads: 16,
+  kvHeads: 4,
+  intermediate: 2816,
+  vocab: 4096,
+  context: 16384,
+};
+
+/** One measured quantity: a side of a comparison and its repetitions in milliseconds. */
+interface Series {
+  what: string;
+  side: string;
+  /** Tokens that one repetition takes in or makes. */
+  tokens: number;
+  ms: number[];
+}
+
+function exists(path: string): boolean {
+  try {
+    Deno.statSync(path);
+    return true;
+  } catch (error) {
+    if (error instanceof Deno.errors.NotFound) return false;
+    throw error;
+  }
+}
+
+/** The model files of both sides. */
+function writeModels(): { config: string; gguf: string } {
+  const config = `${FOLDER}/config.json`, gguf = `${FOLDER}/random.gguf`;
+  Deno.writeTextFileSync(
+    config,
+    JSON.stringify({
+      "architectures": ["LlamaForCausalLM"],
+      "model_type": "llama",
+      "hidden_size": SHAPE.hidden,
+      "intermediate_size": SHAPE.intermediate,
+      "num_hidden_layers": SHAPE.layers,
+      "num_attention_heads": SHAPE.queryHeads,
+      "num_key_value_heads": SHAPE.kvHeads,
+      "vocab_size": SHAPE.vocab,
+      "max_position_embeddings": SHAPE.context,
+      "rms_norm_eps": 1e-5,
+      "rope_theta": 10000,
+      "hidden_act": "silu",
+      "tie_word_embeddings": false,
+      "torch_dtype": "bfloat16",
+      "bos_token_id": 1,
+      "eos_token_id": 2,
+    }),
+  );
+  if (!exists(gguf)) writeRandomGguf(gguf, SHAPE);
+  return { config, gguf };
+}
+
+function prompt(length: number): number[] {
+  return Array.from(
+    { length },
+    (_, i) => 259 + (i * 7919) % (SHAPE.vocab - 259),
+  );
+}
+
+/** Repetitions of every quantity. */
+class Results {
+  readonly series: Series[] = [];
+
+  /** Adds one repetition. */
+  note(what: string, side: string, tokens: number, ms: number): void {
+    let series = this.series.find((s) => s.what === what && s.side === side);
+    if (series === undefined) {
+      series = { what, side, tokens, ms: [] };
+      this.series.push(series);
+    }
+    series.ms.push(ms);
+    console.error(
+      `${what}, ${side}: ${(1e3 * tokens / ms).toFixed(1)} tok/s`,
+    );
+  }
+}
+
+/** Reads a prompt with ours. */
+async function ourPrefill(
+  model: LanguageModel,
+  tokens: number[],
+  policy?: Policy,
+): Promise<{ ms: number; sequence: Sequence }> {
+  const sequence = model.cache.sequence("kv_head");
+  const started = performance.now();
+  const prefill = sequence.prefill(model.native, tokens, policy?.observe);
+  await prefill.layers(0, SHAPE.layers);
+  prefill.end();
+  return { ms: performance.now() - started, sequence };
+}
+
+/** Decode steps of ours on a copy of a sequence; milliseconds. */
+async function ourDecode(
+  model: LanguageModel,
+  sequence: Sequence,
+  steps: number,
+): Promise<number> {
+  using copy = sequence.fork();
+  await decode(model.native, model.cache, [copy], 2); // warm-up, and pages of its own
+  const started = performance.now();
+  await decode(model.native, model.cache, [copy], steps);
+  return performance.now() - started;
+}
+
+/** Decode steps of llama.cpp behind `length` tokens; milliseconds. */
+function theirDecode(
+  context: LlamaContext,
+  length: number,
+  steps: number,
+): number {
+  context.cut(length);
+  context.run([300]);
+  context.run([301]);
+  let ms = 0;
+  for (let i = 0; i < steps; i++) ms += context.run([302 + i]);
+  return ms;
+}
+
+interface Settings {
+  threads: number;
+  repeats: number;
+  steps: number;
+  budget: number;
+}
+
+/** Prefill of both sides, in turns. */
+async function racePrefill(
+  ours: LanguageModel,
+  theirs: Llama,
+  length: number,
+  { threads, repeats }: Settings,
+  results: Results,
+): Promise<void> {
+  const tokens = prompt(length);
+  const what = `prefill ${length}`;
+  for (let i = 0; i <= repeats; i++) {
+    const { ms, sequence } = await ourPrefill(ours, tokens);
+    sequence[Symbol.dispose]();
+    if (i > 0) results.note(what, OURS, length, ms);
+    for (const flash of [true, false]) {
+      using context = theirs.context({ length: length + 64, threads, flash });
+      const their = context.run(tokens);
+      if (i > 0) results.note(what, theirSide(flash), length, their);
+    }
+  }
+}
+
+/** Decode of both sides behind a prompt, in turns; with `compress` also ours with a compressed cache. */
+async function raceDecode(
+  ours: LanguageModel,
+  theirs: Llama,
+  length: number,
+  { threads, repeats, steps, budget }: Settings,
+  compress: boolean,
+  results: Results,
+): Promise<void> {
+  const [{ method, options }] = crossConfigurations(
+    [METHODS.get("snapkv")!],
+    [budget],
+    {},
+    "kv_head",
+  ) as [Configuration];
+  const policy = method.create(options, ours.shape);
+  const tokens = prompt(length);
+  const { sequence } = await ourPrefill(ours, tokens, policy);
+  using full = sequence;
+  using small = sequence.fork();
+  for (let layer = 0; layer < SHAPE.layers; layer++) small.act(policy, layer);
+  const room = length + steps + 64;
+  using on = theirs.context({ length: room, threads, flash: true });
+  using off = theirs.context({ length: room, threads, flash: false });
+  on.run(tokens);
+  off.run(tokens);
+  const what = `decode at ${length}`;
+  for (let i = 0; i < repeats; i++) {
+    results.note(what, OURS, steps, await ourDecode(ours, full, steps));
+    if (compress) {
+      const ms = await ourDecode(ours, small, steps);
+      results.note(what, `${OURS}, ${budget} rows`, steps, ms);
+    }
+    results.note(what, theirSide(true), steps, theirDecode(on, length, steps));
+    results.note(
+      what,
+      theirSide(false),
+      steps,
+      theirDecode(off, length, steps),
+    );
+  }
+}
+
+const OURS = "kvf";
+
+function theirSide(flash: boolean): string {
+  return `llama.cpp, flash attention ${flash ? "on" : "off"}`;
+}
+
+function median(values: number[]): number {
+  const sorted = values.toSorted((a, b) => a - b);
+  const middle = sorted.length >> 1;
+  return sorted.length % 2 === 1
+    ? sorted[middle]!
+    : (sorted[middle - 1]! + sorted[middle]!) / 2;
+}
+
+/** One line per quantity: rates, and ours over the better of llama.cpp's. */
+function table(results: Results): string {
+  const rate = ({ tokens, ms }: Series, time = median(ms)) =>
+    1e3 * tokens / time;
+  const lines = [
+    "| what | side | tok/s | range | of llama.cpp |",
+    "| --- | --- | --- | --- | --- |",
+  ];
+  for (const series of results.series) {
+    const best = Math.max(
+      ...results.series.filter(({ what, side }) =>
+        what === series.what && !side.startsWith(OURS)
+      ).map((s) => rate(s)),
+    );
+    const ratio = series.side.startsWith(OURS)
+      ? `${(rate(series) / best).toFixed(2)}x`
+      : "";
+    lines.push(
+      `| ${series.what} | ${series.side} | ${rate(series).toFixed(1)} | ${
+        rate(series, Math.max(...series.ms)).toFixed(1)
+      } to ${rate(series, Math.min(...series.ms)).toFixed(1)} | ${ratio} |`,
+    );
+  }
+  return lines.join("\n");
+}
+
+async function main(args: string[]): Promise<void> {
+  const flags = parseArgs(args, {
+    string: [
+      "prefill",
+      "contexts",
+      "budget",
+      "repeats",
+      "steps",
+      "threads",
+      "backend",
+      "json",
+    ],
+    default: {
+      prefill: "2048",
+      contexts: "512,2048,8192",
+      budget: "512",
+      repeats: "5",
+      steps: "32",
+      threads: "0",
+    },
+    unknown: (flag: string) => {
+      throw new TypeError(
+        `Cannot compare as every flag must be known: it is "${flag}"`,
+      );
+    },
+  });
+  if (!exists(LIBRARIES)) {
+    throw new TypeError(
+      `Cannot compare as llama.cpp must be there: run npm install --prefix ${FOLDER} --ignore-scripts @node-llama-cpp/linux-x64`,
+    );
+  }
+  const numbers = (list: unknown) =>
+    String(list).split(",").filter((n) => n !== "").map(Number);
+  const { config, gguf } = writeModels();
+  using ours = LanguageModel.random(config, { threads: Number(flags.threads) });
+  const backend = flags.backend === undefined
+    ? []
+    : [String(flags.backend)] as const;
+  using theirs = new Llama(LIBRARIES, gguf, ...backend);
+  const settings = {
+    threads: ours.device.info().threads,
+    repeats: Number(flags.repeats),
+    steps: Number(flags.steps),
+    budget: Number(flags.budget),
+  };
+  const results = new Results();
+  const before = ours.device.readBandwidth(512 * 2 ** 20);
+  const contexts = numbers(flags.contexts);
+  for (const length of numbers(flags.prefill)) {
+    await racePrefill(ours, theirs, length, settings, results);
+  }
+  for (const length of contexts) {
+    const compress = length === Math.max(...contexts);
+    await raceDecode(ours, theirs, length, settings, compress, results);
+  }
+  const after = ours.device.readBandwidth(512 * 2 ** 20);
+  const device = ours.device.info();
+  console.log(
+    `${device.name}; reads ${(before / 1e9).toFixed(1)} GB/s before, ${
+      (after / 1e9).toFixed(1)
+    } after; medians of ${settings.repeats}\n`,
+  );
+  console.log(table(results));
+  if (flags.json !== undefined) {
+    Deno.writeTextFileSync(
+      String(flags.json),
+      JSON.stringify({ device, before, after, series: results.series }),
+    );
+  }
+}
+
+if (import.meta.main) await main(Deno.args);
