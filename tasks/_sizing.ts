@@ -86,6 +86,30 @@ export function fitUnits(
   return best;
 }
 
+/**
+ * Fills what is left after the last whole unit with the largest part of a unit that fits.
+ *
+ * @param fit What {@linkcode fitUnits} found.
+ * @param parts Parts of a unit, largest first.
+ * @param build The text with the units that were found and a part.
+ */
+export function fillRest(
+  codec: TextCodec,
+  fit: Fit,
+  { limit, parts, build }: {
+    limit: number;
+    parts: readonly string[];
+    build(part: string): string;
+  },
+): Fit {
+  for (const part of parts) {
+    const text = build(part);
+    const tokens = codec.encode(text).length;
+    if (tokens <= limit) return { count: fit.count, tokens, text };
+  }
+  return fit;
+}
+
 /** Counts tokens of strings and remembers them; for units that repeat. */
 export class TokenCounter {
   #known = new Map<string, number>();

@@ -5,6 +5,7 @@
  */
 import type { Random } from "../random.ts";
 import type { Json } from "../types.ts";
+import { splitSentences } from "../text/haystack.ts";
 import { ADJECTIVES, NOUNS } from "../text/words.ts";
 
 /** A question about a context, before it becomes an example. */
@@ -98,6 +99,13 @@ export function randomLetters(
     out += alphabet[random.below(alphabet.length)];
   }
   return out;
+}
+
+/** The beginnings of a paragraph that end with a sentence, longest first, without the paragraph itself. */
+export function beginnings(paragraph: string): string[] {
+  const sentences = splitSentences(paragraph);
+  return sentences.slice(1)
+    .map((_, i) => sentences.slice(0, sentences.length - 1 - i).join(" "));
 }
 
 /** Joins with commas and "and" before the last. */

@@ -62,6 +62,12 @@ export const RULER_SCHEMA = z.strictObject({
   alpha: z.number().gt(1).default(2).describe("Zipf exponent, for fwe"),
 });
 
+/** Share of the length that a prompt may fall short of it before it is drawn again. */
+const TOLERANCE = 0.02;
+
+/** Draws of one example at most; units of some tasks are coarse, so that not every draw fills the length. */
+const ATTEMPTS = 12;
+
 /** Options of every RULER task, as given. */
 export type RulerOptions = z.input<typeof RULER_SCHEMA>;
 type Resolved = z.output<typeof RULER_SCHEMA>;
@@ -235,9 +241,24 @@ export function rulerTask(name: string, options: RulerOptions): RulerTask {
   const make = kind.maker(name, resolved);
   const { length, seed, count } = resolved;
 
+  const limit = length - maxNewTokens;
+  /** The first draft that misses the length by little, else the one that misses it by least. */
+  const draftOf = (codec: TextCodec, index: number): Draft => {
+    let best: Draft | null = null;
+    for (let attempt = 0; attempt < ATTEMPTS; attempt++) {
+      const keys = attempt === 0 ? [] : [attempt];
+      const random = new Random(seed, name, length, index, ...keys);
+      const draft = make(random, codec, { limit, index });
+      const tokens = draft.meta.promptTokens as number;
+      if (limit - tokens <= TOLERANCE * length) return draft;
+      if (best === null || tokens > (best.meta.promptTokens as number)) {
+        best = draft;
+      }
+    }
+    return best!;
+  };
   const example = (codec: TextCodec, index: number): WorkedExample => {
-    const random = new Random(seed, name, length, index);
-    const draft = make(random, codec, { limit: length - maxNewTokens, index });
+    const draft = draftOf(codec, index);
     return {
       id: `${name}-${length}-${seed}-${index}`,
       prompt: draft.prompt,

@@ -6,8 +6,9 @@
 import type { Random } from "../random.ts";
 import type { TextCodec } from "../types.ts";
 import { haystackSentence } from "../text/haystack.ts";
-import { fillSlots, fitUnits } from "../_sizing.ts";
+import { fillRest, fillSlots, fitUnits } from "../_sizing.ts";
 import {
+  beginnings,
   type Draft,
   freshValue,
   joinAnd,
@@ -214,7 +215,7 @@ export function makeNiah(
   /** Position of needle i among `count` units: it stands before that unit. */
   const place = (i: number, count: number): number =>
     Math.floor((shares[i] as number) * (isEssay ? count : count + 1));
-  const contextOf = (count: number): string => {
+  const contextOf = (count: number, rest?: string): string => {
     grow(count);
     const parts: string[] = [];
     let next = 0;
@@ -224,6 +225,7 @@ export function makeNiah(
       }
       if (u < count) parts.push(units[u] as string);
     }
+    if (rest !== undefined) parts.push(rest);
     return parts.join(joiner);
   };
   let fixed = codec.encode(head).length +
@@ -238,15 +240,26 @@ export function makeNiah(
   // Grow until the estimate passes the limit: no unit beyond that can fit.
   let max = 0;
   while (max < 10_000_000 && estimate(max) <= limit) max++;
-  const fit = fitUnits(codec, {
+  const around = (context: string): string =>
+    head + context + first.question + first.answerPrefix;
+  const whole = fitUnits(codec, {
     limit,
     min: 0,
     max: max + 2,
     estimate,
-    build: (count) =>
-      head + contextOf(count) + first.question + first.answerPrefix,
+    build: (count) => around(contextOf(count)),
   });
-  const context = contextOf(fit.count);
+  const fit = config.haystack === "noise"
+    ? fillRest(codec, whole, {
+      limit,
+      parts: beginnings(wording.noise),
+      build: (rest) => around(contextOf(whole.count, rest)),
+    })
+    : whole;
+  const context = fit.text.slice(
+    head.length,
+    fit.text.length - first.question.length - first.answerPrefix.length,
+  );
   return {
     context,
     keys: [...keys, ...distractors.slice(0, fit.count).map((n) => n.key)],

@@ -8,7 +8,7 @@ import { Random } from "../random.ts";
 import type { TextCodec } from "../types.ts";
 import { ADJECTIVES, NOUNS, VERBS } from "../text/words.ts";
 import { type DataFile, jsonOf } from "../_files.ts";
-import { fillSlots, fitUnits } from "../_sizing.ts";
+import { fillRest, fillSlots, fitUnits } from "../_sizing.ts";
 import type { Draft } from "./_parts.ts";
 import type { ResolvedWording } from "./_wording.ts";
 
@@ -220,12 +220,19 @@ interface Supply {
   gold: string[];
   /** Other document number `i`. */
   other(i: number): string;
+  /** Short documents, longest first, one of which may fill what whole documents leave. */
+  fillers: readonly string[];
 }
 
 /** A question about invented people; with two hops it takes two documents to answer. */
 function invented(random: Random, hops: 1 | 2): Supply {
   const people = new People(random);
   const asked = people.next();
+  const extra = people.next();
+  const fillers = [
+    `${extra.name} was born in ${extra.town} and learned from ${extra.teacher} how ${extra.trade}.`,
+    `${extra.name} was born in ${extra.town}.`,
+  ];
   const other = (docs: string[]) => (i: number): string => {
     while (docs.length <= i) docs.push(people.tell(people.next()));
     return docs[i] as string;
@@ -241,6 +248,7 @@ function invented(random: Random, hops: 1 | 2): Supply {
       answers: [answer],
       gold: [people.tell(asked), people.tell(teacher)],
       other: other([]),
+      fillers,
     };
   }
   const [question, answer] = random.choice([
@@ -253,6 +261,7 @@ function invented(random: Random, hops: 1 | 2): Supply {
     answers: [answer],
     gold: [people.tell(asked)],
     other: other([]),
+    fillers,
   };
 }
 
@@ -276,6 +285,8 @@ function supplied(random: Random, source: QaSource, index: number): Supply {
           ? others[i % others.length] as number
           : asked.gold[i % asked.gold.length] as number,
       ),
+    // The user's documents stay whole.
+    fillers: [],
   };
 }
 
@@ -302,17 +313,21 @@ export function makeQa(
   const supply = source === null
     ? invented(random, hops)
     : supplied(random, source, index);
-  const contextOf = (count: number): string => {
+  const contextOf = (count: number, filler?: string): string => {
     const documents = supply.gold.slice();
     for (let i = 0; documents.length < count; i++) {
       documents.push(supply.other(i));
     }
+    if (filler !== undefined) documents.push(filler);
     return new Random(order, count).shuffle(documents)
       .map((text, i) => `Document ${i + 1}:\n${text}`).join("\n\n");
   };
   const slots = { query: supply.question };
-  const promptOf = (count: number): string =>
-    fillSlots(wording.template, { ...slots, context: contextOf(count) });
+  const promptOf = (count: number, filler?: string): string =>
+    fillSlots(wording.template, {
+      ...slots,
+      context: contextOf(count, filler),
+    });
   const sizes: number[] = [];
   const answerPrefix = fillSlots(wording.answerPrefix, slots);
   const base = codec.encode(promptOf(supply.gold.length)).length +
@@ -332,15 +347,20 @@ export function makeQa(
   };
   let max = supply.gold.length;
   while (estimate(max) <= limit) max++;
-  const fit = fitUnits(codec, {
+  const whole = fitUnits(codec, {
     limit,
     min: supply.gold.length,
     max: max + 2,
     estimate,
     build: (count) => promptOf(count) + answerPrefix,
   });
+  const fit = fillRest(codec, whole, {
+    limit,
+    parts: supply.fillers,
+    build: (filler) => promptOf(whole.count, filler) + answerPrefix,
+  });
   return {
-    prompt: promptOf(fit.count),
+    prompt: fit.text.slice(0, fit.text.length - answerPrefix.length),
     question: "",
     answerPrefix,
     answers: supply.answers,

@@ -5,8 +5,8 @@
  */
 import type { Random } from "../random.ts";
 import type { TextCodec } from "../types.ts";
-import { fillSlots, fitUnits } from "../_sizing.ts";
-import { type Draft, randomLetters } from "./_parts.ts";
+import { fillRest, fillSlots, fitUnits } from "../_sizing.ts";
+import { beginnings, type Draft, randomLetters } from "./_parts.ts";
 import type { ResolvedWording } from "./_wording.ts";
 
 /** New tokens of the official benchmark. */
@@ -79,7 +79,7 @@ function makeOne(
     const shares = chain.map(() => random.float()).sort((a, b) => a - b);
     return chain.map((text, i) => ({ text, share: shares[i] as number }));
   }).sort((a, b) => a.share - b.share);
-  const build = (count: number): string => {
+  const build = (count: number, rest?: string): string => {
     const parts: string[] = [];
     let next = 0;
     for (let u = 0; u <= count; u++) {
@@ -94,16 +94,22 @@ function makeOne(
       }
       if (u < count) parts.push(wording.noise);
     }
+    if (rest !== undefined) parts.push(rest);
     return start + parts.join("\n") + end;
   };
   const fixed = codec.encode(build(0)).length;
   const noiseTokens = codec.encode("\n" + wording.noise).length;
-  const fit = fitUnits(codec, {
+  const whole = fitUnits(codec, {
     limit,
     min: 0,
     max: Math.max(0, Math.ceil(2 * (limit - fixed) / noiseTokens)),
     estimate: (count) => fixed + count * noiseTokens,
     build,
+  });
+  const fit = fillRest(codec, whole, {
+    limit,
+    parts: beginnings(wording.noise),
+    build: (rest) => build(whole.count, rest),
   });
   return {
     prompt: fit.text.slice(0, fit.text.length - answerPrefix.length),
