@@ -13,7 +13,7 @@ import { UsageError } from "./spec.ts";
 export async function main(args: string[]): Promise<number> {
   let status = 0;
   const program = createProgram(async (spec, call) => {
-    status = await spec.run(call);
+    status = await spec.run({ ...call, granted: spec.grants(call) });
   });
   try {
     await program.parseAsync(args, { from: "user" });

@@ -48,6 +48,8 @@ export interface Call {
   flags: Flags;
   /** Arguments that the command did not declare: options of methods. */
   rest: string[];
+  /** What the program was told that the call needs; missing in the launcher. */
+  granted?: Grants;
 }
 
 /** One command of `kvf`. */

@@ -1,54 +1,233 @@
 /**
- * Runs a task on a model with several configurations: one prefill per example for all of them, one record per example
+ * Runs tasks on a model with several configurations: one prefill per example for all of them, one record per example
  * and configuration, finished records are never computed again.
  *
  * @module
  */
-import { ABI_VERSION } from "../ffi/mod.ts";
-import type { Task } from "../tasks/types.ts";
 import {
-  type Configuration,
-  generate,
+  answerAll,
   type Generation,
+  type Job,
   type LanguageModel,
+  leastBytes,
+  type ScheduleOptions,
 } from "./engine/mod.ts";
+import type { Configuration } from "./engine/mod.ts";
+import type { Task } from "../tasks/types.ts";
 import { createMetric } from "./metrics/mod.ts";
 import {
-  buildPrompt,
-  planPrompt,
-  promptModel,
-  PROTOCOL_SCHEMA,
-  type ProtocolOptions,
-} from "./protocol.ts";
+  newlineToken,
+  type PreparedExample,
+  type PreparedRun,
+  prepareRun,
+  type RunNames,
+  type TaskRun,
+} from "./prepare.ts";
 import {
   compactRows,
   type EvalRecord,
-  exampleHash,
-  type JsonObject,
-  type KeyParts,
   RECORD_SCHEMA_VERSION,
-  recordKey,
   type RecordStore,
 } from "./records/mod.ts";
 
-/** Options of {@linkcode runTask}. */
-export interface RunTaskOptions {
+/** What has been done of a run. */
+export interface Progress {
+  /** Name of the task. */
+  task: string;
+  /** The configuration. */
+  configuration: Configuration;
+  /** Records that were computed now. */
+  done: number;
+  /** Records that this call computes. */
+  total: number;
+}
+
+/** Options of {@linkcode runPrepared}. */
+export interface RunOptions extends ScheduleOptions {
   /** Where records go. */
   store: RecordStore;
-  /** Name of the model, for people. */
-  modelName: string;
-  /** Commit of this program. */
-  commit: string;
-  /** Seed of the run. */
-  seed: number;
-  /** How prompts are built; the defaults of {@linkcode PROTOCOL_SCHEMA} where missing. */
-  protocol?: ProtocolOptions;
+  /** Called when records are written: all counts that changed. */
+  onProgress?: (progress: readonly Progress[]) => void;
+}
+
+/** One example as the scheduler sees it. */
+interface ExampleJob extends Job {
+  prepared: PreparedExample;
+  score: (generation: Generation, index: number) => EvalRecord;
+  progress: Progress[];
+}
+
+/**
+ * Computes the missing records and writes each as soon as its answer is complete.
+ *
+ * @param model the model that the runs were prepared for
+ * @param runs what {@linkcode prepareRun} found
+ * @param options where records go, slots, memory
+ * @returns the records
+ * @throws RangeError before any work when an example cannot fit in memory
+ */
+export async function runPrepared(
+  model: LanguageModel,
+  runs: readonly PreparedRun[],
+  options: RunOptions,
+): Promise<EvalRecord[]> {
+  const jobs = runs.flatMap((run) => jobsOf(model, run));
+  checkMemory(model, jobs, options.memoryBytes ?? Infinity);
+  const made: EvalRecord[] = [];
+  for await (const answers of answerAll(model, jobs, options)) {
+    const records = answers.map(({ job, index, generation }) =>
+      job.score(generation, index)
+    );
+    await options.store.append(...records);
+    made.push(...records);
+    const changed = answers.map(({ job, index }) => job.progress[index]!);
+    for (const one of changed) one.done++;
+    options.onProgress?.([...new Set(changed)]);
+  }
+  return made;
+}
+
+/** Bytes that the most demanding example needs at least; 0 when nothing is left to do. */
+export function leastBytesOf(
+  model: LanguageModel,
+  runs: readonly PreparedRun[],
+): number {
+  const jobs = runs.flatMap((run) => jobsOf(model, run));
+  return Math.max(0, ...jobs.map((job) => leastBytes(model, job)));
+}
+
+function checkMemory(
+  model: LanguageModel,
+  jobs: readonly ExampleJob[],
+  limit: number,
+): void {
+  if (limit === Infinity) return;
+  for (const job of jobs) {
+    const need = leastBytes(model, job);
+    if (need <= limit) continue;
+    const mebibytes = (bytes: number): string =>
+      `${(bytes / 2 ** 20).toFixed(1)} MiB`;
+    throw new RangeError(
+      `Cannot run as every example must fit in ${
+        mebibytes(limit)
+      }: example "${job.prepared.example.id}" of ${job.prompt.length} tokens needs ${
+        mebibytes(need)
+      }`,
+    );
+  }
+}
+
+function jobsOf(model: LanguageModel, prepared: PreparedRun): ExampleJob[] {
+  const { run, examples } = prepared;
+  const score = scorer(model, run);
+  const counts = new Map(
+    run.configurations.map((configuration): [Configuration, Progress] => [
+      configuration,
+      { task: run.task.name, configuration, done: 0, total: 0 },
+    ]),
+  );
+  return examples.map((one): ExampleJob => {
+    const progress = one.missing.map(({ configuration }) => {
+      const count = counts.get(configuration)!;
+      count.total++;
+      return count;
+    });
+    return {
+      prepared: one,
+      prompt: one.prompt.ids,
+      configurations: one.missing.map(({ configuration }) => configuration),
+      options: {
+        maxNewTokens: one.example.maxNewTokens,
+        minNewTokens: Number(
+          one.missing[0]!.parts.generation.minNewTokens ?? 0,
+        ),
+        stop: one.stop,
+      },
+      score: (generation, index) => score(one, index, generation),
+      progress,
+    };
+  });
+}
+
+/** Makes records of a task out of answers. */
+function scorer(
+  model: LanguageModel,
+  { task }: TaskRun,
+): (
+  prepared: PreparedExample,
+  index: number,
+  generation: Generation,
+) => EvalRecord {
+  const metric = createMetric(task.metric, task.metricOptions);
+  const further = (task.scores ?? []).map((one) => ({
+    ...one,
+    ...createMetric(one.metric),
+  }));
+  const newline = newlineToken(model);
+  return ({ example, prompt, missing }, index, generation) => {
+    const { parts, key } = missing[index]!;
+    const text = model.folder.tokenizer!.decode(generation.tokens, {
+      skipSpecialTokens: true,
+    });
+    const { timing } = generation;
+    return {
+      schema: RECORD_SCHEMA_VERSION,
+      key,
+      ...parts,
+      task: { name: task.name, options: task.options },
+      promptTokens: generation.promptTokens,
+      tokens: generation.tokens,
+      text,
+      answers: example.answers,
+      metric: { name: metric.name, variant: metric.variant },
+      score: metric.score(text, example.answers),
+      scores: {
+        exact: text.trim() === (example.answers[0] ?? "") ? 1 : 0,
+        ...Object.fromEntries(
+          further.map((
+            { name, score, answers },
+          ) => [name, score(text, answers(example))]),
+        ),
+      },
+      cache: {
+        ...generation.cache,
+        rows: compactRows(generation.cache.rows),
+      },
+      timing: {
+        prefillMs: timing.prefillMs,
+        compressMs: timing.compressMs,
+        firstTokenMs: timing.firstTokenMs,
+        decodeMs: timing.decodeMs,
+        sharedPrefill: timing.sharedPrefill,
+        batch: timing.batch,
+      },
+      stop: stopReason(generation, newline),
+      meta: {
+        ...example.meta,
+        fullTokens: prompt.fullTokens,
+        truncated: prompt.truncated,
+      },
+    };
+  };
+}
+
+function stopReason(
+  generation: Generation,
+  newline: number | undefined,
+): EvalRecord["stop"] {
+  if (generation.stopReason === "length") return "max_new_tokens";
+  return generation.stopToken === newline ? "newline" : "end_token";
+}
+
+/** Options of {@linkcode runTask}. */
+export interface RunTaskOptions
+  extends RunNames, Pick<TaskRun, "seed" | "protocol">, ScheduleOptions {
+  /** Where records go. */
+  store: RecordStore;
   /** Is given the keys of all records of the call, those finished before among them. */
   keys?: Set<string>;
-  /** Called after every example. */
+  /** Called when records are written. */
   onProgress?: (done: number, total: number) => void;
-  /** Cancels between layers and steps. */
-  signal?: AbortSignal;
 }
 
 /**
@@ -62,125 +241,26 @@ export async function runTask(
   configurations: readonly Configuration[],
   options: RunTaskOptions,
 ): Promise<EvalRecord[]> {
-  const { generation } = model.folder;
-  const asked = promptModel(model.folder, options.modelName);
-  const { tokenizer } = asked;
-  const protocol = PROTOCOL_SCHEMA.parse(options.protocol ?? {});
-  const codec = {
-    encode: (text: string) => tokenizer.encode(text, { specialTokens: false }),
-    decode: (ids: number[]) =>
-      tokenizer.decode(ids, { skipSpecialTokens: true }),
-  };
-  const metric = createMetric(task.metric, task.metricOptions);
-  const further = (task.scores ?? []).map((one) => ({
-    ...one,
-    ...createMetric(one.metric),
-  }));
-  const newline = codec.encode("\n").at(-1);
-  const examples = [...task.examples(codec)];
-  const hash = model.folder.hash();
-  const made: EvalRecord[] = [];
-  for (const [i, example] of examples.entries()) {
-    options.signal?.throwIfAborted();
-    const stop = [
-      ...new Set([
-        ...generation.stopIds,
-        ...(example.stopAtNewline && newline !== undefined ? [newline] : []),
-      ]),
-    ];
-    const plan = planPrompt(asked, example, protocol);
-    const parts = await Promise.all(
-      configurations.map(async (configuration) => {
-        const part: KeyParts = {
-          model: { name: options.modelName, hash },
-          example: { id: example.id, hash: await exampleHash(task, example) },
-          method: {
-            name: configuration.method.name,
-            options: configuration.options as JsonObject,
-          },
-          generation: {
-            device: model.device.kind,
-            dtype: model.facts.dtype,
-            cacheDtype: model.facts.cacheDtype,
-            granularity: configuration.granularity,
-            maxNewTokens: example.maxNewTokens,
-            temperature: 0,
-            minNewTokens: protocol.minNewTokens,
-            stop,
-            prompt: { ...plan },
-          },
-          seed: options.seed,
-          build: { commit: options.commit, abi: ABI_VERSION },
-        };
-        return { configuration, part, key: await recordKey(part) };
-      }),
-    );
-    for (const { key } of parts) options.keys?.add(key);
-    const missing = parts.filter(({ key }) => !options.store.has(key));
-    if (missing.length > 0) {
-      const prompt = buildPrompt(asked, example, plan);
-      const generations = await generate(
-        model,
-        prompt.ids,
-        missing.map(({ configuration }) => configuration),
-        {
-          maxNewTokens: example.maxNewTokens,
-          minNewTokens: protocol.minNewTokens,
-          stop,
-          ...(options.signal ? { signal: options.signal } : {}),
-        },
-      );
-      const records = missing.map(({ part, key }, k): EvalRecord => {
-        const one = generations[k]!;
-        const text = codec.decode(one.tokens);
-        return {
-          schema: RECORD_SCHEMA_VERSION,
-          key,
-          ...part,
-          task: { name: task.name, options: task.options },
-          promptTokens: one.promptTokens,
-          tokens: one.tokens,
-          text,
-          answers: example.answers,
-          metric: { name: metric.name, variant: metric.variant },
-          score: metric.score(text, example.answers),
-          scores: {
-            exact: text.trim() === (example.answers[0] ?? "") ? 1 : 0,
-            ...Object.fromEntries(
-              further.map((
-                { name, score, answers },
-              ) => [name, score(text, answers(example))]),
-            ),
-          },
-          cache: { ...one.cache, rows: compactRows(one.cache.rows) },
-          timing: {
-            prefillMs: one.timing.prefillMs,
-            compressMs: one.timing.compressMs,
-            firstTokenMs: one.timing.firstTokenMs,
-            decodeMs: one.timing.decodeMs,
-            sharedPrefill: one.timing.sharedPrefill,
-            batch: one.timing.batch,
-          },
-          stop: stopReason(one, newline),
-          meta: {
-            ...example.meta,
-            fullTokens: prompt.fullTokens,
-            truncated: prompt.truncated,
-          },
-        };
-      });
-      await options.store.append(...records);
-      made.push(...records);
-    }
-    options.onProgress?.(i + 1, examples.length);
-  }
-  return made;
-}
-
-function stopReason(
-  generation: Generation,
-  newline: number | undefined,
-): EvalRecord["stop"] {
-  if (generation.stopReason === "length") return "max_new_tokens";
-  return generation.stopToken === newline ? "newline" : "end_token";
+  const { store, onProgress, protocol, seed } = options;
+  const run = await prepareRun(
+    model,
+    { task, configurations, seed, ...(protocol ? { protocol } : {}) },
+    options,
+    store,
+  );
+  for (const key of run.keys) options.keys?.add(key);
+  const total = run.examples.reduce((sum, one) => sum + one.missing.length, 0);
+  let done = 0;
+  return await runPrepared(model, [run], {
+    store,
+    ...(options.slots === undefined ? {} : { slots: options.slots }),
+    ...(options.memoryBytes === undefined
+      ? {}
+      : { memoryBytes: options.memoryBytes }),
+    ...(options.signal ? { signal: options.signal } : {}),
+    onProgress: (changed) => {
+      done += changed.length;
+      onProgress?.(Math.min(done, total), total);
+    },
+  });
 }

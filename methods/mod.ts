@@ -33,6 +33,7 @@ export {
   isMethodPath,
   loadMethod,
   METHODS,
+  methodSource,
   resolveMethod,
 } from "./registry.ts";
 export { adakv, type AdaKvOptions, type AdaptiveOptions } from "./adakv.ts";

@@ -3,6 +3,7 @@
  *
  * @module
  */
+import { createHash } from "node:crypto";
 import { toFileUrl } from "@std/path";
 import { z } from "zod";
 import { nearest } from "./_nearest.ts";
@@ -94,6 +95,13 @@ export function isMethodPath(nameOrPath: string): boolean {
   return /[/\\]|\.(ts|js|mts|mjs)$/.test(nameOrPath);
 }
 
+const SOURCES = new WeakMap<AnyMethod, string>();
+
+/** SHA-256 of the file that a method of the user's was loaded from; undefined for the project's own. */
+export function methodSource(method: AnyMethod): string | undefined {
+  return SOURCES.get(method);
+}
+
 /**
  * A method by name, or from a file: its default export, or its only export that is a method. The file is a module that
  * may lie anywhere; reading it needs permission for its path.
@@ -111,6 +119,10 @@ export async function loadMethod(nameOrPath: string): Promise<AnyMethod> {
       `Cannot load a method from "${nameOrPath}" as the name "${method.name}" is taken: records are kept by name; give it another`,
     );
   }
+  SOURCES.set(
+    method,
+    createHash("sha256").update(Deno.readFileSync(new URL(url))).digest("hex"),
+  );
   return method;
 }
 

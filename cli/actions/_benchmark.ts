@@ -6,14 +6,13 @@
 import { basename, join } from "@std/path";
 import { recordsOfKeys } from "../../eval/collect.ts";
 import type { Configuration } from "../../eval/engine/mod.ts";
-import { type EvalRecord, RecordStore } from "../../eval/records/mod.ts";
-import { runTask } from "../../eval/runner.ts";
+import type { EvalRecord } from "../../eval/records/mod.ts";
 import { type Table, toCsv, toMarkdown } from "../../eval/tables/mod.ts";
 import type { Task } from "../../tasks/mod.ts";
 import { protocolOf } from "../commands/_shared.ts";
 import { type Call, text } from "../spec.ts";
-import { commit } from "./_project.ts";
-import { openModel, progressBar } from "./_runtime.ts";
+import { evaluateCall, openStore } from "./_evaluation.ts";
+import { openModel } from "./_runtime.ts";
 
 /** What a benchmark came to. */
 export interface Benchmark {
@@ -25,46 +24,30 @@ export interface Benchmark {
   finished: number;
 }
 
-/** Runs tasks one after the other into the folder `--out`. */
+/** Runs tasks into the folder `--out`. */
 export async function runBenchmark(
-  { flags }: Call,
+  call: Call,
   tasks: readonly Task[],
   configurations: readonly Configuration[],
 ): Promise<Benchmark> {
+  const { flags } = call;
   const out = text(flags, "out")!;
-  const modelName = basename(text(flags, "model")!);
+  const modelPath = text(flags, "model")!;
+  const seed = (flags.seed as number | undefined) ?? 42;
+  const protocol = protocolOf(flags);
   using model = await openModel(flags);
-  using store = await RecordStore.open(out);
-  const before = store.size;
-  const bar = progressBar(
-    "examples",
-    flags.quiet === true || flags.json === true,
-  );
-  const keys = new Set<string>();
-  const total = tasks.reduce((sum, { count }) => sum + count, 0);
-  let made = 0;
-  try {
-    let base = 0;
-    for (const task of tasks) {
-      made += (await runTask(model, task, configurations, {
-        store,
-        modelName,
-        commit: commit(),
-        seed: (flags.seed as number | undefined) ?? 42,
-        protocol: protocolOf(flags),
-        keys,
-        onProgress: (done) => bar.set(base + done, total),
-      })).length;
-      base += task.count;
-    }
-  } finally {
-    bar.stop();
-  }
-  const records = await recordsOfKeys(out, keys);
+  using store = await openStore(call, out);
+  const { keys, finished } = await evaluateCall(call, {
+    label: "all",
+    model,
+    modelPath,
+    runs: tasks.map((task) => ({ task, configurations, seed, protocol })),
+    store,
+  });
   return {
-    model: modelName,
-    records,
-    finished: Math.min(before, records.length - made),
+    model: basename(modelPath),
+    records: await recordsOfKeys(out, keys),
+    finished,
   };
 }
 

@@ -72,6 +72,42 @@ export function modelFlags(command: Command, required = true): void {
     );
 }
 
+/** Parses bytes: a number, alone or with KiB, MiB, GiB or TiB (or K, M, G, T). */
+export function byteSize(value: string): number {
+  const match = /^(\d+(?:\.\d+)?)\s*(?:([KMGT])(?:iB)?)?$/.exec(value);
+  const bytes = match
+    ? Number(match[1]) * 1024 ** (" KMGT".indexOf(match[2] ?? " "))
+    : NaN;
+  if (!(bytes >= 1)) {
+    throw new InvalidArgumentError("must be bytes, for instance 8GiB");
+  }
+  return Math.floor(bytes);
+}
+
+/** `--shard`, `--batch`, `--memory`: how an evaluation shares work and memory. */
+export function scheduleFlags(command: Command): void {
+  command
+    .option(
+      "--shard <i/n>",
+      "do the i-th of n shares, with other processes on the same results folder",
+    )
+    .addOption(
+      new Option("--batch <n>", "sequences that decode together at most")
+        .argParser(integer(1)).default(64),
+    )
+    .addOption(
+      new Option(
+        "--memory <bytes>",
+        "memory for caches and activations, for instance 8GiB (default: four fifths of what is available)",
+      ).argParser(byteSize),
+    );
+}
+
+/** What evaluations need beside their own folders. */
+export const EVALUATION_GRANTS = {
+  sys: ["systemMemoryInfo"],
+};
+
 /** `--granularity`. */
 export function granularityFlag(command: Command): void {
   command.addOption(
@@ -95,6 +131,7 @@ export function benchmarkFlags(command: Command, out: string): void {
     .option("--out <dir>", "results folder: records, tables, pictures", out)
     .option("--json", "print a JSON summary", false)
     .option("--quiet", "no progress bar", false);
+  scheduleFlags(command);
 }
 
 /** Flags of the prompt protocol; the benchmark's own defaults are shown in the help. */

@@ -3,6 +3,7 @@ import { type CommandSpec, methodPaths, paths, text } from "../spec.ts";
 import {
   benchmarkFlags,
   deviceOf,
+  EVALUATION_GRANTS,
   granularityFlag,
   integer,
   modelFlags,
@@ -100,6 +101,7 @@ Example:
         ...methodPaths(text(flags, "method")),
       ),
       write: paths(text(flags, "out")),
+      ...EVALUATION_GRANTS,
       native: true,
       device: deviceOf(flags),
     };

@@ -68,3 +68,27 @@ export function labelOf(
     ? configuration.method.title
     : `${configuration.method.title} ${budget}`;
 }
+
+/**
+ * Labels that tell all configurations of a comparison apart: the short label, and where several share one, the options
+ * in which they differ.
+ */
+export function labelsOf(configurations: readonly Configuration[]): string[] {
+  const short = configurations.map(labelOf);
+  return configurations.map((one, i) => {
+    const alike = configurations.filter((_, k) => short[k] === short[i]);
+    const facts = alike.map((other): Record<string, unknown> => ({
+      ...other.options,
+      granularity: other.granularity,
+    }));
+    const own: Record<string, unknown> = {
+      ...one.options,
+      granularity: one.granularity,
+    };
+    const differing = Object.keys(own).filter((name) =>
+      new Set(facts.map((fact) => JSON.stringify(fact[name]))).size > 1
+    );
+    const suffix = differing.map((name) => `${name}=${String(own[name])}`);
+    return [short[i], ...suffix].join(" ");
+  });
+}

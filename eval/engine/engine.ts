@@ -18,7 +18,7 @@ import type { Configuration, Generation, GenerationOptions } from "./types.ts";
  */
 export async function generate(
   model: LanguageModel,
-  prompt: readonly number[],
+  prompt: ArrayLike<number>,
   configurations: readonly Configuration[],
   options: GenerationOptions = {},
 ): Promise<Generation[]> {

@@ -3,7 +3,7 @@
  *
  * @module
  */
-export { crossConfigurations, labelOf } from "./configurations.ts";
+export { crossConfigurations, labelOf, labelsOf } from "./configurations.ts";
 export { generate } from "./engine.ts";
 export {
   type Answer,

@@ -18,7 +18,7 @@ import { type GenerationOptions, InvariantError } from "./types.ts";
 /** A prompt and the configurations that read it in one prefill. */
 export interface PromptRequest {
   /** Token ids, at least one. */
-  prompt: readonly number[];
+  prompt: ArrayLike<number>;
   /** At least one. */
   members: readonly Member[];
   /** How to generate. */

@@ -37,7 +37,7 @@ import type { Generation, Job } from "./types.ts";
 export interface ScheduleOptions {
   /** Sequences that decode together at most. Default 64. */
   slots?: number;
-  /** Bytes that caches and work memory may take together. Default: no limit. */
+  /** Bytes that caches and work memory may take together, see {@linkcode leastBytes}. Default: no limit. */
   memoryBytes?: number;
   /** Cancels between layers and steps. */
   signal?: AbortSignal;

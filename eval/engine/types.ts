@@ -45,7 +45,7 @@ export interface GenerationOptions {
 /** A prompt and the configurations that answer it. */
 export interface Job {
   /** Token ids, at least one. */
-  prompt: readonly number[];
+  prompt: ArrayLike<number>;
   /** At least one. */
   configurations: readonly Configuration[];
   /** How to generate. */

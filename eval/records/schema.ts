@@ -21,7 +21,12 @@ export interface KeyParts {
   /** The example: its id for people, and {@linkcode exampleHash}. */
   example: { id: string; hash: string };
   /** The method with its resolved options, defaults included. */
-  method: { name: string; options: JsonObject };
+  method: {
+    name: string;
+    options: JsonObject;
+    /** SHA-256 of the file that defines a method of the user's own. */
+    source?: string | undefined;
+  };
   /** How tokens are produced: device, cache type, stop rules, new tokens at most, sampling. */
   generation: JsonObject;
   /** Seed of the run. */
@@ -126,8 +131,8 @@ export interface RunMeta {
   shard: string;
   /** Commit of this program. */
   commit: string;
-  /** Whether the working tree differed from the commit. */
-  dirty: boolean;
+  /** Whether the working tree differed from the commit; null when that could not be told. */
+  dirty: boolean | null;
   /** Versions of deno, v8, typescript, abi and whatever else was involved. */
   versions: { [name: string]: string };
   /** The machine. */
@@ -163,7 +168,10 @@ export const EvalRecordSchema: z.ZodType<EvalRecord> = z.strictObject({
     id: z.string().describe("unique within task, options and seed"),
     hash: hash.describe("content hash of task, its options and the example"),
   }),
-  method: named.describe("with resolved options, defaults included"),
+  method: named.extend({
+    source: hash.optional()
+      .describe("of the file that defines a method of the user's own"),
+  }).describe("with resolved options, defaults included"),
   generation: options.describe(
     "how tokens were produced: device, cache type, stop rules, new tokens at most, sampling",
   ),
@@ -217,8 +225,8 @@ export const RunMetaSchema: z.ZodType<RunMeta> = z.strictObject({
   startedAt: z.iso.datetime().describe("UTC"),
   shard: z.string().regex(/^[1-9]\d*\/[1-9]\d*$/).describe("i/n, from 1/n"),
   commit: z.string(),
-  dirty: z.boolean().describe(
-    "whether the working tree differed from the commit",
+  dirty: z.boolean().nullable().describe(
+    "whether the working tree differed from the commit; null when that could not be told",
   ),
   versions: z.record(z.string(), z.string())
     .describe("deno, v8, typescript, abi and whatever else was involved"),
@@ -272,10 +280,11 @@ function parse<T>(schema: z.ZodType<T>, value: unknown, what: string): T {
  * Names that only serve people (the model's folder name, the example's id) are not part of it.
  */
 export function recordKey(parts: KeyParts): Promise<string> {
+  const { name, options, source } = parts.method;
   return contentHash({
     model: parts.model.hash,
     example: parts.example.hash,
-    method: parts.method,
+    method: { name, options, ...(source === undefined ? {} : { source }) },
     generation: parts.generation,
     seed: parts.seed,
     build: parts.build,

@@ -10,7 +10,7 @@
  */
 // deno-lint-ignore-file no-console -- a program that prints
 import { parseArgs } from "@std/cli/parse-args";
-import { commit } from "../../cli/actions/_project.ts";
+import { sourceState } from "../../eval/provenance/mod.ts";
 import { crossConfigurations, LanguageModel } from "../../eval/engine/mod.ts";
 import {
   canonicalJson,
@@ -78,7 +78,7 @@ async function main(args: string[]): Promise<void> {
       await runTask(model, task, configurations, {
         store,
         modelName: "needle-6m",
-        commit: commit(),
+        commit: sourceState().commit,
         seed,
       });
       cells.push(percent(await scoreOf(out, task)));

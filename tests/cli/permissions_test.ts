@@ -63,6 +63,7 @@ const PROBES: Record<string, Probe> = {
       "write ./build": ["test", "tests/models/safetensors_test.ts"],
       "ffi ./build/libkvf.so": ["test", "tests/ffi/handles_test.ts"],
       "run deno": ["test", "--filter=status 2", "tests/cli/cli_test.ts"],
+      "sys systemMemoryInfo": ["test", "tests/eval/provenance_test.ts"],
     },
   },
 };

@@ -1,0 +1,231 @@
+// deno-lint-ignore-file no-console -- the command line prints
+/**
+ * What all evaluations on the command line do: open the results folder, write down the facts of the run, find out what
+ * is missing, compute it with live progress.
+ *
+ * @module
+ */
+import { basename, resolve } from "@std/path";
+import {
+  type Configuration,
+  labelsOf,
+  type LanguageModel,
+} from "../../eval/engine/mod.ts";
+import {
+  type PreparedRun,
+  prepareRun,
+  type TaskRun,
+} from "../../eval/prepare.ts";
+import {
+  grantedPermissions,
+  runMeta,
+  sourceState,
+} from "../../eval/provenance/mod.ts";
+import {
+  contentHash,
+  type Json,
+  type JsonObject,
+  parseShard,
+  RecordStore,
+  type Shard,
+  WHOLE,
+} from "../../eval/records/mod.ts";
+import { runPrepared } from "../../eval/runner.ts";
+import type { EvalRecord } from "../../eval/records/mod.ts";
+import { type Call, text } from "../spec.ts";
+import { type Count, EvaluationProgress } from "./_progress.ts";
+
+/** An evaluation of one model. */
+export interface Evaluation {
+  /** Name for the progress line. */
+  label: string;
+  /** The model. */
+  model: LanguageModel;
+  /** Its folder. */
+  modelPath: string;
+  /** Tasks with their configurations. */
+  runs: readonly TaskRun[];
+  /** The results folder. */
+  store: RecordStore;
+}
+
+/** What an evaluation did. */
+export interface Evaluated {
+  /** The runs as they were found. */
+  prepared: PreparedRun[];
+  /** Keys of this process's records, the finished ones among them. */
+  keys: Set<string>;
+  /** Records that were there already. */
+  finished: number;
+  /** Records that were computed now. */
+  made: EvalRecord[];
+}
+
+/** Opens the results folder of a call for its shard. */
+export function openStore(call: Call, folder: string): Promise<RecordStore> {
+  return RecordStore.open(folder, { shard: shardOf(call) });
+}
+
+/** The shard of a call. */
+export function shardOf({ flags }: Call): Shard {
+  const shard = text(flags, "shard");
+  return shard === undefined ? { ...WHOLE } : parseShard(shard);
+}
+
+/** Finds out what is missing. */
+export async function prepareAll(
+  { model, modelPath, runs, store }: Evaluation,
+): Promise<PreparedRun[]> {
+  const names = {
+    modelName: basename(resolve(modelPath)),
+    commit: sourceState().commit,
+  };
+  const prepared: PreparedRun[] = [];
+  for (const run of runs) {
+    prepared.push(await prepareRun(model, run, names, store));
+  }
+  return prepared;
+}
+
+/**
+ * Runs an evaluation: writes run_meta, computes what is missing.
+ *
+ * @param call the call, for its flags and permissions
+ * @param evaluation model, runs, folder
+ */
+export async function evaluateCall(
+  call: Call,
+  evaluation: Evaluation,
+): Promise<Evaluated> {
+  const { model, store, label } = evaluation;
+  const { flags } = call;
+  const prepared = await prepareAll(evaluation);
+  const memoryBytes = memoryLimit(call, model);
+  store.appendRunMeta(runMeta({
+    device: model.device,
+    shard: store.shard,
+    source: sourceState(),
+    permissions: grantedPermissions({
+      ...call.granted,
+      ffi: [model.device.path],
+    }),
+    options: optionsOf(call, evaluation, memoryBytes),
+    hashes: await hashesOf(model, prepared),
+  }));
+  const progress = new EvaluationProgress(
+    label,
+    flags.quiet === true || flags.json === true,
+  );
+  const counts = countsOf(prepared);
+  try {
+    const made = await runPrepared(model, prepared, {
+      store,
+      memoryBytes,
+      slots: flags.batch as number,
+      onProgress: (changed) => {
+        for (const one of changed) counts.note(one.configuration, one);
+        progress.update(counts.all());
+      },
+    });
+    return {
+      prepared,
+      keys: new Set(prepared.flatMap(({ keys }) => keys)),
+      finished: prepared.reduce((sum, one) => sum + one.finished, 0),
+      made,
+    };
+  } finally {
+    progress.stop();
+  }
+}
+
+/** Says how much was there already, unless the call is silent. */
+export function tellFinished({ flags }: Call, finished: number): void {
+  if (finished > 0 && !flags.json && !flags.quiet) {
+    console.error(`${finished} finished records were there already`);
+  }
+}
+
+/**
+ * Bytes that caches and work memory may take: `--memory`, or four fifths of what is available now.
+ */
+export function memoryLimit({ flags }: Call, model: LanguageModel): number {
+  if (flags.memory !== undefined) return flags.memory as number;
+  const available = model.device.kind === "cuda"
+    ? model.device.info().freeBytes
+    : Deno.systemMemoryInfo().available;
+  return 0.8 * available;
+}
+
+function optionsOf(
+  { flags, rest }: Call,
+  { modelPath, runs }: Evaluation,
+  memoryBytes: number,
+): JsonObject {
+  return {
+    flags: plain({ ...flags, model: modelPath, memory: memoryBytes }),
+    methodFlags: rest,
+    runs: runs.map(({ task, configurations, seed, protocol }): Json => ({
+      task: task.name,
+      options: task.options,
+      seed,
+      protocol: plain(protocol ?? {}),
+      configurations: configurations.map(
+        ({ method, options, granularity }): Json => ({
+          method: method.name,
+          options: plain(options),
+          granularity,
+        }),
+      ),
+    })),
+  };
+}
+
+/** What JSON keeps of a value. */
+function plain(value: Record<string, unknown>): JsonObject {
+  return JSON.parse(JSON.stringify(value)) as JsonObject;
+}
+
+async function hashesOf(
+  model: LanguageModel,
+  prepared: readonly PreparedRun[],
+): Promise<{ [name: string]: string }> {
+  return {
+    model: model.folder.hash(),
+    data: await contentHash(prepared.map(({ hashes }) => hashes.data)),
+    prompts: await contentHash(prepared.map(({ hashes }) => hashes.prompts)),
+  };
+}
+
+/** Counts by configuration over all tasks. */
+function countsOf(prepared: readonly PreparedRun[]): {
+  note(
+    configuration: Configuration,
+    progress: { task: string; done: number },
+  ): void;
+  all(): Count[];
+} {
+  const configurations = [
+    ...new Set(prepared.flatMap(({ run }) => run.configurations)),
+  ];
+  const labels = labelsOf(configurations);
+  const totals = new Map<Configuration, number>();
+  for (
+    const { configuration } of prepared.flatMap(({ examples }) =>
+      examples.flatMap(({ missing }) => missing)
+    )
+  ) totals.set(configuration, (totals.get(configuration) ?? 0) + 1);
+  const done = new Map<Configuration, Map<string, number>>();
+  return {
+    note(configuration, progress) {
+      const tasks = done.get(configuration) ?? new Map<string, number>();
+      done.set(configuration, tasks.set(progress.task, progress.done));
+    },
+    all: () =>
+      configurations.map((configuration, i) => ({
+        label: labels[i]!,
+        done: [...done.get(configuration)?.values() ?? []]
+          .reduce((a, b) => a + b, 0),
+        total: totals.get(configuration) ?? 0,
+      })).filter(({ total }) => total > 0),
+  };
+}

@@ -1,0 +1,13 @@
+/**
+ * Where results come from: sources, machine, permissions.
+ *
+ * @module
+ */
+export { type SourceState, sourceState } from "./source_state.ts";
+export {
+  type AskedPermissions,
+  fileHash,
+  grantedPermissions,
+  type RunFacts,
+  runMeta,
+} from "./run_meta.ts";
