@@ -29,7 +29,7 @@ extern "C" {
 #endif
 
 #define KVF_API __attribute__((visibility("default")))
-#define KVF_ABI_VERSION 3
+#define KVF_ABI_VERSION 5
 /* Rows of one page. */
 #define KVF_PAGE_ROWS 32
 
@@ -341,7 +341,7 @@ KVF_API int32_t kvf_scores_pool(kvf_cache *cache, uint32_t scores, uint32_t kind
                                 uint32_t err_cap);
 /* a * x + b, elementwise, as a new object. */
 KVF_API int32_t kvf_scores_affine(kvf_cache *cache, uint32_t scores, float a, float b, char *err, uint32_t err_cap);
-/* Elementwise sum (what = 0) or product (1) of two objects of equal shape. */
+/* Elementwise sum (what = 0), product (1) or a < b as 1 and 0 (2) of two objects of equal shape. */
 KVF_API int32_t kvf_scores_combine(kvf_cache *cache, uint32_t a, uint32_t b, uint32_t what, char *err,
                                    uint32_t err_cap);
 /* A copy in which rows first to end - 1 have the value `value`. */
@@ -353,6 +353,17 @@ KVF_API int32_t kvf_scores_fill(kvf_cache *cache, uint32_t scores, uint32_t firs
  * so. count at most n_row.
  */
 KVF_API int32_t kvf_scores_concentrate(kvf_cache *cache, uint32_t scores, uint32_t count, char *err, uint32_t err_cap);
+/* Natural logarithm, elementwise, as a new object. */
+KVF_API int32_t kvf_scores_log(kvf_cache *cache, uint32_t scores, char *err, uint32_t err_cap);
+/* A copy in which the selected rows of each head have the value `value`. A selection of one head counts for every head. */
+KVF_API int32_t kvf_scores_fill_selected(kvf_cache *cache, uint32_t scores, uint32_t selection, float value, char *err,
+                                         uint32_t err_cap);
+/*
+ * Each row over the highest of the first `lead` rows and of the `span` rows from itself on, cut to [0, 1]; 0 / 0 is 0.
+ * span at least 1.
+ */
+KVF_API int32_t kvf_scores_relative(kvf_cache *cache, uint32_t scores, uint32_t lead, uint32_t span, char *err,
+                                    uint32_t err_cap);
 /* Uniform draws in (0, 1], keyed by (seed, layer, head, row). */
 KVF_API int32_t kvf_scores_random(kvf_cache *cache, uint32_t n_head, uint32_t n_row, uint32_t seed, uint32_t layer,
                                   char *err, uint32_t err_cap);
@@ -392,6 +403,23 @@ KVF_API int32_t kvf_selection_read(kvf_cache *cache, uint32_t selection, uint32_
  */
 KVF_API int32_t kvf_retain(kvf_cache *cache, uint32_t sequence, uint32_t layer, uint32_t selection, uint32_t first,
                            uint32_t last, char *err, uint32_t err_cap);
+enum kvf_merge { KVF_MERGE_MIDPOINT = 0, KVF_MERGE_SIMILARITY = 1 };
+/*
+ * kvf_retain, but each row that goes is merged into the kept row of its head whose key has the highest cosine with its
+ * own (the lower row among equals; norms are at least 1e-6). Keys and values go to the same row; a kept row x becomes
+ *   KVF_MERGE_MIDPOINT:   (x + sum of (x + y) / 2) / (1 + n) over its n merged rows y
+ *   KVF_MERGE_SIMILARITY: (x + sum of g y) / (1 + sum of g), g = max((cosine + 1) / 2, 1e-6)
+ * Positions of kept rows stay. In a head that keeps nothing nothing is merged.
+ */
+KVF_API int32_t kvf_retain_merged(kvf_cache *cache, uint32_t sequence, uint32_t layer, uint32_t selection,
+                                  uint32_t first, uint32_t last, uint32_t merge, char *err, uint32_t err_cap);
+/*
+ * Spreads values over later rows: for each row v from `first` to rows - span - 1, in order, share[v] / span of its value is
+ * added to the value of each of the next `span` rows; so a row gives on what it was given. Values round to row_dtype at
+ * each step. Keys stay. shares: scores [n_stored_head, rows].
+ */
+KVF_API int32_t kvf_spread_values(kvf_cache *cache, uint32_t sequence, uint32_t layer, uint32_t shares, uint32_t first,
+                                  uint32_t span, char *err, uint32_t err_cap);
 /* What a head holds, as f32. what: 0 keys, 1 values. rows: [rows, head_dim], written. */
 KVF_API int32_t kvf_read_rows(kvf_cache *cache, uint32_t sequence, uint32_t layer, uint32_t head, uint32_t what,
                               float *rows, double rows_bytes, char *err, uint32_t err_cap);

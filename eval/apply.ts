@@ -68,6 +68,7 @@ export function applyMethod<Options>(
   using sequence = cache.sequence(granularity);
   sequence.record(tokens, policy.observe);
   sequence.recordLayer(layer, request);
+  sequence.prepare(policy, layer);
   sequence.act(policy, layer);
   const heads = Array.from({ length: sequence.storedHeads }, (_, h) => h);
   return {

@@ -18,7 +18,7 @@ const model = "pointer" as Deno.NativeTypedPointer<ModelPointer>;
 const cache = "pointer" as Deno.NativeTypedPointer<CachePointer>;
 
 /** Version of the ABI that this table describes. */
-export const ABI_VERSION = 3;
+export const ABI_VERSION = 5;
 
 const PREFILL_LAYERS = [
   model,
@@ -453,6 +453,37 @@ export const SYMBOLS = {
     ],
     result: "i32", // id
   },
+  kvf_scores_log: {
+    parameters: [
+      cache,
+      "u32", // scores
+      "buffer", // err, written
+      "u32", // err_cap, bytes
+    ],
+    result: "i32", // id
+  },
+  kvf_scores_fill_selected: {
+    parameters: [
+      cache,
+      "u32", // scores
+      "u32", // selection
+      "f32", // value
+      "buffer", // err, written
+      "u32", // err_cap, bytes
+    ],
+    result: "i32", // id
+  },
+  kvf_scores_relative: {
+    parameters: [
+      cache,
+      "u32", // scores
+      "u32", // lead
+      "u32", // span
+      "buffer", // err, written
+      "u32", // err_cap, bytes
+    ],
+    result: "i32", // id
+  },
   kvf_scores_random: {
     parameters: [
       cache,
@@ -556,6 +587,33 @@ export const SYMBOLS = {
       "u32", // selection
       "u32", // first
       "u32", // last
+      "buffer", // err, written
+      "u32", // err_cap, bytes
+    ],
+    result: "i32",
+  },
+  kvf_retain_merged: {
+    parameters: [
+      cache,
+      "u32", // sequence
+      "u32", // layer
+      "u32", // selection
+      "u32", // first
+      "u32", // last
+      "u32", // merge
+      "buffer", // err, written
+      "u32", // err_cap, bytes
+    ],
+    result: "i32",
+  },
+  kvf_spread_values: {
+    parameters: [
+      cache,
+      "u32", // sequence
+      "u32", // layer
+      "u32", // shares
+      "u32", // first
+      "u32", // span
       "buffer", // err, written
       "u32", // err_cap, bytes
     ],

@@ -44,6 +44,7 @@ type CacheCall = {
 }[StatusName];
 
 const KIND_POOL = { max: 0, avg: 1 } as const;
+const MERGES = ["midpoint", "similarity"] as const;
 
 /** The objects of one layer scope: what they are freed by, and whether they still live. */
 class Scope {
@@ -184,6 +185,25 @@ class NativeScores extends ScopedObject implements Scores {
     return this.#make("kvf_scores_combine", this.id, this.#other(other), 1);
   }
 
+  less(other: Scores): Scores {
+    return this.#make("kvf_scores_combine", this.id, this.#other(other), 2);
+  }
+
+  log(): Scores {
+    return this.#make("kvf_scores_log", this.id);
+  }
+
+  relative(lead: number, span: number): Scores {
+    checkInteger("relate scores", "lead", lead, 0, this.rows);
+    checkInteger("relate scores", "span", span, 1);
+    return this.#make("kvf_scores_relative", this.id, lead, span);
+  }
+
+  fillSelected(selection: Selection, value: number): Scores {
+    const id = selectionId("fill scores", selection, this.scope);
+    return this.#make("kvf_scores_fill_selected", this.id, id, value);
+  }
+
   fill(first: number, end: number, value: number): Scores {
     checkInteger("fill scores", "end", end, 0, this.rows);
     checkInteger("fill scores", "first", first, 0, end);
@@ -221,17 +241,13 @@ class NativeScores extends ScopedObject implements Scores {
   }
 
   #other(other: Scores): number {
-    if (!(other instanceof NativeScores)) {
-      throw new TypeError(
-        "Cannot combine scores as the other ones are not of a layer",
-      );
-    }
+    const id = scoresId("combine scores", other, this.scope);
     if (other.heads !== this.heads || other.rows !== this.rows) {
       throw new RangeError(
         `Cannot combine scores as shapes must be equal: [${this.heads}, ${this.rows}] and [${other.heads}, ${other.rows}]`,
       );
     }
-    return other.idIn(this.scope);
+    return id;
   }
 
   #make<N extends CacheCall>(name: N, ...args: Arguments<N>): Scores {
@@ -254,6 +270,20 @@ class NativeSelection extends ScopedObject implements Selection {
     let end = 0;
     return Array.from(counts, (count) => rows.subarray(end, end += count));
   }
+}
+
+function scoresId(action: string, scores: Scores, scope: Scope): number {
+  if (scores instanceof NativeScores) return scores.idIn(scope);
+  throw new TypeError(`Cannot ${action} as the other ones are not of a layer`);
+}
+
+function selectionId(
+  action: string,
+  selection: Selection,
+  scope: Scope,
+): number {
+  if (selection instanceof NativeSelection) return selection.idIn(scope);
+  throw new TypeError(`Cannot ${action} as selection is not of a layer`);
 }
 
 /** A {@linkcode LayerContext} over the library. Dispose frees every score and selection that was made through it. */
@@ -356,13 +386,14 @@ export class NativeLayer implements LayerContext, Disposable {
     return this.#scores("kvf_scores_norm", this.layer, 1);
   }
 
-  uniform(seed: number): Scores {
+  uniform(seed: number, rows: number = this.length): Scores {
     checkInteger("draw scores", "seed", seed);
+    checkInteger("draw scores", "rows", rows, 1);
     return this.#adopt(
       this.#scope.call(
         "kvf_scores_random",
         this.storedHeads,
-        this.length,
+        rows,
         seed,
         this.layer,
       ),
@@ -423,23 +454,56 @@ export class NativeLayer implements LayerContext, Disposable {
 
   retain(
     selection: Selection | null,
-    range: { first?: number; last?: number } = {},
+    options: {
+      first?: number;
+      last?: number;
+      merge?: "midpoint" | "similarity";
+    } = {},
   ): void {
     const action = "retain rows";
-    const { first = 0, last = 0 } = range;
+    const { first = 0, last = 0, merge } = options;
     checkInteger(action, "first", first);
     checkInteger(action, "last", last);
     let id = 0;
     if (selection !== null) {
-      if (!(selection instanceof NativeSelection)) {
-        throw new TypeError(`Cannot ${action} as selection is not of a layer`);
-      }
+      id = selectionId(action, selection, this.#scope);
       this.#checkHeads(action, selection.heads);
-      id = selection.idIn(this.#scope);
     }
     this.#scope.check();
-    callSequence(this.#state, "kvf_retain", this.layer, id, first, last);
+    const { layer } = this;
+    if (merge === undefined) {
+      callSequence(this.#state, "kvf_retain", layer, id, first, last);
+    } else {
+      const code = checkChoice(action, "merge", merge, MERGES);
+      callSequence(
+        this.#state,
+        "kvf_retain_merged",
+        layer,
+        id,
+        first,
+        last,
+        code,
+      );
+    }
     this.#length = undefined;
+  }
+
+  spreadValues(
+    shares: Scores,
+    { first, span }: { first: number; span: number },
+  ): void {
+    const action = "spread values";
+    checkInteger(action, "first", first);
+    checkInteger(action, "span", span, 1);
+    const id = scoresId(action, shares, this.#scope);
+    callSequence(
+      this.#state,
+      "kvf_spread_values",
+      this.layer,
+      id,
+      first,
+      span,
+    );
   }
 
   [Symbol.dispose](): void {

@@ -59,7 +59,10 @@ export function querySetKey(set: QuerySet): string {
   const action = "name a query set";
   if (set === "all") return "all";
   if ("suffix" in set) {
-    return `suffix ${checkInteger(action, "suffix", set.suffix, 1)}`;
+    const suffix = `suffix ${checkInteger(action, "suffix", set.suffix, 1)}`;
+    return "prefix" in set
+      ? `prefix ${checkInteger(action, "prefix", set.prefix, 1)}, ${suffix}`
+      : suffix;
   }
   const ranges: [number, number][] = "prefix" in set
     ? [[0, checkInteger(action, "prefix", set.prefix, 1)]]
@@ -82,7 +85,10 @@ export function querySetKey(set: QuerySet): string {
 /** Half-open ranges of queries of a prompt of `length` tokens. */
 function querySetRanges(set: QuerySet, length: number): [number, number][] {
   if (set === "all") return [[0, length]];
-  if ("suffix" in set) return [[Math.max(0, length - set.suffix), length]];
+  if ("suffix" in set) {
+    const last: [number, number] = [Math.max(0, length - set.suffix), length];
+    return "prefix" in set ? [[0, Math.min(set.prefix, length)], last] : [last];
+  }
   if ("prefix" in set) return [[0, Math.min(set.prefix, length)]];
   return set.ranges
     .map(([first, end]): [number, number] => [first, Math.min(end, length)])

@@ -250,6 +250,12 @@ export class Sequence implements Disposable {
     return new NativeLayer(this.#state, index);
   }
 
+  /** Lets a policy act on one layer whose rows are there, before its attention runs. */
+  prepare(policy: Policy, layer: number): void {
+    using scope = new NativeLayer(this.#state, layer);
+    policy.beforeAttention?.(scope);
+  }
+
   /**
    * Lets a policy act on one layer whose rows are complete, and frees everything it made.
    * @throws {RangeError} when the layer then holds more rows than `policy.maxRows` says

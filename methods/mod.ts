@@ -37,6 +37,11 @@ export {
   resolveMethod,
 } from "./registry.ts";
 export { adakv, type AdaKvOptions, type AdaptiveOptions } from "./adakv.ts";
+export { cam, type CamOptions, type ValueMergeOptions } from "./cam.ts";
+export { headkv, type HeadKvOptions, type HeadTableOptions } from "./headkv.ts";
+export { nacl, type NaclOptions, type ProxyOptions } from "./nacl.ts";
+export type { Merge } from "./parts/merge.ts";
+export type { RandomPart } from "./parts/choose.ts";
 export { fullkv, type FullKvOptions } from "./fullkv.ts";
 export { h2o, type H2oOptions, type HeavyHitterOptions } from "./h2o.ts";
 export { type KeyNormOptions, l2norm, type L2NormOptions } from "./l2norm.ts";

@@ -8,9 +8,12 @@ import { toFileUrl } from "@std/path";
 import { z } from "zod";
 import { nearest } from "./_nearest.ts";
 import { adakv } from "./adakv.ts";
+import { cam } from "./cam.ts";
 import { fullkv } from "./fullkv.ts";
 import { h2o } from "./h2o.ts";
+import { headkv } from "./headkv.ts";
 import { l2norm } from "./l2norm.ts";
+import { nacl } from "./nacl.ts";
 import { pyramidkv } from "./pyramidkv.ts";
 import { snapkv } from "./snapkv.ts";
 import { streamingllm } from "./streamingllm.ts";
@@ -31,7 +34,10 @@ export const METHODS: ReadonlyMap<string, AnyMethod> = new Map<
   ["snapkv", snapkv],
   ["pyramidkv", pyramidkv],
   ["adakv", adakv],
+  ["headkv", headkv],
   ["l2norm", l2norm],
+  ["nacl", nacl],
+  ["cam", cam],
 ]);
 
 /** Shape of a method, as far as it can be seen without running it. */

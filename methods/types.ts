@@ -26,9 +26,17 @@ export interface Scores extends Disposable {
   add(other: Scores): Scores;
   /** Elementwise product. */
   multiply(other: Scores): Scores;
+  /** 1 where these scores are below the others, else 0. */
+  less(other: Scores): Scores;
+  /** Natural logarithm. */
+  log(): Scores;
+  /** Each row over the highest of the first `lead` rows and of the `span` rows from itself on, cut to [0, 1]. */
+  relative(lead: number, span: number): Scores;
+  /** A copy in which the selected rows are `value`. */
+  fillSelected(selection: Selection, value: number): Scores;
   /** A copy in which rows `first` to `end - 1` are `value`. */
   fill(first: number, end: number, value: number): Scores;
-  /** Each head multiplied by the share of its sum that its `count` highest scores make up. */
+  /** Each head multiplied by the share of its sum that its `count` highest scores make up; -Infinity is left out. */
   concentrate(count: number): Scores;
   /** The highest `count` rows of each head (or `counts[h]` of head `h`); the lower row among equals. */
   topK(count: number | ArrayLike<number>): Selection;
@@ -53,6 +61,8 @@ export type QuerySet =
   | { suffix: number }
   /** The first `prefix` queries. */
   | { prefix: number }
+  /** Both: the first `prefix` and the last `suffix` queries. */
+  | { prefix: number; suffix: number }
   /** Half-open ranges of query positions. */
   | { ranges: [first: number, end: number][] };
 
@@ -106,26 +116,42 @@ export interface LayerContext extends ModelShape {
   keyNorm(): Scores;
   /** Euclidean norm of each row's value: `[storedHeads, length]`. */
   valueNorm(): Scores;
-  /** Uniform draws in (0, 1] keyed by seed, layer, head and row: `[storedHeads, length]`. */
-  uniform(seed: number): Scores;
+  /** Uniform draws in (0, 1] keyed by seed, layer, head and row: `[storedHeads, rows]`; `rows` is `length` if missing. */
+  uniform(seed: number, rows?: number): Scores;
   /** Scores from numbers of the policy's own: `[heads, rows]`. */
   fromArray(values: Float32Array, heads: number): Scores;
   /** A selection from explicit lists, one per stored head or one for all. */
   select(rows: ArrayLike<number>[]): Selection;
   /**
    * Keeps the selected rows, the first `first` and the last `last` rows of each head, and frees the rest. Without a
-   * selection only the two ranges stay.
+   * selection only the two ranges stay. With `merge` each row that goes is first merged into the kept row whose key is
+   * most like its own: by their midpoint, or weighted by similarity.
    */
   retain(
     selection: Selection | null,
-    range?: { first?: number; last?: number },
+    options?: {
+      first?: number;
+      last?: number;
+      merge?: "midpoint" | "similarity";
+    },
   ): void;
+  /**
+   * For each row from `first` on, in order, adds `share / span` of its value to the values of each of the next `span`
+   * rows; rows nearer to the end than that give nothing.
+   * @param shares `[storedHeads, length]`
+   */
+  spreadValues(shares: Scores, options: { first: number; span: number }): void;
 }
 
 /** A method with its options resolved, for one sequence. */
 export interface Policy {
   /** What prefill must record. */
   observe?: Observation;
+  /**
+   * Acts once per layer, when the layer's rows are there and before its attention runs: what it changes, this prefill's
+   * attention sees. A policy with this hook gets a prefill of its own.
+   */
+  beforeAttention?(layer: LayerContext): void;
   /** Acts once per layer, when the layer's prompt rows are complete. A missing hook keeps everything. */
   afterPrefill?(layer: LayerContext): void;
   /**

@@ -1,5 +1,5 @@
 /*
- * Actions on one layer of a sequence.
+ * Actions on one layer of a sequence: retaining rows, with or without merging the others into them; spreading values.
  *
  * Retaining rows takes one of three ways per head. All kept: nothing happens. The head alone owns the pages that it will
  * keep: rows move to the front within them, so that eviction needs no memory and the peak stays that of the full layer.
@@ -16,7 +16,10 @@ typedef struct keep {
     uint32_t *rows;  /* backend memory, ascending */
     uint32_t n_row;
     kv_table fresh;  /* pages to gather into; empty when nothing moves or rows move in place */
+    float *merged;   /* backend memory: keys, then values of the kept rows; NULL when nothing is merged into them */
 } keep;
+
+#define NO_MERGE UINT32_MAX
 
 static uint32_t pages_for(uint32_t rows) { return (rows + KVF_PAGE_ROWS - 1) / KVF_PAGE_ROWS; }
 
@@ -119,8 +122,40 @@ static int32_t move_rows(kvf_cache *cache, kv_sequence *s, uint32_t layer, keep 
     return status;
 }
 
+/* What the kept rows become when the others are merged into them, before any row moves. */
+static int32_t merge_rows(kvf_cache *cache, const kv_sequence *s, uint32_t layer, uint32_t merge, keep *keeps, kv_err err) {
+    int32_t status = KVF_OK;
+    for (uint32_t h = 0; h < s->n_stored_head && status == KVF_OK; h++) {
+        const kv_table *t = kv_table_of(s, layer, h);
+        const uint32_t n = keeps[h].n_row;
+        if (n == 0 || n == t->rows) continue;
+        const size_t size = (size_t)n * cache->config.head_dim;
+        keeps[h].merged = be_alloc(cache->dev, 2 * size * sizeof(float));
+        if (keeps[h].merged == NULL) {
+            return kv_fail(err, KVF_ERR_MEMORY, "Cannot merge rows as %zu bytes must be available", 2 * size * sizeof(float));
+        }
+        status = be_merge_rows(cache, t, keeps[h].rows, n, merge, keeps[h].merged, keeps[h].merged + size, err);
+    }
+    return status;
+}
+
+static int32_t replace_merged(kvf_cache *cache, kv_sequence *s, uint32_t layer, const keep *keeps, kv_err err) {
+    int32_t status = KVF_OK;
+    for (uint32_t h = 0; h < s->n_stored_head && status == KVF_OK; h++) {
+        if (keeps[h].merged == NULL) continue;
+        const size_t size = (size_t)keeps[h].n_row * cache->config.head_dim;
+        status = be_replace_rows(cache, kv_table_of(s, layer, h), keeps[h].merged, keeps[h].merged + size, keeps[h].n_row,
+                                 err);
+    }
+    return status;
+}
+
+/* merge: a kvf_merge, or NO_MERGE. */
 static int32_t retain(kvf_cache *cache, uint32_t sequence, uint32_t layer, uint32_t selection, uint32_t first,
-                      uint32_t last, kv_err err) {
+                      uint32_t last, uint32_t merge, kv_err err) {
+    if (merge != NO_MERGE && merge > KVF_MERGE_SIMILARITY) {
+        return kv_fail(err, KVF_ERR_ARG, "Cannot retain rows as merge must be 0 (midpoint) or 1 (similarity): %u", merge);
+    }
     kv_sequence *s = kv_find_sequence(cache, sequence, "retain rows", err);
     if (s == NULL || !kv_check_layer(cache, layer, "retain rows", err)) return KVF_ERR_ARG;
     if (s->prefill != NULL && s->prefill->projected && s->prefill->next_layer == layer) {
@@ -144,9 +179,14 @@ static int32_t retain(kvf_cache *cache, uint32_t sequence, uint32_t layer, uint3
     }
     if (status == KVF_OK) status = choose(cache, s, layer, sel, first, last, keeps, room, err);
     if (status == KVF_OK) status = take_pages(cache, s, layer, keeps, err);
+    if (status == KVF_OK && merge != NO_MERGE) status = merge_rows(cache, s, layer, merge, keeps, err);
     if (status == KVF_OK) status = move_rows(cache, s, layer, keeps, err);
+    if (status == KVF_OK) status = replace_merged(cache, s, layer, keeps, err);
     if (keeps != NULL) {
-        for (uint32_t h = 0; h < s->n_stored_head; h++) kv_table_free(cache, &keeps[h].fresh);
+        for (uint32_t h = 0; h < s->n_stored_head; h++) {
+            kv_table_free(cache, &keeps[h].fresh);
+            be_free(cache->dev, keeps[h].merged);
+        }
     }
     be_free(cache->dev, room);
     free(keeps);
@@ -158,7 +198,54 @@ int32_t kvf_retain(kvf_cache *cache, uint32_t sequence, uint32_t layer, uint32_t
     const kv_err err = {text, cap};
     int32_t status = kv_enter(cache, KV_CACHE, "retain rows", err);
     if (status != KVF_OK) return status;
-    status = retain(cache, sequence, layer, selection, first, last, err);
+    status = retain(cache, sequence, layer, selection, first, last, NO_MERGE, err);
+    kv_leave(cache->dev);
+    return status;
+}
+
+int32_t kvf_retain_merged(kvf_cache *cache, uint32_t sequence, uint32_t layer, uint32_t selection, uint32_t first,
+                          uint32_t last, uint32_t merge, char *text, uint32_t cap) {
+    const kv_err err = {text, cap};
+    int32_t status = kv_enter(cache, KV_CACHE, "retain rows", err);
+    if (status != KVF_OK) return status;
+    if (merge == NO_MERGE) merge--; /* refused like any other number */
+    status = retain(cache, sequence, layer, selection, first, last, merge, err);
+    kv_leave(cache->dev);
+    return status;
+}
+
+/* ---- Spreading ---- */
+
+static int32_t spread_values(kvf_cache *cache, uint32_t sequence, uint32_t layer, uint32_t shares, uint32_t first,
+                             uint32_t span, kv_err err) {
+    kv_sequence *s = kv_find_sequence(cache, sequence, "spread values", err);
+    if (s == NULL || !kv_check_layer(cache, layer, "spread values", err)) return KVF_ERR_ARG;
+    const kv_object *in = kv_find_object(cache, shares, KV_SCORES, "spread values", err);
+    if (in == NULL) return KVF_ERR_ARG;
+    if (span == 0) return kv_fail(err, KVF_ERR_ARG, "Cannot spread values as span must be at least 1: 0");
+    for (uint32_t h = 0; h < s->n_stored_head; h++) {
+        const uint32_t rows = kv_table_of(s, layer, h)->rows;
+        if (in->n_head == s->n_stored_head && in->n_row == rows) continue;
+        return kv_fail(err, KVF_ERR_ARG, "Cannot spread values as the shares must be %u x %u: %u x %u", s->n_stored_head, rows,
+                       in->n_head, in->n_row);
+    }
+    if (in->n_row <= span || first >= in->n_row - span) return KVF_OK;
+    int32_t status = KVF_OK;
+    for (uint32_t h = 0; h < s->n_stored_head && status == KVF_OK; h++) {
+        status = kv_table_own(cache, kv_table_of(s, layer, h), err);
+    }
+    for (uint32_t h = 0; h < s->n_stored_head && status == KVF_OK; h++) {
+        status = be_spread_values(cache, kv_table_of(s, layer, h), in->values + (size_t)h * in->n_row, first, span, err);
+    }
+    return status;
+}
+
+int32_t kvf_spread_values(kvf_cache *cache, uint32_t sequence, uint32_t layer, uint32_t shares, uint32_t first,
+                          uint32_t span, char *text, uint32_t cap) {
+    const kv_err err = {text, cap};
+    int32_t status = kv_enter(cache, KV_CACHE, "spread values", err);
+    if (status != KVF_OK) return status;
+    status = spread_values(cache, sequence, layer, shares, first, span, err);
     kv_leave(cache->dev);
     return status;
 }

@@ -59,6 +59,17 @@ int32_t be_read_positions(kvf_cache *cache, const kv_table *t, uint32_t *to_host
 /* Writes rows [0, n) of a layer's kv head from host f32 k, v [n, head_dim]; positions 0 .. n - 1. Sets no `rows`. */
 int32_t be_write_rows(kvf_cache *cache, kv_table *t, const float *k, const float *v, uint32_t n, kv_err err);
 
+/*
+ * What the table's rows `rows` (backend memory, n of them, ascending, n > 0) become when all other rows are merged into
+ * them, as kvf_retain_merged says: k, v [n, head_dim] f32, backend memory. The table stays as it is.
+ */
+int32_t be_merge_rows(kvf_cache *cache, const kv_table *t, const uint32_t *rows, uint32_t n, uint32_t merge, float *k,
+                      float *v, kv_err err);
+/* Keys and values of rows [0, n) become k, v [n, head_dim] f32 (backend memory); positions stay. All pages are t's own. */
+int32_t be_replace_rows(kvf_cache *cache, kv_table *t, const float *k, const float *v, uint32_t n, kv_err err);
+/* As kvf_spread_values, for one head; shares: [rows], backend memory. All pages are t's own. */
+int32_t be_spread_values(kvf_cache *cache, kv_table *t, const float *shares, uint32_t first, uint32_t span, kv_err err);
+
 /* ---- Lives ---- */
 
 /* Free what the backend keeps in impl, if anything. The sequences of a cache are closed before it. */
@@ -113,6 +124,11 @@ int32_t be_scores_combine(kvf_device *dev, const float *x, const float *y, float
                           kv_err err);
 int32_t be_scores_fill(kvf_device *dev, float *inout, uint32_t n_head, uint32_t n_row, uint32_t first, uint32_t end,
                        float value, kv_err err);
+int32_t be_scores_log(kvf_device *dev, const float *in, float *out, size_t n, kv_err err);
+/* One head: the rows' (backend memory) scores become `value`. */
+int32_t be_scores_fill_selected(kvf_device *dev, float *inout, const uint32_t *rows, uint32_t n, float value, kv_err err);
+int32_t be_scores_relative(kvf_device *dev, const float *in, float *out, uint32_t n_head, uint32_t n_row, uint32_t lead,
+                           uint32_t span, kv_err err);
 /*
  * Philox with key {seed, 0x73636f72} and counter {row, head, layer, 0}; with the first of its four words w the draw is
  * ((w >> 8) + 1) * 2^-24.

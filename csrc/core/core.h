@@ -268,6 +268,8 @@ void kv_table_free(kvf_cache *cache, kv_table *t);
  * backend writes the rows and then adds n. Fails with KVF_ERR_MEMORY at the limit, leaving the table as it was.
  */
 int32_t kv_table_reserve(kvf_cache *cache, kv_table *t, uint32_t n, kv_err err);
+/* Makes all pages of the table its own: shared ones are copied. On failure the table is as it was. */
+int32_t kv_table_own(kvf_cache *cache, kv_table *t, kv_err err);
 /*
  * Room for the n rows of a prefill in all (empty) tables of a layer. With query_head granularity the tables of one group
  * share their pages: the backend writes through the group's first table. core sets the tables' rows once they are written.

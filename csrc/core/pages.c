@@ -110,6 +110,29 @@ void kv_table_free(kvf_cache *cache, kv_table *t) {
 
 void kv_table_trim(kvf_cache *cache, kv_table *t) { release_from(cache, t, pages_for(t->rows)); }
 
+int32_t kv_table_own(kvf_cache *cache, kv_table *t, kv_err err) {
+    uint32_t n = 0;
+    for (uint32_t i = 0; i < t->n_page; i++) n += cache->page[t->page[i]].refs > 1;
+    if (n == 0) return KVF_OK;
+    uint32_t *copy = malloc(n * sizeof *copy);
+    if (copy == NULL) return no_memory(n * sizeof *copy, err);
+    int32_t status = kv_pages_take(cache, copy, n, err);
+    if (status == KVF_OK) {
+        uint32_t used = 0;
+        for (uint32_t i = 0; i < t->n_page && status == KVF_OK; i++) {
+            const kv_page *from = &cache->page[t->page[i]];
+            if (from->refs <= 1) continue;
+            status = be_copy(cache->dev, cache->page[copy[used]].data, from->data, cache->page_bytes, err);
+            if (status != KVF_OK) break;
+            kv_page_release(cache, t->page[i]);
+            t->page[i] = copy[used++];
+        }
+        while (used < n) kv_page_release(cache, copy[used++]);
+    }
+    free(copy);
+    return status;
+}
+
 int32_t kv_table_reserve(kvf_cache *cache, kv_table *t, uint32_t n, kv_err err) {
     if (n == 0) return KVF_OK;
     if (n > UINT32_MAX - KVF_PAGE_ROWS - t->rows) {

@@ -210,8 +210,8 @@ static int32_t scores_combine(kvf_cache *cache, uint32_t a, uint32_t b, uint32_t
     const kv_object *x = kv_find_object(cache, a, KV_SCORES, "combine the scores", err);
     const kv_object *y = x == NULL ? NULL : kv_find_object(cache, b, KV_SCORES, "combine the scores", err);
     if (y == NULL) return KVF_ERR_ARG;
-    if (what > 1) {
-        return kv_fail(err, KVF_ERR_ARG, "Cannot combine the scores as what must be 0 (sum) or 1 (product): %u", what);
+    if (what > 2) {
+        return kv_fail(err, KVF_ERR_ARG, "Cannot combine the scores as what must be 0 (sum), 1 (product) or 2 (less): %u", what);
     }
     if (x->n_head != y->n_head || x->n_row != y->n_row) {
         return kv_fail(err, KVF_ERR_ARG, "Cannot combine the scores as their shapes must be equal: %u x %u and %u x %u",
@@ -282,6 +282,90 @@ int32_t kvf_scores_concentrate(kvf_cache *cache, uint32_t scores, uint32_t count
     int32_t status = kv_enter(cache, KV_CACHE, "concentrate the scores", err);
     if (status != KVF_OK) return status;
     status = scores_concentrate(cache, scores, count, err);
+    kv_leave(cache->dev);
+    return status;
+}
+
+static int32_t scores_log(kvf_cache *cache, uint32_t scores, kv_err err) {
+    const kv_object *in = kv_find_object(cache, scores, KV_SCORES, "take logarithms", err);
+    if (in == NULL) return KVF_ERR_ARG;
+    int32_t status;
+    kv_object *out = kv_scores_new(cache, in->n_head, in->n_row, &status, err);
+    if (out == NULL) return status;
+    const size_t n = (size_t)in->n_head * in->n_row;
+    if (n > 0) status = be_scores_log(cache->dev, in->values, out->values, n, err);
+    return kv_object_publish(cache, out, status, err);
+}
+
+int32_t kvf_scores_log(kvf_cache *cache, uint32_t scores, char *text, uint32_t cap) {
+    const kv_err err = {text, cap};
+    int32_t status = kv_enter(cache, KV_CACHE, "take logarithms", err);
+    if (status != KVF_OK) return status;
+    status = scores_log(cache, scores, err);
+    kv_leave(cache->dev);
+    return status;
+}
+
+static int32_t scores_fill_selected(kvf_cache *cache, uint32_t scores, uint32_t selection, float value, kv_err err) {
+    static const char *const action = "fill the selected scores";
+    const kv_object *in = kv_find_object(cache, scores, KV_SCORES, action, err);
+    const kv_object *sel = in == NULL ? NULL : kv_find_object(cache, selection, KV_SELECTION, action, err);
+    if (sel == NULL) return KVF_ERR_ARG;
+    if (sel->n_head != 1 && sel->n_head != in->n_head) {
+        return kv_fail(err, KVF_ERR_ARG, "Cannot %s as the selection must have 1 or %u heads: %u", action, in->n_head, sel->n_head);
+    }
+    for (uint32_t h = 0; h < sel->n_head; h++) {
+        if (sel->ends[h] <= in->n_row) continue;
+        return kv_fail(err, KVF_ERR_ARG, "Cannot %s as the selection must stay below the %u rows: %u", action, in->n_row,
+                       sel->ends[h] - 1);
+    }
+    int32_t status;
+    kv_object *out = kv_scores_new(cache, in->n_head, in->n_row, &status, err);
+    if (out == NULL) return status;
+    const size_t bytes = (size_t)in->n_head * in->n_row * sizeof(float);
+    if (bytes > 0) status = be_copy(cache->dev, out->values, in->values, bytes, err);
+    const uint32_t *rows = sel->rows;
+    for (uint32_t h = 0; h < in->n_head && status == KVF_OK; h++) {
+        const uint32_t n = sel->counts[sel->n_head == 1 ? 0 : h];
+        if (n > 0) {
+            status = be_scores_fill_selected(cache->dev, out->values + (size_t)h * in->n_row, rows, n, value, err);
+        }
+        if (sel->n_head > 1) rows += n;
+    }
+    return kv_object_publish(cache, out, status, err);
+}
+
+int32_t kvf_scores_fill_selected(kvf_cache *cache, uint32_t scores, uint32_t selection, float value, char *text,
+                                 uint32_t cap) {
+    const kv_err err = {text, cap};
+    int32_t status = kv_enter(cache, KV_CACHE, "fill the selected scores", err);
+    if (status != KVF_OK) return status;
+    status = scores_fill_selected(cache, scores, selection, value, err);
+    kv_leave(cache->dev);
+    return status;
+}
+
+static int32_t scores_relative(kvf_cache *cache, uint32_t scores, uint32_t lead, uint32_t span, kv_err err) {
+    const kv_object *in = kv_find_object(cache, scores, KV_SCORES, "relate the scores", err);
+    if (in == NULL) return KVF_ERR_ARG;
+    if (span == 0 || lead > in->n_row) {
+        return kv_fail(err, KVF_ERR_ARG, "Cannot relate the scores as span must be at least 1 and lead at most %u: %u and %u",
+                       in->n_row, span, lead);
+    }
+    int32_t status;
+    kv_object *out = kv_scores_new(cache, in->n_head, in->n_row, &status, err);
+    if (out == NULL) return status;
+    if (in->n_row > 0) {
+        status = be_scores_relative(cache->dev, in->values, out->values, in->n_head, in->n_row, lead, span, err);
+    }
+    return kv_object_publish(cache, out, status, err);
+}
+
+int32_t kvf_scores_relative(kvf_cache *cache, uint32_t scores, uint32_t lead, uint32_t span, char *text, uint32_t cap) {
+    const kv_err err = {text, cap};
+    int32_t status = kv_enter(cache, KV_CACHE, "relate the scores", err);
+    if (status != KVF_OK) return status;
+    status = scores_relative(cache, scores, lead, span, err);
     kv_leave(cache->dev);
     return status;
 }

@@ -231,7 +231,7 @@ static __global__ void affine_kernel(float *out, const float *in, size_t n, floa
 
 static __global__ void combine_kernel(float *out, const float *x, const float *y, size_t n, uint32_t what) {
     const size_t i = (size_t)blockIdx.x * blockDim.x + threadIdx.x;
-    if (i < n) out[i] = what == 0 ? x[i] + y[i] : x[i] * y[i];
+    if (i < n) out[i] = what == 0 ? x[i] + y[i] : what == 1 ? x[i] * y[i] : x[i] < y[i] ? 1.0f : 0.0f;
 }
 
 static __global__ void fill_kernel(float *inout, uint32_t n_row, uint32_t first, uint32_t end, float value) {

@@ -40,7 +40,7 @@ export function prefillGroups(members: readonly Member[]): number[][] {
   const shared: number[][] = [];
   const own: number[][] = [];
   members.forEach((member, i) => {
-    if (member.configuration.method.altersPrefill) {
+    if (member.policy.beforeAttention !== undefined) {
       own.push([i]);
       return;
     }
@@ -149,7 +149,13 @@ export async function readLean(
     const signal = request.signal ? { signal: request.signal } : {};
     let compressMs = 0;
     for (let layer = 0; layer < model.shape.layers; layer++) {
-      await prefill.layers(layer, 1, signal);
+      if (member.policy.beforeAttention !== undefined) {
+        await prefill.layers(layer, 1, { ...signal, phase: "project" });
+        const before = performance.now();
+        sequence.prepare(member.policy, layer);
+        compressMs += performance.now() - before;
+        await prefill.layers(layer, 1, { ...signal, phase: "attend" });
+      } else await prefill.layers(layer, 1, signal);
       const before = performance.now();
       sequence.act(member.policy, layer);
       compressMs += performance.now() - before;

@@ -17,6 +17,7 @@ import type {
   OptionSpec,
   Policy,
   Scores,
+  Selection,
 } from "../types.ts";
 import {
   type BudgetOptions,
@@ -25,6 +26,8 @@ import {
   POLICY_OPTIONS,
   policyOf,
 } from "./budgets.ts";
+import { choose, type RandomPart } from "./choose.ts";
+import { type Merge, MERGE_KIND, MERGE_OPTION } from "./merge.ts";
 import { QUANT_OPTION, quantiserOf } from "./quant.ts";
 import { SCHEDULE_OPTION, scheduleOf } from "./schedule.ts";
 
@@ -32,6 +35,8 @@ import { SCHEDULE_OPTION, scheduleOf } from "./schedule.ts";
 export interface EvictionOptions {
   /** Tokens kept per layer and stored head on average, the protected ones included. */
   budget: number;
+  /** What becomes of rows that go: `none`, or merged into kept ones by `pivot` or `weighted`. */
+  merge: Merge;
   /** How kept rows are stored: `none`, or a packed format. */
   quant: string;
   /** When the method acts: `prefill`, or again during generation. */
@@ -75,6 +80,19 @@ export interface EvictionSpec<O> {
    * protected. Without it the most recent rows are kept.
    */
   score?(layer: LayerContext, options: O): Scores;
+  /** Part of the choice that is drawn instead of taken from the top. */
+  sampling?(options: O): RandomPart;
+  /**
+   * Whether `beforeAttention` acts with these options; the method then changes what prefill computes. Missing: it has no
+   * such hook.
+   */
+  altersPrefill?(options: O): boolean;
+  /** Acts on rows before the layer's attention runs; not called where nothing will be dropped. */
+  beforeAttention?(layer: LayerContext, options: O): void;
+  /** False for a method that does something else with the rows that go, so that it has no `merge` option. */
+  merges?: boolean;
+  /** Acts between the choice and the eviction. */
+  beforeEviction?(layer: LayerContext, kept: Selection, options: O): void;
   /** False when scores of different heads cannot be compared, so that heads cannot compete for rows. Default true. */
   comparable?: boolean;
 }
@@ -82,7 +100,7 @@ export interface EvictionSpec<O> {
 /** A budget policy of the method's own, in place of the option. */
 export interface FixedBudgets<O> {
   /** Makes the policy. */
-  budgets(options: O, shape: ModelShape): Budgets;
+  budgets(options: O & EvictionOptions, shape: ModelShape): Budgets;
 }
 
 /** Which layer, and how much of it there is. */
@@ -110,6 +128,7 @@ export function defineEviction<O>(
     acts: "once per layer, when prefill ends",
     granularities: spec.granularities ?? ["kv_head", "query_head"],
     differs,
+    ...(spec.altersPrefill ? { altersPrefill: true } : {}),
     options: {
       budget: integer(
         "Mean tokens kept per layer and stored head, protected ones included",
@@ -117,6 +136,7 @@ export function defineEviction<O>(
       ),
       ...spec.options,
       ...(spec.budgets === undefined ? POLICY_OPTIONS : {}),
+      ...(spec.merges === false ? {} : { merge: MERGE_OPTION }),
       quant: QUANT_OPTION,
       schedule: SCHEDULE_OPTION,
     } as Method<All>["options"],
@@ -161,7 +181,12 @@ function createPolicy<O>(
   function evict(layer: LayerContext): void {
     if (untouched(layer)) return;
     const facts = demand(layer);
-    const range = { ...(first ? { first } : {}), ...(last ? { last } : {}) };
+    const merge = MERGE_KIND[options.merge ?? "none"];
+    const range = {
+      ...(first ? { first } : {}),
+      ...(last ? { last } : {}),
+      ...(merge ? { merge } : {}),
+    };
     if (spec.score === undefined) {
       const [rows = 0] = budgets.deal(facts);
       layer.retain(null, { ...range, last: last + rows });
@@ -176,13 +201,20 @@ function createPolicy<O>(
     }
     if (first > 0) scores = stack.use(scores.fill(0, first, -Infinity));
     const counts = budgets.deal(facts, scores);
-    const same = counts.every((n) => n === counts[0]);
-    using kept = scores.topK(same ? counts[0]! : counts);
+    using kept = choose(layer, scores, counts, spec.sampling?.(options));
+    spec.beforeEviction?.(layer, kept, options);
     layer.retain(kept, range);
   }
 
   return {
     ...(spec.observe === undefined ? {} : { observe: spec.observe(options) }),
+    ...(spec.altersPrefill?.(options)
+      ? {
+        beforeAttention(layer: LayerContext) {
+          if (!untouched(layer)) spec.beforeAttention?.(layer, options);
+        },
+      }
+      : {}),
     afterPrefill(layer) {
       evict(layer);
       quantiser?.encode(layer);

@@ -39,6 +39,10 @@ export function fakeLayer(
       concentrate: (count) => record("concentrate", count),
       add: () => record("add"),
       multiply: () => record("multiply"),
+      less: () => record("less"),
+      log: () => record("log"),
+      relative: (lead, span) => record("relative", lead, span),
+      fillSelected: (_, value) => record("fillSelected", value),
       fill: (first, end, value) => record("fill", first, end, value),
       topK(count) {
         calls.push(["topK", count]);
@@ -93,6 +97,7 @@ export function fakeLayer(
     retain(selection, range = {}) {
       calls.push(["retain", selection?.read().map((r) => r.length), range]);
     },
+    spreadValues: (_, options) => void calls.push(["spreadValues", options]),
     ...facts,
   };
   return { layer, calls, live: () => live };

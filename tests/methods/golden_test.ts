@@ -3,7 +3,12 @@ import { assert, assertEquals } from "@std/assert";
 import { fromFileUrl } from "@std/path";
 import { applyMethod } from "../../eval/apply.ts";
 import { Cache, type Device } from "../../ffi/mod.ts";
-import { type Granularity, resolveMethod } from "../../methods/mod.ts";
+import {
+  type Granularity,
+  nacl,
+  resolveMethod,
+  resolveOptions,
+} from "../../methods/mod.ts";
 import { openDevice } from "../ffi/tiny.ts";
 import { readSafetensorsHeader, readTensor } from "../../models/safetensors.ts";
 
@@ -11,9 +16,16 @@ interface Golden {
   case: string;
   input: string;
   method: string;
+  stored?: boolean;
   options: {
     max_capacity_prompt: number;
     window_size: number;
+    head_capacity?: number[];
+    start_budget_ratio?: number;
+    token_budget?: number;
+    proxy_size?: number;
+    mode?: "suffix" | "prefix" | "edges";
+    sink_size?: number;
     kernel_size?: number;
     pooling?: string;
     granularity: Granularity;
@@ -56,54 +68,93 @@ function input(name: string) {
 /** Our names for the reference's options. */
 function ourOptions({ method, options }: Golden): Record<string, unknown> {
   const budget = options.max_capacity_prompt;
-  if (method === "streamingllm") {
-    return { budget, sinks: budget - options.window_size };
-  }
+  const merge = options.merge ?? "none";
   const groupReduce = options.gqa_score_agg;
-  if (method === "h2o") {
-    return { budget, window: options.window_size, groupReduce };
+  const window = options.window_size;
+  switch (method) {
+    case "streamingllm":
+      return { budget, sinks: budget - window, merge };
+    case "h2o":
+      return { budget, window, groupReduce, merge };
+    case "l2norm":
+      return { budget, skipLayers: options.skip_layers };
+    case "cam": {
+      const startRatio = options.start_budget_ratio;
+      return { budget, window, groupReduce, startRatio, draws: "threshold" };
+    }
+    case "nacl":
+      return {
+        budget: options.token_budget,
+        proxies: options.proxy_size,
+        proxyMode: options.mode,
+        sinks: options.sink_size,
+      };
   }
-  if (method === "l2norm") return { budget, skipLayers: options.skip_layers };
   return {
     ...(method === "adakv"
       ? { floor: options.floor_ratio, concentrate: options.normalize ?? false }
       : {}),
+    ...(method === "headkv" ? { headRows: options.head_capacity } : { merge }),
     budget,
-    observationWindow: options.window_size,
+    observationWindow: window,
     poolWidth: options.kernel_size,
     pool: options.pooling === "maxpool" ? "max" : "avg",
     groupReduce,
   };
 }
 
+/** Runs our method on a case. */
+function apply(golden: Golden, device: Device) {
+  const { tokens: _, ...recorded } = input(golden.input);
+  const { options } = golden;
+  return applyMethod({
+    ...recorded,
+    method: resolveMethod(golden.method),
+    options: ourOptions(golden),
+    granularity: options.granularity,
+    layer: options.layer_idx ?? 0,
+    layers: options.num_hidden_layers ?? (options.layer_idx ?? 0) + 1,
+    device,
+    rows: true,
+  });
+}
+
 /** Scores of a case: what decides between candidates. */
 function scoresOf(golden: Golden, device: Device): number[][] {
   const { tokens, shape, ...tensors } = input(golden.input);
-  const { options } = golden;
+  const { options, method } = golden;
   using cache = new Cache(device, { ...shape, layers: 1, rowDtype: "f32" });
   using sequence = cache.sequence(options.granularity);
+  const given = method === "nacl" ? ourOptions(golden) : { budget: 100 };
+  const proxies = nacl.create(
+    resolveOptions(nacl, given),
+    { ...shape, layers: 1 },
+  ).observe!.columnMasses![0]!;
   sequence.record(tokens, {
     windowQueries: options.window_size ?? 0,
-    columnMasses: ["all"],
+    columnMasses: ["all", proxies],
   });
   sequence.recordLayer(0, tensors);
   using layer = sequence.layer(0);
-  const pooled = golden.method === "h2o"
-    ? layer.columnMass("all", options.gqa_score_agg)
-    : golden.method === "l2norm"
+  const groupReduce = options.gqa_score_agg;
+  const window = options.window_size;
+  const scores = method === "h2o"
+    ? layer.columnMass("all", groupReduce)
+    : method === "nacl"
+    ? layer.columnMass(proxies, "mean")
+    : method === "l2norm"
     ? layer.keyNorm()
-    : layer.observationScores({
-      window: options.window_size,
-      groupReduce: options.gqa_score_agg,
-    })
+    : method === "cam"
+    ? layer.observationScores({ window, groupReduce, reduceFirst: true })
+    : layer.observationScores({ window, groupReduce })
       .pool(
         options.pooling === "maxpool" ? "max" : "avg",
         options.kernel_size ?? 1,
       );
-  const values = [...pooled.read()];
+  const values = [...scores.read()];
   return Array.from(
-    { length: pooled.heads },
-    (_, h) => values.slice(h * pooled.rows, (h + 1) * pooled.rows),
+    { length: scores.heads },
+    (_, h) => values.slice(h * scores.rows, (h + 1) * scores.rows),
   );
 }
 
@@ -130,35 +181,28 @@ function assertSameSet(
   );
 }
 
-for (
-  const method of [
-    "snapkv",
-    "streamingllm",
-    "h2o",
-    "pyramidkv",
-    "l2norm",
-    "adakv",
-  ]
-) {
+const SELECTING = [
+  "snapkv",
+  "streamingllm",
+  "h2o",
+  "pyramidkv",
+  "l2norm",
+  "adakv",
+  "headkv",
+  "nacl",
+  "cam",
+];
+
+for (const method of SELECTING) {
   const own = cases.filter((golden) =>
     golden.method === method && golden.indices && !golden.options.merge
   );
   Deno.test(`${method} keeps what the reference keeps, in ${own.length} cases`, () => {
-    assert(own.length >= 8);
+    assert(own.length >= 4);
     using device = openDevice();
     for (const golden of own) {
-      const { tokens: _, ...recorded } = input(golden.input);
-      const { positions, keys } = applyMethod({
-        ...recorded,
-        method: resolveMethod(method),
-        options: ourOptions(golden),
-        granularity: golden.options.granularity,
-        layer: golden.options.layer_idx ?? 0,
-        layers: golden.options.num_hidden_layers ??
-          (golden.options.layer_idx ?? 0) + 1,
-        device,
-        rows: true,
-      });
+      const { positions, keys } = apply(golden, device);
+      const { headDim } = input(golden.input).shape;
       assertEquals(positions.length, golden.indices?.length, golden.case);
       let scores: number[][] | undefined;
       positions.forEach((rows, head) => {
@@ -172,11 +216,72 @@ for (
       });
       assertEquals(
         keys?.map((rows) => rows.length),
-        positions.map((rows) => rows.length * recorded.shape.headDim),
+        positions.map((rows) => rows.length * headDim),
       );
     }
   });
 }
+
+/** A stored output of the reference, one list of rows per head. */
+function storedRows(name: string, role: "k" | "v"): Float32Array[][] {
+  const { data, shape } = readTensor(header, `${name}.${role}`);
+  const [heads = 0, rows = 0, dim = 0] = shape;
+  return Array.from({ length: heads }, (_, h) =>
+    Array.from(
+      { length: rows },
+      (_, r) => data.subarray((h * rows + r) * dim, (h * rows + r + 1) * dim),
+    ));
+}
+
+const near = (a: ArrayLike<number>, b: ArrayLike<number>) =>
+  Array.from(a).every((x, i) =>
+    Math.abs(x - b[i]!) <= 1e-5 * (1 + Math.abs(x))
+  );
+
+const merged = cases.filter(({ options, stored }) => options.merge && stored);
+Deno.test(`dropped rows are merged as the reference merges them, in ${merged.length} cases`, () => {
+  assertEquals(merged.length, 16);
+  using device = openDevice();
+  for (const golden of merged) {
+    const { positions, keys, values } = apply(golden, device);
+    const { headDim } = input(golden.input).shape;
+    const [k, v] = [storedRows(golden.case, "k"), storedRows(golden.case, "v")];
+    assertEquals(k.length, positions.length);
+    positions.forEach((rows, head) => {
+      assertEquals(k[head]!.length, rows.length);
+      // The reference has its rows in score order: each must be one of ours, and each of ours be met once.
+      const met = new Set(k[head]!.map((key, i) =>
+        rows.findIndex((_, r) => {
+          const at = [r * headDim, (r + 1) * headDim] as const;
+          return near(keys![head]!.subarray(...at), key) &&
+            near(values![head]!.subarray(...at), v[head]![i]!);
+        })
+      ));
+      assertEquals(
+        [met.size, met.has(-1)],
+        [rows.length, false],
+        `${golden.case}, head ${head}`,
+      );
+    });
+  }
+});
+
+Deno.test("cam changes values as the reference does", () => {
+  using device = openDevice();
+  for (const golden of cases.filter(({ method }) => method === "cam")) {
+    const { positions, keys, values } = apply(golden, device);
+    const { headDim } = input(golden.input).shape;
+    const [k, v] = [storedRows(golden.case, "k"), storedRows(golden.case, "v")];
+    positions.forEach((rows, head) =>
+      golden.indices![head]!.forEach((position, i) => {
+        const r = rows.indexOf(position);
+        const at = [r * headDim, (r + 1) * headDim] as const;
+        assert(near(keys![head]!.subarray(...at), k[head]![i]!), golden.case);
+        assert(near(values![head]!.subarray(...at), v[head]![i]!), golden.case);
+      })
+    );
+  }
+});
 
 Deno.test("applyMethod returns the rows at the kept positions", () => {
   using device = openDevice();

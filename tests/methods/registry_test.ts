@@ -69,6 +69,7 @@ Deno.test("resolveOptions fills in defaults", () => {
     groupReduce: "mean",
     budgetPolicy: "uniform",
     headFile: "",
+    merge: "none",
     quant: "none",
     schedule: "prefill",
   });
@@ -78,7 +79,7 @@ Deno.test("resolveOptions refuses an unknown option and lists the valid ones", (
   assertThrows(
     () => resolveOptions(snapkv, { budget: 64, poolwidth: 5 }),
     TypeError,
-    'budget, observationWindow, poolWidth, pool, groupReduce, budgetPolicy, headFile, quant, schedule: "poolwidth" was given; did you mean "poolWidth"?',
+    'budget, observationWindow, poolWidth, pool, groupReduce, budgetPolicy, headFile, merge, quant, schedule: "poolwidth" was given; did you mean "poolWidth"?',
   );
   assertThrows(
     () => resolveOptions(resolveMethod("fullkv"), { budget: 64 }),
@@ -136,6 +137,7 @@ Deno.test("optionFlags derives flags from the specs", () => {
     "--group-reduce",
     "--budget-policy",
     "--head-file",
+    "--merge",
     "--quant",
     "--schedule",
   ]);
