@@ -61,6 +61,9 @@ export const headkv: Method<HeadKvOptions> = defineEviction<HeadTableOptions>({
       source: "numbers comparable with KVCache-Factory c97f9d7",
     }),
   },
+  exampleOptions: ({ layers, queryHeads }) => ({
+    headRows: Array.from({ length: layers * queryHeads }, (_, i) => 3 * i % 50),
+  }),
   observe: ({ observationWindow }) => ({ windowQueries: observationWindow }),
   protect: ({ observationWindow }) => ({ last: observationWindow }),
   budgets: (options, shape) => budgetsOf(options, shape),

@@ -154,6 +154,8 @@ export interface Policy {
   beforeAttention?(layer: LayerContext): void;
   /** Acts once per layer, when the layer's prompt rows are complete. A missing hook keeps everything. */
   afterPrefill?(layer: LayerContext): void;
+  /** First and last prompt rows that survive in every layer; `kvf check-method` and the tests hold it to that. */
+  keeps?: { first?: number; last?: number };
   /**
    * Most rows that all stored heads of one layer may hold together after prefill of `length` tokens; the runtime
    * checks it for every example. Missing: `storedHeads * length`.
@@ -215,6 +217,8 @@ export interface Method<Options = Record<string, unknown>> {
   differs: string;
   /** One spec per option; an option that is not here is refused. */
   options: { [K in keyof Options]: OptionSpec<Options[K]> };
+  /** Options, beside the budget, with which it can be tried on a model of that shape; only where defaults do not do. */
+  exampleOptions?(shape: ModelShape): Record<string, unknown>;
   /** Makes a policy. Throws `RangeError` when options contradict each other or the shape. */
   create(options: Options, shape: ModelShape): Policy;
 }

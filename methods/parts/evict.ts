@@ -93,6 +93,8 @@ export interface EvictionSpec<O> {
   merges?: boolean;
   /** Acts between the choice and the eviction. */
   beforeEviction?(layer: LayerContext, kept: Selection, options: O): void;
+  /** See {@linkcode Method.exampleOptions}. */
+  exampleOptions?(shape: ModelShape): Record<string, unknown>;
   /** False when scores of different heads cannot be compared, so that heads cannot compete for rows. Default true. */
   comparable?: boolean;
 }
@@ -140,6 +142,9 @@ export function defineEviction<O>(
       quant: QUANT_OPTION,
       schedule: SCHEDULE_OPTION,
     } as Method<All>["options"],
+    ...(spec.exampleOptions === undefined
+      ? {}
+      : { exampleOptions: spec.exampleOptions }),
     create: (options, shape) => createPolicy(spec, options, shape),
   });
 }
@@ -219,6 +224,7 @@ function createPolicy<O>(
       evict(layer);
       quantiser?.encode(layer);
     },
+    keeps: { first, last },
     maxRows(facts) {
       if (untouched(facts)) return facts.storedHeads * facts.length;
       return facts.storedHeads * (first + last) + budgets.most(demand(facts));

@@ -2,33 +2,33 @@
 import { assert, assertEquals } from "@std/assert";
 import { fromFileUrl } from "@std/path";
 import {
+  checkedOptions,
+  modelChecks,
+  shapeChecks,
+} from "../../eval/check_method.ts";
+import {
   type Configuration,
-  crossConfigurations,
   generate,
   LanguageModel,
 } from "../../eval/engine/mod.ts";
-import { METHODS } from "../../methods/mod.ts";
-import type { Granularity } from "../../methods/types.ts";
+import { Device } from "../../ffi/mod.ts";
+import { type AnyMethod, METHODS } from "../../methods/mod.ts";
+import type { Granularity, Policy } from "../../methods/types.ts";
 
 const MODELS = fromFileUrl(new URL("../goldens/models", import.meta.url));
 const prompt = (length: number, seed = 0): number[] =>
   Array.from({ length }, (_, i) => (i * 37 + seed * 11 + i * i) % 250 + 3);
 
-/** Options that every method with a budget accepts for short prompts. */
+/** A configuration with the small options of the shared checks. */
 function configuration(
+  model: LanguageModel,
   name: string,
   budget: number,
   granularity: Granularity,
 ): Configuration {
   const method = METHODS.get(name)!;
-  const given: Record<string, unknown> = {};
-  if ("observationWindow" in method.options) given.observationWindow = 4;
-  if (name === "headkv") {
-    // Different for each head, and for the model families alike: 3 layers of 4 query heads.
-    given.headRows = Array.from({ length: 12 }, (_, head) => 3 * head);
-  }
-  const [one] = crossConfigurations([method], [budget], given, granularity);
-  return one!;
+  const options = checkedOptions(method, model.shape, budget);
+  return { method, options, granularity };
 }
 
 for (const family of ["llama", "mistral-swa", "mixtral", "qwen3"]) {
@@ -36,63 +36,92 @@ for (const family of ["llama", "mistral-swa", "mixtral", "qwen3"]) {
     for (const granularity of method.granularities) {
       Deno.test(`${name} on ${family} in ${granularity} layout keeps its promises`, async () => {
         using model = await LanguageModel.load(`${MODELS}/${family}`);
-        const full = configuration("fullkv", 0, "kv_head");
-        for (const length of [1, 3, 39, 40, 41, 130]) {
-          const ids = prompt(length);
-          const options = { maxNewTokens: 5, logits: true };
-          const [expected] = await generate(model, ids, [full], options);
-          const [ample] = await generate(model, ids, [
-            configuration(name, Math.max(length, 40), granularity),
-          ], options);
-          assertEquals(
-            ample!.logits,
-            expected!.logits,
-            "a budget as long as the prompt changed the logits",
-          );
-          const small = configuration(name, 40, granularity);
-          const [alone] = await generate(model, ids, [small], options);
-          for (const heads of alone!.cache.rows) {
-            for (const rows of heads) {
-              // What a layer may hold is checked by the engine itself; here, that uniform methods use it fully.
-              if (["pyramidkv", "l2norm", "adakv", "headkv"].includes(name)) {
-                continue;
-              }
-              assertEquals(
-                rows,
-                "budget" in method.options ? Math.min(length, 40) : length,
-              );
-            }
-          }
-          assertEquals(alone!.cache.promisedBytes, alone!.cache.residentBytes);
-          // The same answer from a prefill that several configurations share.
-          const shared = await generate(
-            model,
-            ids,
-            [full, small, full],
-            options,
-          );
-          assertEquals(shared[1]!.logits, alone!.logits);
-          assertEquals(shared[2]!.logits, expected!.logits);
+        for (const check of modelChecks(method, model, granularity)) {
+          await check.run();
         }
-        const ledger = model.cache.ledger();
-        assertEquals([ledger.sequences, ledger.objects, ledger.residentBytes], [
-          0,
-          0,
-          0,
-        ]);
       });
     }
   }
 }
 
+for (const [name, method] of METHODS) {
+  Deno.test(`${name} keeps its promises for all group sizes and head widths`, async () => {
+    using device = new Device();
+    for (const check of shapeChecks(method, device)) await check.run();
+  });
+}
+
+/** Parts that are exchanged; each on one method of every kind of score. */
+const COMPOSITIONS: [string, Record<string, unknown>][] = [
+  ["snapkv", { budgetPolicy: "adaptive", merge: "weighted" }],
+  ["h2o", { budgetPolicy: "pyramid", merge: "pivot" }],
+  ["h2o", { budgetPolicy: "adaptive:0.5" }],
+  ["l2norm", { budgetPolicy: "pyramid:4", merge: "weighted" }],
+  ["streamingllm", { budgetPolicy: "pyramid", merge: "pivot" }],
+  ["nacl", { randomRows: 12, budgetPolicy: "adaptive" }],
+  ["nacl", { proxyMode: "edges", sinks: 3, temperature: 0, randomRows: 30 }],
+  ["cam", { compat: "paper" }],
+  ["headkv", { compat: "product" }],
+  ["pyramidkv", { compat: "paper", merge: "weighted" }],
+];
+for (const [name, variant] of COMPOSITIONS) {
+  Deno.test(`${name} with ${JSON.stringify(variant)} keeps its promises`, async () => {
+    using model = await LanguageModel.load(`${MODELS}/llama`);
+    const method = METHODS.get(name)!;
+    for (const granularity of method.granularities) {
+      for (const check of modelChecks(method, model, granularity, variant)) {
+        await check.run();
+      }
+    }
+  });
+}
+
+Deno.test("a method that breaks its promises is found out", async () => {
+  using model = await LanguageModel.load(`${MODELS}/llama`);
+  const good = METHODS.get("snapkv")!;
+  const broken = (changes: (policy: Policy) => Partial<Policy>): AnyMethod => ({
+    ...good,
+    create(options, shape) {
+      const policy = good.create(options, shape);
+      return { ...policy, ...changes(policy) };
+    },
+  });
+  let calls = 0;
+  const cases: [AnyMethod, string][] = [
+    [broken(() => ({ maxRows: () => 1 })), "may hold 1 rows"],
+    [broken(() => ({ keeps: { first: 4 } })), "keep protected rows"],
+    [
+      broken(() => ({
+        afterPrefill: (layer) =>
+          layer.retain(null, { first: 2 + calls++ % 5, last: 30 }),
+      })),
+      "same logits",
+    ],
+    [
+      broken(() => ({
+        afterPrefill: (layer) => layer.retain(null, { last: 10 }),
+        keeps: {},
+      })),
+      "those of FullKV",
+    ],
+  ];
+  for (const [method, message] of cases) {
+    const errors: string[] = [];
+    for (const check of modelChecks(method, model, "kv_head")) {
+      await check.run().catch((error: Error) => errors.push(error.message));
+    }
+    assert(errors.some((text) => text.includes(message)), errors.join("; "));
+  }
+});
+
 Deno.test("one compressed prefill never holds more than one layer's full cache beside the compressed rest", async () => {
   using model = await LanguageModel.load(`${MODELS}/llama`);
   const length = 640;
   const [full] = await generate(model, prompt(length), [
-    configuration("fullkv", 0, "kv_head"),
+    configuration(model, "fullkv", 0, "kv_head"),
   ], { maxNewTokens: 1 });
   const [lean] = await generate(model, prompt(length), [
-    configuration("snapkv", 64, "kv_head"),
+    configuration(model, "snapkv", 64, "kv_head"),
   ], { maxNewTokens: 1 });
   const oneLayer = full!.cache.residentBytes / model.shape.layers;
   assert(lean!.cache.peakBytes <= oneLayer + lean!.cache.residentBytes);
@@ -100,7 +129,7 @@ Deno.test("one compressed prefill never holds more than one layer's full cache b
 
 Deno.test("generate draws the same tokens for the same seed and others for another", async () => {
   using model = await LanguageModel.load(`${MODELS}/llama`);
-  const full = [configuration("fullkv", 0, "kv_head")];
+  const full = [configuration(model, "fullkv", 0, "kv_head")];
   const draw = async (seed: number) =>
     (await generate(model, prompt(20), full, {
       maxNewTokens: 12,
@@ -115,7 +144,7 @@ Deno.test("generate draws the same tokens for the same seed and others for anoth
 
 Deno.test("generate stops at stop tokens, not before minNewTokens, and leaves the stop token out", async () => {
   using model = await LanguageModel.load(`${MODELS}/llama`);
-  const full = [configuration("fullkv", 0, "kv_head")];
+  const full = [configuration(model, "fullkv", 0, "kv_head")];
   const [free] = await generate(model, prompt(20), full, { maxNewTokens: 8 });
   const stop = [free!.tokens[0]!];
   const [stopped] = await generate(model, prompt(20), full, {
