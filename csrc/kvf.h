@@ -65,7 +65,7 @@ typedef struct kvf_device_options {
     uint32_t size;
     uint32_t ordinal;  /* GPU index; 0 on the CPU */
     uint32_t n_thread; /* CPU threads; 0: as many as the affinity mask allows. Never more than that. */
-    uint32_t simd;     /* highest CPU level to use: 0 best, 1 generic, 2 AVX2, 3 AVX-512, 4 AVX-512-BF16 */
+    uint32_t simd;     /* highest CPU level to use: 0 fastest, 1 generic, 2 AVX2, 3 AVX-512, 4 AVX-512-BF16 */
 } kvf_device_options;
 
 typedef struct kvf_device_info {

@@ -30,10 +30,13 @@ typedef struct cpu_ops {
 
     /*
      * c[m, 16 * n_panel] = a[m, k] . w, or += with `accumulate`. w: panels one after the other, as weights.c packs them:
-     * f32 and f16 [k][16], bf16 [k / 2][16][2] with k even. ld in elements.
+     * f32 and f16 [k][16], bf16 [k / 2][16][2] with k even. ld in elements. a is f32; for bf16 weights it is what
+     * round_rows made, where there is one.
      */
-    void (*panel_product[3])(float *c, size_t ld_c, const float *a, size_t ld_a, const void *w, size_t panel_bytes,
+    void (*panel_product[3])(float *c, size_t ld_c, const void *a, size_t ld_a, const void *w, size_t panel_bytes,
                              uint32_t m, uint32_t n_panel, uint32_t k);
+    /* out[m, ceil(k / 2)] words of two bf16 each, from a[m, k]; ld_out in words. NULL where products take f32 rows. */
+    void (*round_rows)(uint32_t *out, size_t ld_out, const float *a, size_t ld_a, uint32_t m, uint32_t k);
     /* s[m, KVF_PAGE_ROWS] = q[m, head_dim] . keys of a page: all slots, used or not. */
     void (*page_scores[3])(float *s, size_t ld_s, const float *q, size_t ld_q, const void *page, uint32_t m,
                            uint32_t head_dim);
@@ -57,6 +60,8 @@ const cpu_ops *cpu_ops_generic(void);
 #if defined(__x86_64__)
 const cpu_ops *cpu_ops_avx2(void);
 const cpu_ops *cpu_ops_avx512(void);
+/* AVX-512's, with products of BF16 weights of its own. */
+cpu_ops cpu_ops_avx512bf16(void);
 #endif
 
 /* ---- Threads ---- */
@@ -90,7 +95,7 @@ void cpu_reduce_group(kvf_device *dev, const float *in, float *out, uint32_t n_h
 typedef struct cpu_pool cpu_pool;
 
 typedef struct cpu_device {
-    const cpu_ops *ops;
+    cpu_ops ops;
     cpu_pool *pool;
     struct {
         void *data;
@@ -99,7 +104,7 @@ typedef struct cpu_device {
 } cpu_device;
 
 static inline cpu_device *cpu_dev(kvf_device *dev) { return dev->impl; }
-static inline const cpu_ops *cpu_ops_of(kvf_device *dev) { return cpu_dev(dev)->ops; }
+static inline const cpu_ops *cpu_ops_of(kvf_device *dev) { return &cpu_dev(dev)->ops; }
 
 /* Starts n_thread - 1 workers; NULL on failure. */
 cpu_pool *cpu_pool_open(uint32_t n_thread);

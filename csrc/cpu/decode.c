@@ -131,10 +131,12 @@ static int32_t forward(kvf_model *model, kvf_cache *cache, kv_sequence **s, cons
         cpu_matrix_row(&w->embed, c->weight_dtype, tokens[b], x + (size_t)b * c->hidden);
         cpu_rotation(model, s[b]->position, rotation + b * half, rotation + (n + b) * half);
     }
+    uint32_t written = 0; /* layers that have the new rows */
     for (uint32_t layer = 0; layer < c->n_layer && status == KVF_OK; layer++) {
         /* the MLP of the layer before may have grown the scratch that holds norm */
         norm = cpu_scratch(dev, SLOT_NORM, ((size_t)n * c->hidden + 2) * sizeof *norm);
-        cpu_project(model, &w->layer[layer], x, qkv, ld, norm, rotation, rotation + n * half, n);
+        status = cpu_project(model, &w->layer[layer], x, qkv, ld, norm, rotation, rotation + n * half, n, err);
+        if (status != KVF_OK) break;
         uint32_t n_item = 0;
         for (uint32_t b = 0; b < n; b++) {
             const uint32_t copies = s[b]->n_stored_head / c->n_kv_head;
@@ -146,6 +148,7 @@ static int32_t forward(kvf_model *model, kvf_cache *cache, kv_sequence **s, cons
                 for (uint32_t i = 0, n_chunk = cpu_n_chunk(t); i < n_chunk; i++) items[n_item++] = (item){b, h, i};
             }
         }
+        written = layer + 1;
         j.layer = layer;
         j.window = model->layer_window[layer];
         cpu_parallel(dev, n_item, attend_item, &j);
@@ -157,20 +160,18 @@ static int32_t forward(kvf_model *model, kvf_cache *cache, kv_sequence **s, cons
             i += n_chunk;
         }
         status = cpu_finish_layer(model, &w->layer[layer], x, attn, n, err);
-        if (status != KVF_OK) { /* rows written so far are dropped: the step did not happen */
-            for (uint32_t b = 0; b < n; b++) {
-                for (uint32_t i = 0; i < (layer + 1) * s[b]->n_stored_head; i++) s[b]->table[i].rows--;
-            }
-        }
     }
-    if (status != KVF_OK) {
+    if (status == KVF_OK) {
+        norm = cpu_scratch(dev, SLOT_NORM, ((size_t)n * c->hidden + 2) * sizeof *norm);
+        status = cpu_logits(model, x, norm, logits, n, err);
+    }
+    if (status != KVF_OK) { /* rows written so far are dropped: the step did not happen */
         for (uint32_t b = 0; b < n; b++) {
+            for (uint32_t i = 0; i < written * s[b]->n_stored_head; i++) s[b]->table[i].rows--;
             for (uint32_t k = 0; k < c->n_layer * s[b]->n_stored_head; k++) kv_table_trim(cache, &s[b]->table[k]);
         }
         return status;
     }
-    norm = cpu_scratch(dev, SLOT_NORM, ((size_t)n * c->hidden + 2) * sizeof *norm);
-    cpu_logits(model, x, norm, logits, n);
     for (uint32_t b = 0; b < n; b++) {
         memcpy(s[b]->logits, logits + b * ld_logits, c->vocab * sizeof *logits);
         s[b]->position++;

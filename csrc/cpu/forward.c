@@ -13,7 +13,7 @@ typedef struct product_job {
     const cpu_ops *ops;
     const cpu_matrix *matrix;
     float *c;
-    const float *a;
+    const void *a;
     size_t ld_c, ld_a;
     uint32_t m, per_chunk, dtype;
 } product_job;
@@ -28,13 +28,48 @@ static void product_chunk(void *arg, uint32_t chunk, uint32_t thread) {
                                     j->matrix->data + first * j->matrix->panel_bytes, j->matrix->panel_bytes, j->m, n, k);
 }
 
-void cpu_product(kvf_model *model, float *c, size_t ld_c, const float *a, size_t ld_a, const cpu_matrix *matrix,
-                 uint32_t m) {
+typedef struct round_job {
+    const cpu_ops *ops;
+    const float *a;
+    uint32_t *out;
+    size_t ld_a, ld_out;
+    uint32_t m, k;
+} round_job;
+
+#define ROWS_PER_CHUNK 16
+
+static uint32_t chunk_end(uint32_t chunk, uint32_t m) {
+    const uint32_t end = (chunk + 1) * ROWS_PER_CHUNK;
+    return end < m ? end : m;
+}
+
+static uint32_t n_row_chunk(uint32_t m) { return (m + ROWS_PER_CHUNK - 1) / ROWS_PER_CHUNK; }
+
+static void round_chunk(void *arg, uint32_t chunk, uint32_t thread) {
+    (void)thread;
+    const round_job *j = arg;
+    const uint32_t first = chunk * ROWS_PER_CHUNK;
+    j->ops->round_rows(j->out + first * j->ld_out, j->ld_out, j->a + first * j->ld_a, j->ld_a,
+                       chunk_end(chunk, j->m) - first, j->k);
+}
+
+int32_t cpu_product(kvf_model *model, float *c, size_t ld_c, const float *a, size_t ld_a, const cpu_matrix *matrix,
+                    uint32_t m, kv_err err) {
     /* Chunks of about 64 KiB of weights, so that a preempted thread delays little. */
     uint32_t per_chunk = (uint32_t)(65536 / matrix->panel_bytes);
     if (per_chunk < 2) per_chunk = 2;
     product_job j = {cpu_ops_of(model->dev), matrix, c, a, ld_c, ld_a, m, per_chunk, model->config.weight_dtype};
+    if (j.dtype == KVF_BF16 && j.ops->round_rows != NULL) {
+        /* 16 words more than a row needs: rows that lie 4 KiB apart would share one set of the first-level cache */
+        const size_t ld = (matrix->k + 1) / 2 + 16;
+        round_job r = {j.ops, a, cpu_scratch(model->dev, SLOT_ROUND, m * ld * sizeof(uint32_t)), ld_a, ld, m, matrix->k};
+        if (r.out == NULL) return kv_fail(err, KVF_ERR_MEMORY, "Cannot run layer as memory ran out");
+        cpu_parallel(model->dev, n_row_chunk(m), round_chunk, &r);
+        j.a = r.out;
+        j.ld_a = ld;
+    }
     cpu_parallel(model->dev, (matrix->n_panel + per_chunk - 1) / per_chunk, product_chunk, &j);
+    return KVF_OK;
 }
 
 /* ---- Rows ---- */
@@ -48,13 +83,6 @@ typedef struct rows_job {
     uint32_t m;
 } rows_job;
 
-#define ROWS_PER_CHUNK 16
-
-static uint32_t chunk_end(uint32_t chunk, uint32_t m) {
-    const uint32_t end = (chunk + 1) * ROWS_PER_CHUNK;
-    return end < m ? end : m;
-}
-
 static void norm_chunk(void *arg, uint32_t chunk, uint32_t thread) {
     (void)thread;
     const rows_job *j = arg;
@@ -67,7 +95,7 @@ static void norm_chunk(void *arg, uint32_t chunk, uint32_t thread) {
 
 static void norm_rows(kvf_model *model, float *out, const float *x, const float *weight, uint32_t m) {
     rows_job j = {.model = model, .x = x, .weight = weight, .out = out, .m = m};
-    cpu_parallel(model->dev, (m + ROWS_PER_CHUNK - 1) / ROWS_PER_CHUNK, norm_chunk, &j);
+    cpu_parallel(model->dev, n_row_chunk(m), norm_chunk, &j);
 }
 
 static void rotate_chunk(void *arg, uint32_t chunk, uint32_t thread) {
@@ -107,12 +135,14 @@ void cpu_rotation(const kvf_model *model, uint32_t position, float *cosine, floa
     }
 }
 
-void cpu_project(kvf_model *model, const cpu_layer *layer, const float *x, float *qkv, size_t ld_qkv, float *norm,
-                 const float *cosine, const float *sine, uint32_t m) {
+int32_t cpu_project(kvf_model *model, const cpu_layer *layer, const float *x, float *qkv, size_t ld_qkv, float *norm,
+                    const float *cosine, const float *sine, uint32_t m, kv_err err) {
     norm_rows(model, norm, x, layer->attn_norm, m);
-    cpu_product(model, qkv, ld_qkv, norm, model->config.hidden, &layer->qkv, m);
+    const int32_t status = cpu_product(model, qkv, ld_qkv, norm, model->config.hidden, &layer->qkv, m, err);
+    if (status != KVF_OK) return status;
     rows_job j = {.model = model, .layer = layer, .cosine = cosine, .sine = sine, .out = qkv, .ld = ld_qkv, .m = m};
-    cpu_parallel(model->dev, (m + ROWS_PER_CHUNK - 1) / ROWS_PER_CHUNK, rotate_chunk, &j);
+    cpu_parallel(model->dev, n_row_chunk(m), rotate_chunk, &j);
+    return KVF_OK;
 }
 
 void cpu_write_row(const kvf_cache *cache, const kv_table *t, uint32_t row, uint32_t position, const float *k,
@@ -129,9 +159,46 @@ void cpu_write_row(const kvf_cache *cache, const kv_table *t, uint32_t row, uint
 
 /* ---- After attention ---- */
 
-static void add_rows(float *x, size_t ld_x, const float *y, size_t ld_y, const float *bias, uint32_t m, uint32_t n) {
-    for (uint32_t i = 0; i < m; i++) {
-        for (uint32_t k = 0; k < n; k++) x[i * ld_x + k] += y[i * ld_y + k] + (bias != NULL ? bias[k] : 0.0f);
+typedef struct add_job {
+    float *x; /* [m, n] */
+    const float *y, *bias;
+    size_t ld_y;
+    uint32_t m, n;
+} add_job;
+
+static void add_chunk(void *arg, uint32_t chunk, uint32_t thread) {
+    (void)thread;
+    const add_job *j = arg;
+    for (uint32_t i = chunk * ROWS_PER_CHUNK; i < chunk_end(chunk, j->m); i++) {
+        float *x = j->x + (size_t)i * j->n;
+        const float *y = j->y + i * j->ld_y;
+        if (j->bias == NULL) {
+            for (uint32_t k = 0; k < j->n; k++) x[k] += y[k];
+        } else {
+            for (uint32_t k = 0; k < j->n; k++) x[k] += y[k] + j->bias[k];
+        }
+    }
+}
+
+/* x [m, n] += y + bias; bias may be NULL. */
+static void add_rows(kvf_model *model, float *x, const float *y, size_t ld_y, const float *bias, uint32_t m, uint32_t n) {
+    add_job j = {x, y, bias, ld_y, m, n};
+    cpu_parallel(model->dev, n_row_chunk(m), add_chunk, &j);
+}
+
+typedef struct swiglu_job {
+    const cpu_ops *ops;
+    float *both; /* [m, ld]: gate, then up; the result replaces the gate */
+    size_t ld;
+    uint32_t m, n;
+} swiglu_job;
+
+static void swiglu_chunk(void *arg, uint32_t chunk, uint32_t thread) {
+    (void)thread;
+    const swiglu_job *j = arg;
+    for (uint32_t i = chunk * ROWS_PER_CHUNK; i < chunk_end(chunk, j->m); i++) {
+        float *row = j->both + i * j->ld;
+        j->ops->swiglu(row, row, row + j->n, j->n);
     }
 }
 
@@ -143,13 +210,11 @@ static int32_t mlp(kvf_model *model, const cpu_matrix *gate_up, const cpu_matrix
     /* one column more than the product writes: k is read in pairs */
     float *both = cpu_scratch(model->dev, SLOT_MLP, (m * ld + 2) * sizeof *both);
     if (both == NULL) return kv_fail(err, KVF_ERR_MEMORY, "Cannot run layer as memory ran out");
-    cpu_product(model, both, ld, x, model->config.hidden, gate_up, m);
-    const cpu_ops *ops = cpu_ops_of(model->dev);
-    const uint32_t saved = cpu_fp_enter();
-    for (uint32_t i = 0; i < m; i++) ops->swiglu(both + i * ld, both + i * ld, both + i * ld + n, n);
-    cpu_fp_leave(saved);
-    cpu_product(model, y, ld_y, both, ld, down, m);
-    return KVF_OK;
+    const int32_t status = cpu_product(model, both, ld, x, model->config.hidden, gate_up, m, err);
+    if (status != KVF_OK) return status;
+    swiglu_job j = {cpu_ops_of(model->dev), both, ld, m, n};
+    cpu_parallel(model->dev, n_row_chunk(m), swiglu_chunk, &j);
+    return cpu_product(model, y, ld_y, both, ld, down, m, err);
 }
 
 /* Experts: probabilities over all, the best n_expert_used of each row, rows gathered by expert, experts in order. */
@@ -161,7 +226,8 @@ static int32_t experts(kvf_model *model, const cpu_layer *layer, float *x, const
     if (weight == NULL) return kv_fail(err, KVF_ERR_MEMORY, "Cannot run layer as memory ran out");
     float *rows = weight + m * ld;
     uint32_t *member = (uint32_t *)(void *)(rows + (size_t)m * c->hidden);
-    cpu_product(model, weight, ld, norm, c->hidden, &layer->router, m);
+    const int32_t routed = cpu_product(model, weight, ld, norm, c->hidden, &layer->router, m, err);
+    if (routed != KVF_OK) return routed;
     for (uint32_t i = 0; i < m; i++) {
         float *w = weight + i * ld, max = -INFINITY, sum = 0, chosen = 0;
         for (uint32_t e = 0; e < c->n_expert; e++) max = w[e] > max ? w[e] : max;
@@ -205,17 +271,19 @@ int32_t cpu_finish_layer(kvf_model *model, const cpu_layer *layer, float *x, con
     float *y = cpu_scratch(model->dev, SLOT_HIDDEN, m * ld * sizeof *y);
     float *norm = cpu_scratch(model->dev, SLOT_NORM, ((size_t)m * c->hidden + 2) * sizeof *norm);
     if (y == NULL || norm == NULL) return kv_fail(err, KVF_ERR_MEMORY, "Cannot run layer as memory ran out");
-    cpu_product(model, y, ld, attn, width, &layer->o, m);
-    add_rows(x, c->hidden, y, ld, layer->o_bias, m, c->hidden);
+    int32_t status = cpu_product(model, y, ld, attn, width, &layer->o, m, err);
+    if (status != KVF_OK) return status;
+    add_rows(model, x, y, ld, layer->o_bias, m, c->hidden);
     norm_rows(model, norm, x, layer->mlp_norm, m);
     if (c->n_expert > 0) return experts(model, layer, x, norm, y, ld, m, err);
-    const int32_t status = mlp(model, layer->gate_up, layer->down, norm, y, ld, m, err);
-    if (status == KVF_OK) add_rows(x, c->hidden, y, ld, NULL, m, c->hidden);
+    status = mlp(model, layer->gate_up, layer->down, norm, y, ld, m, err);
+    if (status == KVF_OK) add_rows(model, x, y, ld, NULL, m, c->hidden);
     return status;
 }
 
-void cpu_logits(kvf_model *model, const float *x, float *norm, float *logits, uint32_t m) {
+int32_t cpu_logits(kvf_model *model, const float *x, float *norm, float *logits, uint32_t m, kv_err err) {
     const cpu_weights *w = model->impl;
     norm_rows(model, norm, x, w->final_norm, m);
-    cpu_product(model, logits, cpu_padded(model->config.vocab), norm, model->config.hidden, cpu_output_matrix(w), m);
+    return cpu_product(model, logits, cpu_padded(model->config.vocab), norm, model->config.hidden, cpu_output_matrix(w), m,
+                       err);
 }

@@ -14,12 +14,16 @@ typedef int32_t vi __attribute__((vector_size(4 * L)));
 typedef uint32_t vu __attribute__((vector_size(4 * L)));
 /* Vectors of a 16-column panel. */
 #define PV (CPU_PANEL / L)
-/* Rows of a register tile: 6 * 16 columns fill the registers of AVX2, 12 * 16 those of AVX-512, 2 * 16 those of SSE. */
+/*
+ * Rows and 16-column panels of a register tile, so that sums, weights and one factor fill the registers: 12 x 32 for
+ * AVX-512, 6 x 16 for AVX2, 2 x 16 for SSE.
+ */
 #define TILE_ROWS (L == 16 ? 12 : L == 8 ? 6 : 2)
-/* Columns k that stay in the first-level cache as one unpacked panel. */
-#define BLOCK_K 256
+#define TILE_PANELS (L == 16 ? 2 : 1)
+/* Columns k that stay in the first-level cache as unpacked panels. */
+#define BLOCK_K 128
 /* Rows of a that stay in the second-level cache while panels pass by. */
-#define BLOCK_M 96
+#define BLOCK_M 252
 
 static inline vf load(const float *p) {
     vf v;
@@ -30,43 +34,54 @@ static inline void store(float *p, vf v) { memcpy(p, &v, sizeof v); }
 static inline vf splat(float x) { return x - (vf){0}; }
 static inline vf select(vi mask, vf yes, vf no) { return (vf)((mask & (vi)yes) | (~mask & (vi)no)); }
 
-/* c[m, 16] += a[m, k] . b[k, 16], b with rows of ld_b. m is a constant at each call, so the tile lives in registers. */
-static inline __attribute__((always_inline)) void tile(float *c, size_t ld_c, const float *a, size_t ld_a, const float *b,
-                                                       size_t ld_b, const uint32_t m, uint32_t k) {
-    vf acc[TILE_ROWS][PV];
+/* A block of panels: row j of panel p at data + j * ld + p * next. */
+typedef struct panels {
+    const float *data;
+    size_t ld, next;
+} panels;
+
+/*
+ * c[m, 16 * n] += a[m, k] . b[k, 16 * n]. m and n are constants at each call, so the tile lives in registers.
+ */
+static inline __attribute__((always_inline)) void tile(float *c, size_t ld_c, const float *a, size_t ld_a, panels b,
+                                                       const uint32_t m, const uint32_t n, uint32_t k) {
+    vf acc[TILE_ROWS][TILE_PANELS * PV];
     for (uint32_t i = 0; i < m; i++) {
-        for (uint32_t v = 0; v < PV; v++) acc[i][v] = load(c + i * ld_c + v * L);
+        for (uint32_t v = 0; v < n * PV; v++) acc[i][v] = load(c + i * ld_c + v * L);
     }
     for (uint32_t j = 0; j < k; j++) {
-        vf w[PV];
-        for (uint32_t v = 0; v < PV; v++) w[v] = load(b + j * ld_b + v * L);
+        vf w[TILE_PANELS * PV];
+        for (uint32_t v = 0; v < n * PV; v++) w[v] = load(b.data + v / PV * b.next + j * b.ld + v % PV * L);
         for (uint32_t i = 0; i < m; i++) {
             const vf x = splat(a[i * ld_a + j]);
-            for (uint32_t v = 0; v < PV; v++) acc[i][v] += x * w[v];
+            for (uint32_t v = 0; v < n * PV; v++) acc[i][v] += x * w[v];
         }
     }
     for (uint32_t i = 0; i < m; i++) {
-        for (uint32_t v = 0; v < PV; v++) store(c + i * ld_c + v * L, acc[i][v]);
+        for (uint32_t v = 0; v < n * PV; v++) store(c + i * ld_c + v * L, acc[i][v]);
     }
 }
 
-static void tile_rest(float *c, size_t ld_c, const float *a, size_t ld_a, const float *b, size_t ld_b, uint32_t m,
-                      uint32_t k) {
-    for (; m >= 4; m -= 4, c += 4 * ld_c, a += 4 * ld_a) tile(c, ld_c, a, ld_a, b, ld_b, 4, k);
+static inline __attribute__((always_inline)) void tiles(float *c, size_t ld_c, const float *a, size_t ld_a, panels b,
+                                                        uint32_t m, const uint32_t n, uint32_t k) {
+    for (; m >= TILE_ROWS; m -= TILE_ROWS, c += TILE_ROWS * ld_c, a += TILE_ROWS * ld_a) {
+        tile(c, ld_c, a, ld_a, b, TILE_ROWS, n, k);
+    }
+    for (; m >= 4; m -= 4, c += 4 * ld_c, a += 4 * ld_a) tile(c, ld_c, a, ld_a, b, 4, n, k);
     if (m >= 2) {
-        tile(c, ld_c, a, ld_a, b, ld_b, 2, k);
+        tile(c, ld_c, a, ld_a, b, 2, n, k);
         m -= 2, c += 2 * ld_c, a += 2 * ld_a;
     }
-    if (m == 1) tile(c, ld_c, a, ld_a, b, ld_b, 1, k);
+    if (m == 1) tile(c, ld_c, a, ld_a, b, 1, n, k);
 }
 
-/* c[m, 16] += a[m, k] . b[k, 16] for any m. */
-static void product16(float *c, size_t ld_c, const float *a, size_t ld_a, const float *b, size_t ld_b, uint32_t m,
-                      uint32_t k) {
-    for (; m >= TILE_ROWS; m -= TILE_ROWS, c += TILE_ROWS * ld_c, a += TILE_ROWS * ld_a) {
-        tile(c, ld_c, a, ld_a, b, ld_b, TILE_ROWS, k);
+/* c[m, 16 * n] += a[m, k] . b[k, 16 * n] for any m and n up to TILE_PANELS. */
+static void add_product(float *c, size_t ld_c, const float *a, size_t ld_a, panels b, uint32_t m, uint32_t n, uint32_t k) {
+    if (n == TILE_PANELS) {
+        tiles(c, ld_c, a, ld_a, b, m, TILE_PANELS, k);
+    } else {
+        tiles(c, ld_c, a, ld_a, b, m, 1, k);
     }
-    tile_rest(c, ld_c, a, ld_a, b, ld_b, m, k);
 }
 
 /* Columns [j, j + n) of one panel of 16 as f32 [n][16]; j and n are even for bf16. */
@@ -87,27 +102,27 @@ static inline void unpack(float *out, const void *panel, uint32_t dtype, uint32_
     }
 }
 
-static inline void zero_panel(float *c, size_t ld_c, uint32_t m) {
-    for (uint32_t i = 0; i < m; i++) memset(c + i * ld_c, 0, CPU_PANEL * sizeof *c);
+static inline void zero_rows(float *c, size_t ld_c, uint32_t m, uint32_t n) {
+    for (uint32_t i = 0; i < m; i++) memset(c + i * ld_c, 0, n * sizeof *c);
 }
 
 static inline void product(float *c, size_t ld_c, const float *a, size_t ld_a, const void *w, size_t panel_bytes,
                            uint32_t m, uint32_t n_panel, uint32_t k, uint32_t dtype) {
-    float block[BLOCK_K * CPU_PANEL] __attribute__((aligned(64)));
+    float block[TILE_PANELS][BLOCK_K * CPU_PANEL] __attribute__((aligned(64)));
     for (uint32_t i = 0; i < m; i += BLOCK_M) {
         const uint32_t rows = m - i < BLOCK_M ? m - i : BLOCK_M;
+        zero_rows(c + i * ld_c, ld_c, rows, n_panel * CPU_PANEL);
         for (uint32_t j = 0; j < k; j += BLOCK_K) {
             const uint32_t depth = k - j < BLOCK_K ? k - j : BLOCK_K;
-            for (uint32_t p = 0; p < n_panel; p++) {
+            for (uint32_t p = 0; p < n_panel; p += TILE_PANELS) {
+                const uint32_t n = n_panel - p < TILE_PANELS ? n_panel - p : TILE_PANELS;
                 const uint8_t *panel = (const uint8_t *)w + p * panel_bytes;
-                float *out = c + i * ld_c + (size_t)p * CPU_PANEL;
-                const float *b = (const float *)(const void *)panel + (size_t)j * CPU_PANEL;
+                panels b = {(const float *)(const void *)panel + (size_t)j * CPU_PANEL, CPU_PANEL, panel_bytes / sizeof(float)};
                 if (dtype != KVF_F32) {
-                    unpack(block, panel, dtype, j, depth);
-                    b = block;
+                    for (uint32_t t = 0; t < n; t++) unpack(block[t], panel + t * panel_bytes, dtype, j, depth);
+                    b = (panels){block[0], CPU_PANEL, BLOCK_K * CPU_PANEL};
                 }
-                if (j == 0) zero_panel(out, ld_c, rows);
-                product16(out, ld_c, a + i * ld_a + j, ld_a, b, CPU_PANEL, rows, depth);
+                add_product(c + i * ld_c + (size_t)p * CPU_PANEL, ld_c, a + i * ld_a + j, ld_a, b, rows, n, depth);
             }
         }
     }
@@ -139,18 +154,18 @@ static void row_bf16(float *c, const float *a, const void *w, size_t panel_bytes
     }
 }
 
-static void product_f32(float *c, size_t ld_c, const float *a, size_t ld_a, const void *w, size_t panel_bytes,
+static void product_f32(float *c, size_t ld_c, const void *a, size_t ld_a, const void *w, size_t panel_bytes,
                         uint32_t m, uint32_t n_panel, uint32_t k) {
     product(c, ld_c, a, ld_a, w, panel_bytes, m, n_panel, k, KVF_F32);
 }
-static void product_f16(float *c, size_t ld_c, const float *a, size_t ld_a, const void *w, size_t panel_bytes,
+static void product_f16(float *c, size_t ld_c, const void *a, size_t ld_a, const void *w, size_t panel_bytes,
                         uint32_t m, uint32_t n_panel, uint32_t k) {
     product(c, ld_c, a, ld_a, w, panel_bytes, m, n_panel, k, KVF_F16);
 }
-static void product_bf16(float *c, size_t ld_c, const float *a, size_t ld_a, const void *w, size_t panel_bytes,
+static void product_bf16(float *c, size_t ld_c, const void *a, size_t ld_a, const void *w, size_t panel_bytes,
                          uint32_t m, uint32_t n_panel, uint32_t k) {
     if (m <= 2) {
-        for (uint32_t i = 0; i < m; i++) row_bf16(c + i * ld_c, a + i * ld_a, w, panel_bytes, n_panel, k);
+        for (uint32_t i = 0; i < m; i++) row_bf16(c + i * ld_c, (const float *)a + i * ld_a, w, panel_bytes, n_panel, k);
     } else {
         product(c, ld_c, a, ld_a, w, panel_bytes, m, n_panel, k, KVF_BF16);
     }
@@ -174,9 +189,9 @@ static inline void scores_of(float *s, size_t ld_s, const float *q, size_t ld_q,
                              uint32_t head_dim, uint32_t dtype) {
     float buffer[256 * KVF_PAGE_ROWS] __attribute__((aligned(64)));
     const float *keys = page_f32(buffer, page, (size_t)head_dim * KVF_PAGE_ROWS, dtype);
-    for (uint32_t half = 0; half < KVF_PAGE_ROWS; half += CPU_PANEL) {
-        zero_panel(s + half, ld_s, m);
-        product16(s + half, ld_s, q, ld_q, keys + half, KVF_PAGE_ROWS, m, head_dim);
+    zero_rows(s, ld_s, m, KVF_PAGE_ROWS);
+    for (uint32_t at = 0; at < KVF_PAGE_ROWS; at += TILE_PANELS * CPU_PANEL) {
+        add_product(s + at, ld_s, q, ld_q, (panels){keys + at, KVF_PAGE_ROWS, CPU_PANEL}, m, TILE_PANELS, head_dim);
     }
 }
 
@@ -186,8 +201,10 @@ static inline void values_of(float *out, size_t ld_out, const float *p, size_t l
     const uint8_t *at = (const uint8_t *)page + cpu_page_values_offset(head_dim, dtype);
     const float *values = page_f32(buffer, at, (size_t)n_row * head_dim, dtype);
     uint32_t d = 0;
-    for (; d + CPU_PANEL <= head_dim; d += CPU_PANEL) {
-        product16(out + d, ld_out, p, ld_p, values + d, head_dim, m, n_row);
+    for (uint32_t n = TILE_PANELS; n > 0; n /= 2) {
+        for (; d + n * CPU_PANEL <= head_dim; d += n * CPU_PANEL) {
+            add_product(out + d, ld_out, p, ld_p, (panels){values + d, head_dim, CPU_PANEL}, m, n, n_row);
+        }
     }
     for (; d < head_dim; d++) {
         for (uint32_t i = 0; i < m; i++) {

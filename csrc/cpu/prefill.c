@@ -275,8 +275,10 @@ static int32_t project(kvf_model *model, kvf_cache *cache, kv_sequence *s, kv_er
     if (norm == NULL) return no_memory(err);
     for (uint32_t first = 0; first < n; first += CHUNK) {
         const uint32_t m = n - first < CHUNK ? n - first : CHUNK;
-        cpu_project(model, &((cpu_weights *)model->impl)->layer[layer], a->x + (size_t)first * c->hidden, a->qkv, ld, norm,
-                    a->cosine + (size_t)first * half, a->sine + (size_t)first * half, m);
+        const int32_t status =
+            cpu_project(model, &((cpu_weights *)model->impl)->layer[layer], a->x + (size_t)first * c->hidden, a->qkv, ld,
+                        norm, a->cosine + (size_t)first * half, a->sine + (size_t)first * half, m, err);
+        if (status != KVF_OK) return status;
         for (uint32_t i = 0; i < m; i++) memcpy(a->q + (first + i) * width, a->qkv + i * ld, width * sizeof(float));
         write_job j = {cache, s, a->qkv, ld, layer, first, m};
         cpu_parallel(model->dev, c->n_kv_head, write_chunk, &j);
@@ -315,7 +317,8 @@ int32_t be_prefill_logits(kvf_model *model, kvf_cache *cache, kv_sequence *s, fl
     if (norm == NULL || logits == NULL) return no_memory(err);
     for (uint32_t first = 0; first < s->prefill->n_token; first += CHUNK) {
         const uint32_t m = s->prefill->n_token - first < CHUNK ? s->prefill->n_token - first : CHUNK;
-        cpu_logits(model, a->x + (size_t)first * c->hidden, norm, logits, m);
+        const int32_t status = cpu_logits(model, a->x + (size_t)first * c->hidden, norm, logits, m, err);
+        if (status != KVF_OK) return status;
         for (uint32_t i = 0; i < m; i++) memcpy(to_host + (size_t)(first + i) * c->vocab, logits + i * ld, c->vocab * sizeof *logits);
     }
     return KVF_OK;
@@ -328,7 +331,8 @@ int32_t be_prefill_end(kvf_model *model, kvf_cache *cache, kv_sequence *s, kv_er
     float *norm = cpu_scratch(model->dev, SLOT_NORM, ((size_t)c->hidden + 2) * sizeof *norm);
     float *logits = cpu_scratch(model->dev, SLOT_LOGITS, cpu_padded(c->vocab) * sizeof *logits);
     if (norm == NULL || logits == NULL) return no_memory(err);
-    cpu_logits(model, a->x + (size_t)(s->prefill->n_token - 1) * c->hidden, norm, logits, 1);
+    const int32_t status = cpu_logits(model, a->x + (size_t)(s->prefill->n_token - 1) * c->hidden, norm, logits, 1, err);
+    if (status != KVF_OK) return status;
     memcpy(s->logits, logits, c->vocab * sizeof *logits);
     return KVF_OK;
 }

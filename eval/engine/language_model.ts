@@ -9,6 +9,7 @@ import {
   type DeviceKind,
   NativeModel,
   type NativeModelConfig,
+  type SimdLevel,
   type TensorName,
 } from "../../ffi/mod.ts";
 import type { ModelShape } from "../../methods/types.ts";
@@ -31,6 +32,8 @@ export interface LanguageModelOptions {
   device?: string;
   /** CPU threads; default: all that the affinity mask allows. */
   threads?: number;
+  /** Highest CPU instruction set to use; default: the fastest. */
+  simd?: SimdLevel;
   /** Type of the weights in memory; default: the file's. */
   dtype?: WeightDtype;
   /** Type of the cache's rows; default: the weights'. */
@@ -214,6 +217,7 @@ export class LanguageModel implements Disposable {
       new Device({
         ...parseDevice(options.device ?? "cpu"),
         threads: options.threads ?? 0,
+        ...(options.simd === undefined ? {} : { simd: options.simd }),
       }),
     );
     const native = stack.use(
