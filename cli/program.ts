@@ -1,3 +1,4 @@
+// deno-lint-ignore-file no-console -- the command line prints
 /**
  * The command tree of `kvf`: one table, turned into a commander program.
  *
@@ -50,6 +51,7 @@ export function createProgram(
     .configureOutput({
       getOutHasColors: () => false,
       getErrHasColors: () => false,
+      writeErr: (text) => console.error(text.trimEnd()),
     })
     .exitOverride();
   const groups = new Map<string, Command>();

@@ -1,6 +1,7 @@
 // deno-lint-ignore-file no-console -- the command line prints
 import { generate } from "../../eval/engine/mod.ts";
 import { writeSafetensors } from "../../models/mod.ts";
+import { readDataFile, textOf } from "../../tasks/_files.ts";
 import { type Call, text, UsageError } from "../spec.ts";
 import { bytes, configurationsOf, openModel, printJson } from "./_runtime.ts";
 
@@ -86,7 +87,14 @@ function promptOf(
       "Cannot run as a prompt in words needs a tokenizer.json in the model folder: use --prompt-ids",
     );
   }
-  const prompt = inline ?? Deno.readTextFileSync(file!);
+  const prompt = inline ?? textOf(readDataFile(file!));
+  if (prompt === "") {
+    throw new UsageError(
+      `Cannot run as the prompt must have a character: ${
+        file === undefined ? "--prompt" : `"${file}"`
+      } is empty`,
+    );
+  }
   return flags.chat
     ? tokenizer.encodeChat([{ role: "user", content: prompt }], {
       addGenerationPrompt: true,

@@ -11,12 +11,18 @@ import {
 import type { ProtocolOptions } from "../../eval/protocol.ts";
 import { type Flags, text, UsageError } from "../spec.ts";
 
-/** Parses an integer of at least `min`. */
-export function integer(min: number): (value: string) => number {
+/** Parses an integer within bounds. */
+export function integer(
+  min: number,
+  max = 2 ** 32 - 1,
+): (value: string) => number {
   return (value) => {
     const number = Number(value);
-    if (!Number.isInteger(number) || number < min) {
-      throw new InvalidArgumentError(`must be an integer >= ${min}`);
+    const whole = value.trim() !== "" && Number.isInteger(number);
+    if (!whole || number < min || number > max) {
+      throw new InvalidArgumentError(
+        `must be an integer from ${min} to ${max}`,
+      );
     }
     return number;
   };

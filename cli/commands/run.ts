@@ -39,7 +39,7 @@ export const run: CommandSpec = {
       )
       .addOption(
         new Option("--max-new-tokens <n>", "tokens to generate at most")
-          .argParser(integer(1)).default(128),
+          .argParser(integer(1, 2 ** 24)).default(128),
       )
       .addOption(
         new Option("--temperature <t>", "0 is greedy").argParser(real(0))
