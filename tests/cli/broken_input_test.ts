@@ -1,3 +1,4 @@
+// deno-lint-ignore-file no-console -- stands in for the terminal
 /**
  * Broken files through the whole program: whatever a model folder, a prompt or recorded tensors hold, the outcome is an
  * answer or a message with exit status 1 or 2, never a crash, a stack trace or a hang.
