@@ -163,7 +163,9 @@ function limitOf(
     );
   }
   if (beyondPositions) return null;
-  const around = wrap(model.tokenizer, "", "", chat).length;
+  // What the form adds to the tokens that the limit counts, which are those of the plain prompt with its BOS.
+  const around = wrap(model.tokenizer, "", "", chat).length -
+    model.tokenizer.encodePrompt("").length;
   const margin = truncate === "middle" ? MARGIN : 0;
   const limit = model.maxPositions - maxNewTokens - around - margin;
   if (limit >= 2) return limit;
