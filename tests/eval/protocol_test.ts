@@ -72,12 +72,12 @@ Deno.test("a model with a chat template gets it, and the answer prefix stands in
 Deno.test("the reference's forms go by the model's name: Llama 3 after the cut, Llama 2 before it", () => {
   const chat = { chat: "reference" } as const;
   const three = build({ prompt: "Hi", name: "Meta-Llama-3-8B" }, chat);
-  const header = (role: string) => [4, ...bytesOf(role), 5, 10, 10];
+  const header = (role: string) => [249, ...bytesOf(role), 250, 10, 10];
   assertEquals(three.ids, [
-    3,
+    248,
     ...header("user"),
     ...bytesOf("Hi"),
-    6,
+    251,
     ...header("assistant"),
   ]);
   assertEquals(

@@ -9,14 +9,14 @@ const GOLDEN = fromFileUrl(
   new URL("../goldens/models/llama", import.meta.url),
 );
 
-/** Special tokens in the place of the first control characters. */
+/** Special tokens: two in the place of control characters, the rest in that of bytes which UTF-8 does not have. */
 export const SPECIAL: Readonly<Record<string, number>> = {
   "<s>": 1,
   "</s>": 2,
-  "<|begin_of_text|>": 3,
-  "<|start_header_id|>": 4,
-  "<|end_header_id|>": 5,
-  "<|eot_id|>": 6,
+  "<|begin_of_text|>": 248,
+  "<|start_header_id|>": 249,
+  "<|end_header_id|>": 250,
+  "<|eot_id|>": 251,
 };
 
 /** A chat form that is easy to spot. */
