@@ -21,6 +21,7 @@ export const REASONS: Readonly<Record<string, string>> = {
   "read ./results": "records of earlier runs, so that none is computed twice",
   "read ./tests/csrc": "the C tests",
   "write ./build": "compiled files",
+  "write ./docs": "the pages that are written from the code",
   "write ./results": "records, tables and pictures",
   "ffi ./build/libkvf.so": "the library that runs the model",
   "ffi ./build/libkvf_cuda.so": "the library that runs the model on a GPU",

@@ -7,6 +7,7 @@
 import { Command } from "@commander-js/extra-typings";
 import { apply } from "./commands/apply.ts";
 import { bench } from "./commands/bench.ts";
+import { checkMethod } from "./commands/check_method.ts";
 import { completions } from "./commands/completions.ts";
 import { doctor } from "./commands/doctor.ts";
 import { evalLongbench } from "./commands/eval_longbench.ts";
@@ -14,6 +15,7 @@ import { evalNeedle } from "./commands/eval_needle.ts";
 import { evalRuler } from "./commands/eval_ruler.ts";
 import { methods } from "./commands/methods.ts";
 import { modelsInspect } from "./commands/models_inspect.ts";
+import { newMethod } from "./commands/new_method.ts";
 import { report } from "./commands/report.ts";
 import { run } from "./commands/run.ts";
 import { sandbox } from "./commands/sandbox.ts";
@@ -28,6 +30,8 @@ export const COMMANDS: readonly CommandSpec[] = [
   evalRuler,
   report,
   methods,
+  newMethod,
+  checkMethod,
   modelsInspect,
   bench,
   doctor,

@@ -177,7 +177,11 @@ export function modelChecks(
 }
 
 /** Checks of a method on recorded tensors: group sizes and head widths that models have, and odd ones. */
-export function shapeChecks(method: AnyMethod, device: Device): MethodCheck[] {
+export function shapeChecks(
+  method: AnyMethod,
+  device: Device,
+  variant: Record<string, unknown> = {},
+): MethodCheck[] {
   const shapes = [1, 3, 4, 5, 8].flatMap((groupSize) =>
     [32, 64, 80, 96, 128].map((headDim) => ({ groupSize, headDim }))
   );
@@ -193,7 +197,10 @@ export function shapeChecks(method: AnyMethod, device: Device): MethodCheck[] {
           headDim,
         };
         const tokens = [70, 24, 25][i % 3]!;
-        const options = checkedOptions(method, shape, 24);
+        const options = {
+          ...checkedOptions(method, shape, 24),
+          ...variant,
+        };
         const policy = method.create(options, shape);
         using cache = new Cache(device, { ...shape, rowDtype: "f32" });
         using sequence = cache.sequence(granularity);

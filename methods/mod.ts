@@ -59,6 +59,7 @@ export {
 } from "./parts/evict.ts";
 export {
   adaptive,
+  type BudgetNeeds,
   type BudgetOptions,
   type Budgets,
   type Demand,

@@ -24,12 +24,16 @@ export interface Demand extends ModelShape {
   candidates: number;
 }
 
-/** A budget policy. */
-export interface Budgets {
+/** What a budget policy asks of scores. */
+export interface BudgetNeeds {
   /** True when heads of one layer may get different numbers of rows. */
   perHead?: boolean;
   /** True when the numbers follow from scores of different heads. */
   compares?: boolean;
+}
+
+/** A budget policy. */
+export interface Budgets extends BudgetNeeds {
   /** Rows per stored head beside the protected ones, each at most `candidates`. */
   deal(demand: Demand, scores?: Scores): number[];
   /** Most rows that all heads of the layer together may get. */
@@ -107,6 +111,15 @@ export function table(budgets: readonly number[]): Budgets {
 
 function equal({ storedHeads, candidates }: Demand, rows: number): number[] {
   return Array<number>(storedHeads).fill(Math.min(rows, candidates));
+}
+
+/** What the policy of that name asks of scores. */
+export function needsOf(budgetPolicy: string): BudgetNeeds {
+  const [kind] = budgetPolicy.split(":");
+  return {
+    perHead: kind === "adaptive" || kind === "table",
+    compares: kind === "adaptive",
+  };
 }
 
 /**

@@ -20,9 +20,11 @@ import type {
   Selection,
 } from "../types.ts";
 import {
+  type BudgetNeeds,
   type BudgetOptions,
   type Budgets,
   type Demand,
+  needsOf,
   POLICY_OPTIONS,
   policyOf,
 } from "./budgets.ts";
@@ -165,11 +167,12 @@ function createPolicy<O>(
       } tokens that are always kept: budget is ${budget}`,
     );
   }
+  const quantiser = quantiserOf(name, options.quant, shape);
+  scheduleOf(name, options.schedule);
+  if (spec.budgets === undefined) refuse(spec, needsOf(options.budgetPolicy));
   const budgets = spec.budgets?.(options, shape) ??
     policyOf(name, options, shape, first + last);
   refuse(spec, budgets);
-  const quantiser = quantiserOf(name, options.quant, shape);
-  scheduleOf(name, options.schedule);
   const base = budget - first - last;
   /** What the budget policy needs to know of a layer. */
   const demand = ({ layer, length, storedHeads }: Place): Demand => ({
@@ -232,7 +235,7 @@ function createPolicy<O>(
   };
 }
 
-function refuse<O>(spec: EvictionSpec<O>, budgets: Budgets): void {
+function refuse<O>(spec: EvictionSpec<O>, budgets: BudgetNeeds): void {
   if (spec.score === undefined && budgets.perHead) {
     throw new RangeError(
       `Cannot run "${spec.name}" with per-head budgets as it must score rows: it keeps the most recent ones`,

@@ -45,6 +45,7 @@ const PROBES: Record<string, Probe> = {
     ],
     excused: { "read ./.git": COMMIT },
   },
+  "docs": { args: ["run", "tasks/methods_page.ts"] },
   "report": { args: ["run", "cli/main.ts", "report", "OUT"], records: true },
   "bench": {
     args: [
