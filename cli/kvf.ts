@@ -52,7 +52,13 @@ export function libraryPath(device = "cpu"): string {
 async function launch(args: string[], cwd: string): Promise<number> {
   let status = 0;
   const program = createProgram(async (spec, call) => {
-    const grants = spec.grants(call);
+    const grants = spec.probe
+      ? await askGrants(args, spec.probe(call), cwd)
+      : spec.grants(call);
+    if (typeof grants === "number") {
+      status = grants;
+      return;
+    }
     grants.read = [...grants.read ?? [], ...optionFiles(call.rest)];
     if (grants.native) {
       const target = grants.device?.startsWith("cuda") ? "build:cuda" : "build";
@@ -79,6 +85,32 @@ async function launch(args: string[], cwd: string): Promise<number> {
   });
   await program.parseAsync(args, { from: "user" });
   return status;
+}
+
+/** Asks the program, in a process that may do next to nothing, what a call needs; an exit status when it cannot say. */
+async function askGrants(
+  args: string[],
+  probe: Grants,
+  cwd: string,
+): Promise<Grants | number> {
+  const { code, stdout } = await new Deno.Command("deno", {
+    args: [
+      ...["run", "-q", "--config", resolve(ROOT, "deno.json")],
+      ...permissionFlags(probe, cwd),
+      ...[resolve(ROOT, "cli/main.ts"), ...args, "--print-grants"],
+    ],
+    cwd,
+    stdin: "null",
+    stderr: "inherit",
+  }).output();
+  if (code !== 0) return code;
+  const text = new TextDecoder().decode(stdout);
+  // Help was asked for: that is all there is to show.
+  if (!text.startsWith("{")) {
+    console.log(text.trimEnd());
+    return 0;
+  }
+  return JSON.parse(text) as Grants;
 }
 
 /** The host of scripts that are not trusted, with the script's address. */

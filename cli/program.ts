@@ -19,6 +19,7 @@ import { newMethod } from "./commands/new_method.ts";
 import { report } from "./commands/report.ts";
 import { run } from "./commands/run.ts";
 import { sandbox } from "./commands/sandbox.ts";
+import { sweep } from "./commands/sweep.ts";
 import type { Call, CommandSpec, Flags } from "./spec.ts";
 
 /** All commands. */
@@ -28,6 +29,7 @@ export const COMMANDS: readonly CommandSpec[] = [
   evalNeedle,
   evalLongbench,
   evalRuler,
+  sweep,
   report,
   methods,
   newMethod,
@@ -74,12 +76,16 @@ export function createProgram(
     spec.declare(command);
     if (spec.methodFlags) command.allowUnknownOption().allowExcessArguments();
     command.action(async () => {
-      const declared = command.registeredArguments.length;
+      // From the first flag on that was not declared, everything is an option of a method.
+      const flag = command.args.findIndex((word) => word.startsWith("-"));
+      const declared = Math.min(
+        command.registeredArguments.length,
+        flag < 0 ? Infinity : flag,
+      );
       const args = spec.methodFlags
         ? command.args.slice(0, declared)
         : command.args;
       const rest = spec.methodFlags ? command.args.slice(declared) : [];
-      // Without positional arguments, everything that was not declared is an option of a method.
       await act(spec, { args, flags: command.opts() as Flags, rest });
     });
   }

@@ -62,6 +62,11 @@ export interface CommandSpec {
   methodFlags?: boolean;
   /** What the call needs. */
   grants(call: Call): Grants;
+  /**
+   * What the program may touch while it is asked, with `--print-grants`, what the call needs: for commands whose needs
+   * stand in a file. It replaces {@linkcode grants} in the launcher.
+   */
+  probe?(call: Call): Grants;
   /** Names a script of the user's to run instead of `run`; `absolute` resolves a path against the caller's folder. */
   script?(call: Call, absolute: (path: string) => string): UserScript;
   /** Does the work; resolves to the exit status. */

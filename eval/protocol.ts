@@ -31,6 +31,12 @@ export const PROTOCOL_SCHEMA = z.strictObject({
   ),
 });
 
+/** Switches that differ from the defaults in LongBench. */
+export const LONGBENCH_PROTOCOL = {
+  truncate: "middle",
+  minNewTokens: 1,
+} as const;
+
 /** Switches, as given. */
 export type ProtocolOptions = z.input<typeof PROTOCOL_SCHEMA>;
 /** Switches, resolved. */

@@ -11,6 +11,7 @@ import {
   type LanguageModel,
   leastBytes,
   type ScheduleOptions,
+  sharedBytes,
 } from "./engine/mod.ts";
 import type { Configuration } from "./engine/mod.ts";
 import type { Task } from "../tasks/types.ts";
@@ -87,13 +88,24 @@ export async function runPrepared(
   return made;
 }
 
-/** Bytes that the most demanding example needs at least; 0 when nothing is left to do. */
-export function leastBytesOf(
+/** Bytes that runs need, by the arithmetic of the ledger. */
+export interface Prediction {
+  /** For the most demanding example at least: one configuration at a time. */
+  leastBytes: number;
+  /** For the most demanding example with all its missing configurations at once. */
+  sharedBytes: number;
+}
+
+/** Predicts the memory of what is missing; zeroes when nothing is. */
+export function predictRuns(
   model: LanguageModel,
   runs: readonly PreparedRun[],
-): number {
+): Prediction {
   const jobs = runs.flatMap((run) => jobsOf(model, run));
-  return Math.max(0, ...jobs.map((job) => leastBytes(model, job)));
+  return {
+    leastBytes: Math.max(0, ...jobs.map((job) => leastBytes(model, job))),
+    sharedBytes: Math.max(0, ...jobs.map((job) => sharedBytes(model, job))),
+  };
 }
 
 function checkMemory(

@@ -5,6 +5,7 @@
  */
 import { z } from "zod";
 import { Random } from "./random.ts";
+import { givenOptions } from "./types.ts";
 import type { Example, Json, Task, TextCodec } from "./types.ts";
 import { readTexts } from "./_files.ts";
 import { fingerprint } from "./text/fingerprint.ts";
@@ -273,6 +274,7 @@ export function needleTask(options: NeedleOptions): NeedleTask {
       { metric: "needle_words", answers: ({ answers }) => answers },
     ],
     options: record,
+    recipe: { name: "needle", options: givenOptions(options) },
     count: lengths.length * depths.length * examplesPerCell,
     example,
     *examples(codec) {

@@ -45,6 +45,13 @@ export interface Example {
 /** Scores a prediction against the accepted answers of its example; 0 to 1. */
 export type Metric = (prediction: string, answers: string[]) => number;
 
+/** Options as a caller gave them, for {@linkcode Task.recipe}: what is missing stays missing. */
+export function givenOptions(options: object): { [key: string]: Json } {
+  return Object.fromEntries(
+    Object.entries(options).filter(([, value]) => value !== undefined),
+  );
+}
+
 /** A benchmark task with its options resolved. */
 export interface Task {
   /** Name in the registry, for instance `niah_multikey_1`. */
@@ -63,6 +70,8 @@ export interface Task {
    * not among them, so that a longer run goes on where a shorter one ended.
    */
   options: { [key: string]: Json };
+  /** What `createTask` makes this task of again: name and options as given, with the paths of the user's files. */
+  recipe: { name: string; options: { [key: string]: Json } };
   /** Examples. */
   count: number;
   /** The examples, generated lazily and deterministically. */

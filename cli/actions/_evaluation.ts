@@ -74,7 +74,9 @@ export function shardOf({ flags }: Call): Shard {
 
 /** Finds out what is missing. */
 export async function prepareAll(
-  { model, modelPath, runs, store }: Evaluation,
+  { model, modelPath, runs, store }:
+    & Pick<Evaluation, "model" | "modelPath" | "runs">
+    & { store: Pick<RecordStore, "has" | "claims"> },
 ): Promise<PreparedRun[]> {
   const names = {
     modelName: basename(resolve(modelPath)),

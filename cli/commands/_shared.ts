@@ -140,41 +140,62 @@ export function benchmarkFlags(command: Command, out: string): void {
   scheduleFlags(command);
 }
 
-/** Flags of the prompt protocol; the benchmark's own defaults are shown in the help. */
+/**
+ * Flags of the prompt protocol; the benchmark's own defaults are shown in the help. Without defaults, what is not given
+ * stays undefined.
+ */
 export function protocolFlags(
   command: Command,
-  defaults: { truncate: "middle" | "refuse"; minNewTokens: number },
+  defaults?: { truncate: "middle" | "refuse"; minNewTokens: number },
 ): void {
+  const preset = <T extends Option>(
+    option: T,
+    value: unknown,
+    words?: string,
+  ): Option => defaults ? option.default(value, words) : option;
   command
     .addOption(
-      new Option("--chat <form>", "chat form of prompts").choices(
-        ["auto", "always", "never", "reference"] as const,
-      ).default(
-        "auto" as const,
+      preset(
+        new Option("--chat <form>", "chat form of prompts").choices(
+          ["auto", "always", "never", "reference"] as const,
+        ),
+        "auto",
         "auto: the model's template, where it has one and the prompt is no text to be continued",
       ),
     )
     .addOption(
-      new Option(
-        "--max-prompt-tokens <n>",
-        "longest prompt: a number, model (its positions less the new tokens) or reference (KVCache-Factory's table)",
-      ).argParser(promptLimit).default("model" as number | string),
+      preset(
+        new Option(
+          "--max-prompt-tokens <n>",
+          "longest prompt: a number, model (its positions less the new tokens) or reference (KVCache-Factory's table)",
+        ).argParser(promptLimit),
+        "model",
+      ),
     )
     .addOption(
-      new Option("--truncate <how>", "what happens to longer prompts").choices(
-        ["middle", "refuse"] as const,
-      ).default(defaults.truncate),
+      preset(
+        new Option("--truncate <how>", "what happens to longer prompts")
+          .choices(["middle", "refuse"] as const),
+        defaults?.truncate,
+      ),
     )
     .addOption(
-      new Option(
-        "--min-new-tokens <n>",
-        "new tokens before an answer may end",
-      ).argParser(integer(0)).default(defaults.minNewTokens),
+      preset(
+        new Option(
+          "--min-new-tokens <n>",
+          "new tokens before an answer may end",
+        ).argParser(integer(0)),
+        defaults?.minNewTokens,
+      ),
     )
-    .option(
-      "--beyond-positions",
-      "allow prompts beyond the positions that the model was made for",
-      false,
+    .addOption(
+      preset(
+        new Option(
+          "--beyond-positions",
+          "allow prompts beyond the positions that the model was made for",
+        ),
+        false,
+      ),
     );
 }
 

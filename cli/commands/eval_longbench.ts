@@ -1,4 +1,5 @@
 import { Option } from "@commander-js/extra-typings";
+import { LONGBENCH_PROTOCOL } from "../../eval/protocol.ts";
 import { type CommandSpec, methodPaths, paths, text } from "../spec.ts";
 import {
   benchmarkFlags,
@@ -81,7 +82,7 @@ export const evalLongbench: CommandSpec = {
           .default("unlimited" as const),
       );
     granularityFlag(command);
-    protocolFlags(command, { truncate: "middle", minNewTokens: 1 });
+    protocolFlags(command, LONGBENCH_PROTOCOL);
     command.addHelpText(
       "after",
       `

@@ -10,6 +10,7 @@ export {
   answerAll,
   leastBytes,
   type ScheduleOptions,
+  sharedBytes,
 } from "./scheduler.ts";
 export {
   LanguageModel,

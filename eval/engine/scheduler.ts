@@ -226,7 +226,7 @@ class Schedule<J extends Job> implements Disposable {
   }
 
   async #read(unit: Unit<J>): Promise<boolean> {
-    const bytes = sharedBytes(this.#model, unit);
+    const bytes = unitBytes(this.#model, unit);
     // The largest fork must fit beside it, or nothing would ever let go.
     const probe = this.#memory.take(bytes.full + bytes.largest);
     if (!probe) return false;
@@ -342,10 +342,7 @@ function* unitsOf<J extends Job>(
         "Cannot generate as the prompt must have a token: it has 0",
       );
     }
-    const members = job.configurations.map((configuration): Member => ({
-      configuration,
-      policy: configuration.method.create(configuration.options, model.shape),
-    }));
+    const members = membersOf(model, job);
     const unit = (indices: number[]): Unit<J> => ({
       job,
       indices,
@@ -353,15 +350,23 @@ function* unitsOf<J extends Job>(
     });
     for (const group of prefillGroups(members)) {
       const shared = unit(group);
-      const { full, largest } = sharedBytes(model, shared);
+      const { full, largest } = unitBytes(model, shared);
       if (full + largest <= limit) yield shared;
       else for (const i of group) yield unit([i]);
     }
   }
 }
 
+/** A policy of its own for every configuration. */
+function membersOf(model: LanguageModel, job: Job): Member[] {
+  return job.configurations.map((configuration): Member => ({
+    configuration,
+    policy: configuration.method.create(configuration.options, model.shape),
+  }));
+}
+
 /** Bytes of a shared prefill, and of the largest fork beside it. */
-function sharedBytes<J extends Job>(
+function unitBytes<J extends Job>(
   model: LanguageModel,
   { job, members }: Unit<J>,
 ): { full: number; largest: number } {
@@ -400,18 +405,34 @@ function leanBytes<J extends Job>(
  * @returns the need of the most demanding configuration
  */
 export function leastBytes(model: LanguageModel, job: Job): number {
-  return Math.max(...job.configurations.map((configuration, i) => {
-    const policy = configuration.method.create(
-      configuration.options,
-      model.shape,
+  return Math.max(
+    ...membersOf(model, job).map((member, i) => {
+      const unit = { job, indices: [i], members: [member] };
+      const { passing, kept } = leanBytes(model, unit);
+      return passing + kept;
+    }),
+  );
+}
+
+/** Bytes of a job with all its configurations at once. */
+export function sharedBytes(model: LanguageModel, job: Job): number {
+  const members = membersOf(model, job);
+  const newTokens = maxNewTokens(job.options ?? {});
+  return fullBytes(model, job.prompt.length) +
+    Math.max(
+      ...prefillGroups(members).map((group) =>
+        workBytes(
+          model,
+          job.prompt.length,
+          observationOf(group.map((i) => members[i]!)),
+        )
+      ),
+    ) +
+    members.reduce(
+      (sum, member) =>
+        sum + ownBytes(model, member, job.prompt.length, newTokens),
+      0,
     );
-    const { passing, kept } = leanBytes(model, {
-      job,
-      indices: [i],
-      members: [{ configuration, policy }],
-    });
-    return passing + kept;
-  }));
 }
 
 function doesNotFit<J extends Job>(

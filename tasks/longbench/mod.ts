@@ -10,6 +10,7 @@ import { z } from "zod";
 import { fillSlots } from "../_sizing.ts";
 import { Random } from "../random.ts";
 import { fingerprint } from "../text/fingerprint.ts";
+import { givenOptions } from "../types.ts";
 import type { Example, Json, Task } from "../types.ts";
 import { LONGBENCH_DATA_SETS } from "./data_sets.ts";
 import { type LongBenchRecord, readEntry, readLongBench } from "./records.ts";
@@ -137,6 +138,10 @@ export function longbenchTask(
       wording: resolved.prompts === undefined ? "own" : fingerprint([template]),
       maxNewTokens,
       stopAtNewline,
+    },
+    recipe: {
+      name: LONGBENCH_PREFIX + dataset,
+      options: givenOptions(options),
     },
     count: chosen.length,
     *examples() {

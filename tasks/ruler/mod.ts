@@ -5,6 +5,7 @@
  */
 import { z } from "zod";
 import { Random } from "../random.ts";
+import { givenOptions } from "../types.ts";
 import type { Example, Json, Task, TextCodec } from "../types.ts";
 import { splitSentences } from "../text/haystack.ts";
 import { fingerprint, fingerprintBytes } from "../text/fingerprint.ts";
@@ -232,7 +233,10 @@ export function rulerTask(name: string, options: RulerOptions): RulerTask {
   const parsed = RULER_SCHEMA.parse(options);
   if (parsed.data !== undefined) {
     refuseGeneration(options);
-    return fileTask(name, kind, parsed.data, parsed);
+    return {
+      ...fileTask(name, kind, parsed.data, parsed),
+      recipe: { name, options: givenOptions(options) },
+    };
   }
   const resolved = load(name, parsed);
   const wording = resolveWording(name, kind.group, resolved.wording);
@@ -274,6 +278,7 @@ export function rulerTask(name: string, options: RulerOptions): RulerTask {
     name,
     metric: kind.metric,
     options: recordable(name, { ...resolved, maxNewTokens }),
+    recipe: { name, options: givenOptions(options) },
     count,
     example,
     *examples(codec) {
@@ -311,7 +316,7 @@ function fileTask(
   kind: Kind,
   folder: string,
   { length, count, maxNewTokens = kind.newTokens }: Resolved,
-): RulerTask {
+): Omit<RulerTask, "recipe"> {
   const { records, fingerprint: data } = readRuler(folder, length, name);
   const taken = Math.min(count, records.length);
   const example = (_codec: TextCodec, index: number): WorkedExample => {

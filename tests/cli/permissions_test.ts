@@ -46,6 +46,22 @@ const PROBES: Record<string, Probe> = {
     excused: { "read ./.git": COMMIT },
   },
   "docs": { args: ["run", "tasks/methods_page.ts"] },
+  "sweep": {
+    args: [
+      ...["run", "cli/main.ts", "sweep", ...NEEDLE],
+      ...["--lengths", "256", "--limit", "2"],
+    ],
+    excused: {
+      "read ./.git": COMMIT,
+      "read ./data": "only tasks of the user's data read it",
+      "read ./node_modules/jieba-wasm": "only Chinese tasks need it",
+    },
+    instead: {
+      "read ./plans": [
+        ...["run", "cli/main.ts", "sweep", "plans/example.json", "--dry-run"],
+      ],
+    },
+  },
   "report": { args: ["run", "cli/main.ts", "report", "OUT"], records: true },
   "bench": {
     args: [
