@@ -14,6 +14,7 @@ import { evalLongbench } from "./commands/eval_longbench.ts";
 import { evalNeedle } from "./commands/eval_needle.ts";
 import { evalRuler } from "./commands/eval_ruler.ts";
 import { methods } from "./commands/methods.ts";
+import { modelsHeads } from "./commands/models_heads.ts";
 import { modelsInspect } from "./commands/models_inspect.ts";
 import { newMethod } from "./commands/new_method.ts";
 import { report } from "./commands/report.ts";
@@ -35,6 +36,7 @@ export const COMMANDS: readonly CommandSpec[] = [
   newMethod,
   checkMethod,
   modelsInspect,
+  modelsHeads,
   bench,
   doctor,
   sandbox,
