@@ -12,6 +12,8 @@ export const REASONS: Readonly<Record<string, string>> = {
   "read ./.git": "the commit that goes into every record",
   "read ./build": "what was compiled before, to see what is stale",
   "read ./csrc": "the sources of the library",
+  "read ./README.md": "the page whose table of methods is written",
+  "write ./README.md": "the table of methods",
   "read ./models": "model folders",
   "read ./node_modules/@resvg/resvg-wasm":
     "the rasteriser that makes PNG files",

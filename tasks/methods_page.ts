@@ -1,5 +1,6 @@
 /**
- * Writes docs/methods.md from the code: every method with its options, and what can be combined with what.
+ * Writes what is said of the methods from the code: docs/methods.md (every method with its options, and what can be
+ * combined with what) and the table in the README.
  *
  *     deno task docs:methods
  *
@@ -159,7 +160,41 @@ ${combinations()}
 ${[...METHODS.values()].map(describe).join("\n")}`;
 }
 
+/** The README with its method table exchanged. */
+export function withMethodTable(readme: string): string {
+  const rows = [...METHODS.values()].map((method) => [
+    `\`${method.name}\``,
+    method.summary,
+    method.granularities.join(", "),
+    method.paper === undefined ? "" : `[paper](${method.paper})`,
+  ]);
+  return readme.replace(
+    /<!-- methods -->[^]*<!-- \/methods -->/,
+    () =>
+      `<!-- methods -->\n\n${
+        alignedTable(["name", "what it does", "layouts", ""], rows)
+      }\n\n<!-- /methods -->`,
+  );
+}
+
+/** A table whose columns line up, as the formatter wants them. */
+function alignedTable(head: string[], rows: string[][]): string {
+  const all = [head, ...rows];
+  const widths = head.map((_, i) =>
+    Math.max(...all.map((cells) => cells[i]!.length))
+  );
+  const line = (cells: string[]) =>
+    `| ${cells.map((cell, i) => cell.padEnd(widths[i]!)).join(" | ")} |`;
+  return [
+    line(head),
+    line(widths.map((width) => "-".repeat(width))),
+    ...rows.map(line),
+  ].join("\n");
+}
+
 if (import.meta.main) {
   Deno.mkdirSync("docs", { recursive: true });
   Deno.writeTextFileSync("docs/methods.md", methodsPage());
+  const readme = Deno.readTextFileSync("README.md");
+  Deno.writeTextFileSync("README.md", withMethodTable(readme));
 }
