@@ -96,7 +96,8 @@ async function flagPlan(flags: Flags, rest: string[]): Promise<Plan> {
           };
         }),
       ),
-      budgets: flags.budget,
+      budgets: flags.budget ??
+        (flags.method === undefined ? [64, 128, 256] : undefined),
       seeds: flags.seeds,
       protocol: present({ ...protocolOf(flags) }),
       out: flags.out,

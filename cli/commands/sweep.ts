@@ -40,8 +40,10 @@ export const sweep: CommandSpec = {
         "methods, comma-separated: names or files (default: fullkv,snapkv,streamingllm)",
       )
       .addOption(
-        new Option("--budget <n>", "rows per layer and head, comma-separated")
-          .argParser(integers(1)),
+        new Option(
+          "--budget <n>",
+          "rows per layer and head, comma-separated (default with the default methods: 64,128,256)",
+        ).argParser(integers(1)),
       )
       .option(
         "--granularity <layouts>",

@@ -30,5 +30,10 @@ export type {
 } from "./schema.ts";
 export { claims, formatShard, parseShard, WHOLE } from "./shard.ts";
 export type { Shard } from "./shard.ts";
-export { readRecords, readRunMeta, RecordStore } from "./store.ts";
+export {
+  readRecords,
+  readRunMeta,
+  RecordStore,
+  StorageError,
+} from "./store.ts";
 export type { StoreOptions } from "./store.ts";

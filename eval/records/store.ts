@@ -174,6 +174,12 @@ function dropTornLine(path: string, size: number, whole: number): void {
   if (whole < size) Deno.truncateSync(path, whole);
 }
 
+/** The system did not take what was to be written: a full disk, a quota, a medium that failed. */
+export class StorageError extends Error {
+  /** Name of the class. */
+  override name = "StorageError";
+}
+
 /** A file of lines that this process alone appends to. */
 class OwnFile implements Disposable {
   readonly path: string;
@@ -202,7 +208,7 @@ class OwnFile implements Disposable {
       this.#file.syncDataSync();
     } catch (error) {
       this.#broken = true;
-      throw new Error(
+      throw new StorageError(
         `Cannot append as the system must take the line: ${this.path}: ${
           error instanceof Error ? error.message : error
         }`,
