@@ -3,14 +3,17 @@
  *
  *     deno task build [cpu] [--werror]     build/libkvf.so from csrc/core and csrc/cpu
  *     deno task build cuda [--arch=80,90a] build/libkvf_cuda.so from csrc/core and csrc/cuda
+ *     deno task build emulated             build/emulated/libkvf_cuda.so: the same sources, run on the CPU for tests
  *
  * What is up to date is skipped: an output is kept as long as its command, its compiler, its source and all headers are
- * the ones it was made from. Needs to read csrc and build, to write build, and to run cc (and nvcc for CUDA).
+ * the ones it was made from. Needs to read csrc and build, to write build, and to run cc (nvcc for CUDA, c++ for the
+ * emulated build).
  *
  * @module
  */
 import { parseArgs } from "@std/cli/parse-args";
 import { basename, dirname, fromFileUrl, join } from "@std/path";
+import { emulate } from "./_emulate.ts";
 
 /** The project's folder. */
 export const ROOT = fromFileUrl(new URL("..", import.meta.url));
@@ -65,7 +68,7 @@ const SIMD_FLAGS: [suffix: string, flags: string[]][] = [
 ];
 
 /** GPUs that get machine code; newer ones compile the PTX of the last plain architecture. */
-const CUDA_ARCHITECTURES = "80,90a";
+export const CUDA_ARCHITECTURES = "80,90a";
 
 /** A build that cannot go on; the message is for the user. */
 export class BuildError extends Error {
@@ -73,10 +76,13 @@ export class BuildError extends Error {
   override readonly name = "BuildError";
 }
 
+/** A compiler. */
+export type Compiler = "cc" | "c++" | "nvcc";
+
 /** One run of a compiler. */
 export interface Step {
   /** The compiler. */
-  compiler: "cc" | "nvcc";
+  compiler: Compiler;
   /** Arguments without the output. */
   args: string[];
   /** Files that the output is made from, relative to the project. */
@@ -111,7 +117,7 @@ export function sources(folder: string, suffix: string): string[] {
 /** All headers that a source of `folder` may include: a changed one makes its objects stale. */
 export function headers(folder = "csrc"): string[] {
   const own = folder.startsWith("csrc") ? [] : [folder];
-  return ["csrc", "csrc/core", "csrc/cpu", "csrc/cuda", ...own]
+  return ["csrc", "csrc/core", "csrc/cpu", "csrc/cuda", "csrc/emulator", ...own]
     .flatMap((
       folder,
     ) => [...sources(folder, ".h"), ...sources(folder, ".cuh")]);
@@ -186,7 +192,7 @@ async function runStep(step: Step): Promise<void> {
 
 /** Runs a compiler in the project's folder. */
 async function run(
-  compiler: "cc" | "nvcc",
+  compiler: Compiler,
   args: string[],
 ): Promise<{ success: boolean; stdout: string; stderr: string }> {
   try {
@@ -204,8 +210,8 @@ async function run(
   } catch (cause) {
     if (!(cause instanceof Deno.errors.NotFound)) throw cause;
     throw new BuildError(
-      compiler === "cc"
-        ? `Cannot build the library as no C compiler was found: "cc" is not on PATH; install gcc or clang (Debian and Ubuntu: apt install build-essential)`
+      compiler !== "nvcc"
+        ? `Cannot build the library as no C compiler was found: "${compiler}" is not on PATH; install gcc or clang (Debian and Ubuntu: apt install build-essential)`
         : `Cannot build the CUDA library as "nvcc" is not on PATH: install the CUDA toolkit, or put its bin folder on PATH; the CPU library needs no CUDA ("deno task build")`,
       { cause },
     );
@@ -215,7 +221,7 @@ async function run(
 const versions = new Map<string, Promise<string>>();
 
 /** What a compiler says about itself; another one makes everything stale. */
-function version(compiler: "cc" | "nvcc"): Promise<string> {
+function version(compiler: Compiler): Promise<string> {
   let known = versions.get(compiler);
   if (known === undefined) {
     known = run(compiler, ["--version"]).then(({ stdout }) => stdout);
@@ -286,32 +292,22 @@ async function buildCpu(werror: boolean): Promise<void> {
       "Cannot build libkvf.so as csrc/core and csrc/cpu hold no C file",
     );
   }
-  const objects = compile.map((step) => step.output);
-  const ran = await runSteps(compile, variant.folder) + await runSteps([{
+  await finish("build/libkvf.so", compile, variant, {
     compiler: "cc",
-    args: ["-shared", "-pthread", "-Wl,-z,defs", ...objects, "-lm"],
-    inputs: objects,
-    output: "build/libkvf.so",
-  }], variant.folder);
-  say(ran === 0 ? "build/libkvf.so is up to date" : "build/libkvf.so is built");
+    args: ["-shared", "-pthread", "-Wl,-z,defs"],
+    link: ["-lm"],
+  });
 }
 
-async function buildCuda(architectures: string): Promise<void> {
-  const variant: Variant = { folder: "build/obj", flags: ["-O3"] };
-  const kernels = sources("csrc/cuda", ".cu");
-  if (kernels.length === 0) {
-    throw new BuildError(
-      "Cannot build libkvf_cuda.so as csrc/cuda holds no CUDA file",
-    );
-  }
+/** The steps that compile the CUDA build's objects. */
+export function cudaSteps(architectures: string, variant: Variant): Step[] {
   const codes = architectures.split(",");
   const ptx = codes.at(-1)?.replace(/\D/g, "");
   const targets = [
     ...codes.map((code) => `arch=compute_${code},code=sm_${code}`),
     `arch=compute_${ptx},code=compute_${ptx}`,
   ].flatMap((target) => ["-gencode", target]);
-  const core = librarySteps(["core"], variant);
-  const cuda = kernels.map((source): Step => ({
+  const kernels = sources("csrc/cuda", ".cu").map((source): Step => ({
     compiler: "nvcc",
     args: [
       "-std=c++17",
@@ -326,29 +322,92 @@ async function buildCuda(architectures: string): Promise<void> {
     inputs: [source, ...headers()],
     output: `${variant.folder}/cuda_${basename(source, ".cu")}.o`,
   }));
-  const objects = [...core, ...cuda].map((step) => step.output);
-  const ran = await runSteps([...core, ...cuda], variant.folder) +
-    await runSteps([{
-      compiler: "nvcc",
-      args: [
-        "-shared",
-        "-cudart",
-        "static",
-        "-Xlinker",
-        "-z,defs",
-        ...objects,
-        "-ldl",
-        "-lpthread",
-        "-lm",
-      ],
-      inputs: objects,
-      output: "build/libkvf_cuda.so",
-    }], variant.folder);
-  say(
-    ran === 0
-      ? "build/libkvf_cuda.so is up to date"
-      : "build/libkvf_cuda.so is built",
-  );
+  return [...librarySteps(["core"], variant), ...kernels];
+}
+
+/** What a program or library of the CUDA build is linked with. */
+export const CUDA_LINK = ["-cudart", "static", "-ldl", "-lpthread", "-lm"];
+
+async function buildCuda(architectures: string): Promise<void> {
+  const variant: Variant = { folder: "build/obj", flags: ["-O3"] };
+  const compile = cudaSteps(architectures, variant);
+  await finish("build/libkvf_cuda.so", compile, variant, {
+    compiler: "nvcc",
+    args: ["-shared", "-Xlinker", "-z,defs"],
+    link: CUDA_LINK,
+  });
+}
+
+/**
+ * Writes the CUDA sources as plain C++ into the variant's folder and returns the steps that compile them, the emulator
+ * and core.
+ */
+export async function emulatedSteps(variant: Variant): Promise<Step[]> {
+  const folder = `${variant.folder}/src`;
+  await Deno.mkdir(join(ROOT, folder), { recursive: true });
+  const originals = [".cu", ".cuh", ".h"].flatMap((suffix) =>
+    sources("csrc/cuda", suffix)
+  ).filter((path) => !path.endsWith("/ptx.cuh")); // the emulator has its own
+  for (const source of originals) {
+    const text = emulate(await Deno.readTextFile(join(ROOT, source)));
+    const to = join(ROOT, folder, basename(source).replace(/\.cu$/, ".cpp"));
+    const old = await Deno.readTextFile(to).catch(() => undefined);
+    if (old !== text) await Deno.writeTextFile(to, text);
+  }
+  const cpp = [
+    ...sources("csrc/cuda", ".cu").map((source) =>
+      `${folder}/${basename(source, ".cu")}.cpp`
+    ),
+    ...sources("csrc/emulator", ".cpp"),
+  ].map((source): Step => ({
+    compiler: "c++",
+    args: [
+      "-std=c++17",
+      "-fPIC",
+      "-fvisibility=hidden",
+      "-ffp-contract=off",
+      "-Wall",
+      "-Wextra",
+      "-Wno-unknown-pragmas",
+      "-pthread",
+      ...variant.flags,
+      `-I${folder}`,
+      "-Icsrc/emulator",
+      "-Icsrc",
+      "-c",
+      source,
+    ],
+    inputs: [source, ...headers()],
+    output: `${variant.folder}/emulated_${basename(source, ".cpp")}.o`,
+  }));
+  return [...librarySteps(["core"], variant), ...cpp];
+}
+
+async function buildEmulated(): Promise<void> {
+  const variant: Variant = { folder: "build/emulated", flags: ["-O2", "-g"] };
+  const compile = await emulatedSteps(variant);
+  await finish("build/emulated/libkvf_cuda.so", compile, variant, {
+    compiler: "c++",
+    args: ["-shared", "-pthread", "-Wl,-z,defs"],
+    link: ["-ldl", "-lm"],
+  });
+}
+
+/** Compiles and links a library, and says whether anything was stale. */
+async function finish(
+  output: string,
+  compile: Step[],
+  variant: Variant,
+  by: { compiler: Compiler; args: string[]; link: string[] },
+): Promise<void> {
+  const objects = compile.map((step) => step.output);
+  const ran = await runSteps(compile, variant.folder) + await runSteps([{
+    compiler: by.compiler,
+    args: [...by.args, ...objects, ...by.link],
+    inputs: objects,
+    output,
+  }], variant.folder);
+  say(ran === 0 ? `${output} is up to date` : `${output} is built`);
 }
 
 /** Runs `work`; a build error is printed without a stack and ends the process with status 1. */
@@ -370,9 +429,9 @@ async function main(args: string[]): Promise<void> {
     boolean: ["werror"],
     default: { arch: CUDA_ARCHITECTURES },
     unknown: (arg: string) => {
-      if (arg === "cpu" || arg === "cuda") return true;
+      if (["cpu", "cuda", "emulated"].includes(arg)) return true;
       throw new BuildError(
-        `Cannot build as an argument is unknown: "${arg}"; "cpu", "cuda", --arch=80,90a and --werror are known`,
+        `Cannot build as an argument is unknown: "${arg}"; "cpu", "cuda", "emulated", --arch=80,90a and --werror are known`,
       );
     },
   });
@@ -383,6 +442,7 @@ async function main(args: string[]): Promise<void> {
     );
   }
   if (flags._.includes("cuda")) await buildCuda(architectures);
+  if (flags._.includes("emulated")) await buildEmulated();
   if (flags._.includes("cpu") || flags._.length === 0) {
     await buildCpu(flags.werror === true);
   }

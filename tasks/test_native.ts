@@ -10,23 +10,15 @@
  * @module
  */
 import { parseArgs } from "@std/cli/parse-args";
-import { basename, join } from "@std/path";
 import {
   BuildError,
-  compileC,
   librarySteps,
   reportBuildErrors,
-  ROOT,
-  runSteps,
-  say,
-  sources,
   type Variant,
 } from "./build.ts";
+import { runPrograms, testPrograms } from "./_programs.ts";
 
 const SANITIZERS = ["address,undefined", "thread", "none"];
-
-/** Every program is linked to this one place, so that the permission to run it can name it. */
-const PROGRAM = "build/native_test";
 
 async function main(args: string[]): Promise<void> {
   const flags = parseArgs(args, {
@@ -50,9 +42,7 @@ async function main(args: string[]): Promise<void> {
     );
   }
   const names = flags._.map(String);
-  const programs = sources("tests/csrc", "_test.c").filter((path) =>
-    names.length === 0 || names.includes(basename(path, "_test.c"))
-  );
+  const programs = testPrograms(names);
   if (programs.length === 0) {
     throw new BuildError(
       `Cannot run the C tests as tests/csrc holds no such program: ${
@@ -60,59 +50,37 @@ async function main(args: string[]): Promise<void> {
       }`,
     );
   }
-  for (const sanitize of chosen) await runPrograms(programs, sanitize);
+  for (const sanitize of chosen) await runUnder(programs, sanitize);
 }
 
-/** Builds and runs the programs under one set of sanitizers. */
-async function runPrograms(
-  programs: string[],
-  sanitize: string,
-): Promise<void> {
-  const instrument = sanitize === "none" ? [] : [
-    `-fsanitize=${sanitize}`,
-    "-fno-omit-frame-pointer",
-    ...(sanitize === "thread" ? [] : ["-fno-sanitize-recover=all"]),
-  ];
+/** Runs the programs under one set of sanitizers. */
+async function runUnder(programs: string[], sanitize: string): Promise<void> {
+  const instrument = sanitizerFlags(sanitize);
   const variant: Variant = {
     folder: `build/sanitize/${sanitize.replace(",", "_")}`,
     flags: ["-O1", "-g", "-Werror", ...instrument],
   };
-  const library = librarySteps(["core", "cpu"], variant);
-  const helpers = sources("tests/csrc", ".c")
-    .filter((path) => !path.endsWith("_test.c"))
-    .map((source) => compileC(source, variant));
-  const tests = programs.map((source) => compileC(source, variant));
-  await runSteps([...library, ...helpers, ...tests], variant.folder);
-  const objects = [...library, ...helpers].map((step) => step.output);
-  let failed = 0;
-  for (const test of tests) {
-    await runSteps([{
+  const failed = await runPrograms(programs, {
+    title: `under ${sanitize}`,
+    variant,
+    library: librarySteps(["core", "cpu"], variant),
+    link: {
       compiler: "cc",
-      args: [...instrument, "-pthread", test.output, ...objects, "-lm"],
-      inputs: [test.output, ...objects],
-      output: PROGRAM,
-      inPlace: true,
-    }], variant.folder);
-    const name = basename(test.output, ".o").replace(/^csrc_/, "");
-    const start = performance.now();
-    const { success, code, stdout, stderr } = await new Deno.Command(
-      join(ROOT, PROGRAM),
-      { cwd: ROOT, stdin: "null" },
-    ).output();
-    const time = `${Math.round(performance.now() - start)} ms`;
-    if (success) say(`ok      ${name} (${time})`);
-    else {
-      failed++;
-      say(`FAILED  ${name} (${time}, status ${code})`);
-      for (const output of [stdout, stderr]) Deno.stderr.writeSync(output);
-    }
-  }
-  say(
-    `C tests under ${sanitize}: ${
-      tests.length - failed
-    } passed, ${failed} failed`,
-  );
+      before: [...instrument, "-pthread"],
+      after: ["-lm"],
+    },
+  });
   if (failed > 0) Deno.exitCode = 1;
+}
+
+/** Compiler and linker flags of sanitizers. */
+export function sanitizerFlags(sanitize: string): string[] {
+  if (sanitize === "none") return [];
+  return [
+    `-fsanitize=${sanitize}`,
+    "-fno-omit-frame-pointer",
+    ...(sanitize === "thread" ? [] : ["-fno-sanitize-recover=all"]),
+  ];
 }
 
 if (import.meta.main) await reportBuildErrors(() => main(Deno.args));

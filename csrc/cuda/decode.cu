@@ -120,7 +120,7 @@ static int32_t prepare(kvf_model *model, const step_shape *shape, kv_err err) {
     cu_model *weights = cu_weights(model);
     if (weights->decode == NULL) weights->decode = (cu_decode *)calloc(1, sizeof(cu_decode));
     cu_decode *w = weights->decode;
-    if (w == NULL) return kv_fail(err, KVF_ERR_MEMORY, "No memory for decode");
+    if (w == NULL) return kv_fail(err, KVF_ERR_MEMORY, "Cannot decode as memory ran out");
     if (w->cap < shape->n) {
         drop_graphs(w);
         drop_buffers(model->dev, w);
@@ -374,7 +374,7 @@ static int32_t run_ahead(kvf_model *model, kvf_cache *cache, kv_sequence **s, ui
     CU_PASS(prepare(model, &shape, err));
     cu_slot *slots = (cu_slot *)malloc(shape.n * sizeof *slots);
     uint32_t *made = (uint32_t *)malloc((size_t)AHEAD * shape.n * sizeof *made);
-    int32_t status = slots == NULL || made == NULL ? kv_fail(err, KVF_ERR_MEMORY, "No memory for decode") : KVF_OK;
+    int32_t status = slots == NULL || made == NULL ? kv_fail(err, KVF_ERR_MEMORY, "Cannot decode as memory ran out") : KVF_OK;
     if (status == KVF_OK) status = send_state(model, cache, s, n, &shape, forced, steps, slots, err);
     if (status == KVF_OK) status = queue_steps(model, s, n, &shape, steps, control, &queued, err);
     if (status == KVF_OK && forced == NULL) {

@@ -5,14 +5,14 @@ int32_t cu_check(cudaError_t e, const char *what, kv_err err) {
     if (e == cudaSuccess) return KVF_OK;
     cudaGetLastError(); /* one that does not stick must not be reported twice */
     if (e == cudaErrorMemoryAllocation) return cu_no_memory(0, what, err);
-    return kv_fail(err, KVF_ERR_DEVICE, "CUDA failed in %s: %s", what, cudaGetErrorString(e));
+    return kv_fail(err, KVF_ERR_DEVICE, "Cannot complete %s as CUDA failed: %s", what, cudaGetErrorString(e));
 }
 
 int32_t cu_no_memory(size_t bytes, const char *what, kv_err err) {
     size_t free_bytes = 0, total = 0;
     if (cudaMemGetInfo(&free_bytes, &total) != cudaSuccess) cudaGetLastError();
-    if (bytes == 0) return kv_fail(err, KVF_ERR_MEMORY, "No device memory for %s: %zu bytes are free", what, free_bytes);
-    return kv_fail(err, KVF_ERR_MEMORY, "No device memory for %s: %zu bytes are needed, %zu are free", what, bytes,
+    if (bytes == 0) return kv_fail(err, KVF_ERR_MEMORY, "Cannot allocate %s as device memory ran out: %zu bytes are free", what, free_bytes);
+    return kv_fail(err, KVF_ERR_MEMORY, "Cannot allocate %s as device memory ran out: %zu bytes are needed, %zu are free", what, bytes,
                    free_bytes);
 }
 
@@ -42,20 +42,20 @@ extern "C" int32_t be_device_open(kvf_device *dev, const kvf_device_options *opt
     const cudaError_t e = cudaGetDeviceCount(&count);
     if (e != cudaSuccess) {
         cudaGetLastError();
-        return kv_fail(err, KVF_ERR_DEVICE, "No CUDA device: %s", cudaGetErrorString(e));
+        return kv_fail(err, KVF_ERR_DEVICE, "Cannot open a CUDA device as none was found: %s", cudaGetErrorString(e));
     }
-    if (count == 0) return kv_fail(err, KVF_ERR_DEVICE, "No CUDA device: the driver lists none");
+    if (count == 0) return kv_fail(err, KVF_ERR_DEVICE, "Cannot open a CUDA device as the driver lists none");
     if (options->ordinal >= (uint32_t)count) {
-        return kv_fail(err, KVF_ERR_DEVICE, "No CUDA device %u: there are %d", options->ordinal, count);
+        return kv_fail(err, KVF_ERR_DEVICE, "Cannot open CUDA device %u as there are %d, counted from 0", options->ordinal, count);
     }
     cudaDeviceProp prop;
     CU_TRY(cudaGetDeviceProperties(&prop, (int)options->ordinal), "asking for the device's properties");
     if (prop.major < 8) {
-        return kv_fail(err, KVF_ERR_DEVICE, "CUDA device %u (%s) has compute capability %d.%d: 8.0 is the least",
+        return kv_fail(err, KVF_ERR_DEVICE, "Cannot open CUDA device %u (%s) as its compute capability must be at least 8.0: it is %d.%d",
                        options->ordinal, prop.name, prop.major, prop.minor);
     }
     cu_device *d = (cu_device *)calloc(1, sizeof *d);
-    if (d == NULL) return kv_fail(err, KVF_ERR_MEMORY, "No memory for the device");
+    if (d == NULL) return kv_fail(err, KVF_ERR_MEMORY, "Cannot open a CUDA device as memory ran out");
     d->ordinal = (int)options->ordinal;
     d->n_sm = (uint32_t)prop.multiProcessorCount;
     dev->impl = d;

@@ -142,7 +142,7 @@ int32_t cu_experts_prefill(kvf_model *model, const cu_layer *layer, const void *
     const size_t bytes = (size_t)n * c->n_expert * 4 + (size_t)n_entry * 8 + (size_t)c->n_expert * (n_entry + 1) * 4 +
                          n * row_bytes + (size_t)n * width * 4 + (size_t)n * layer->down.ld * element +
                          (size_t)n * c->hidden * 4 + 16 * 256;
-    if (count == NULL) return kv_fail(err, KVF_ERR_MEMORY, "No memory for experts");
+    if (count == NULL) return kv_fail(err, KVF_ERR_MEMORY, "Cannot run the experts as memory ran out");
     int32_t status = cu_alloc(dev, (void **)&work, bytes, "experts", err);
     at = work;
     float *router = (float *)cut(&at, (size_t)n * c->n_expert * 4);

@@ -49,7 +49,7 @@ static int32_t begin(kvf_model *model, kv_sequence *s, cu_prefill *p, kv_err err
 extern "C" int32_t be_prefill_begin(kvf_model *model, kvf_cache *cache, kv_sequence *s, kv_err err) {
     CU_PASS(cu_enter(model->dev, err));
     cu_prefill *p = (cu_prefill *)calloc(1, sizeof *p);
-    if (p == NULL) return kv_fail(err, KVF_ERR_MEMORY, "No memory for a prefill");
+    if (p == NULL) return kv_fail(err, KVF_ERR_MEMORY, "Cannot begin a prefill as memory ran out");
     s->prefill->impl = p;
     const int32_t status = begin(model, s, p, err);
     if (status != KVF_OK) be_prefill_abort(cache, s);

@@ -33,7 +33,7 @@ int32_t cu_observe_mass(kvf_cache *cache, kv_sequence *s, uint32_t layer, const 
     }
     uint8_t *sets = (uint8_t *)calloc(o->n_token, 1);
     void *device_sets = be_alloc(dev, o->n_token);
-    int32_t status = sets == NULL || device_sets == NULL ? kv_fail(err, KVF_ERR_MEMORY, "No memory for query sets") : KVF_OK;
+    int32_t status = sets == NULL || device_sets == NULL ? kv_fail(err, KVF_ERR_MEMORY, "Cannot record column masses as memory ran out") : KVF_OK;
     for (uint32_t i = 0; i < o->n_range && status == KVF_OK; i++) {
         for (uint32_t k = o->range[i][1]; k < o->range[i][2]; k++) sets[k] |= (uint8_t)(1u << o->range[i][0]);
     }
@@ -219,7 +219,7 @@ static __global__ void pool_kernel(float *out, const float *in, uint32_t n_row, 
     float value = x[low];
     for (uint32_t k = low + 1; k <= high; k++) {
         if (kind == 1) value += x[k];
-        else if (x[k] > value || isnan(x[k])) value = x[k];
+        else if (x[k] > value || isnan(value)) value = x[k]; /* NaN never hides a number */
     }
     out[(size_t)blockIdx.y * n_row + i] = kind == 1 ? value / (float)width : value;
 }

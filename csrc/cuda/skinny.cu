@@ -7,6 +7,7 @@
  * together, and the fragments of two mma steps are cut from them.
  */
 #include "numbers.cuh"
+#include "ptx.cuh"
 
 enum { WARPS = 8, UNROLL = 4 };
 
@@ -37,29 +38,6 @@ static __device__ __forceinline__ void finish(const skinny_args &a, uint32_t tok
     } else if (a.slot[token].run) {
         a.slot[token].logits[row] = y;
     }
-}
-
-static __device__ __forceinline__ void mma(float c[4], uint32_t a0, uint32_t a1, uint32_t a2, uint32_t a3, uint32_t b0,
-                                           uint32_t b1, __nv_bfloat16) {
-    asm volatile(
-        "mma.sync.aligned.m16n8k16.row.col.f32.bf16.bf16.f32 {%0,%1,%2,%3}, {%4,%5,%6,%7}, {%8,%9}, {%0,%1,%2,%3};"
-        : "+f"(c[0]), "+f"(c[1]), "+f"(c[2]), "+f"(c[3])
-        : "r"(a0), "r"(a1), "r"(a2), "r"(a3), "r"(b0), "r"(b1));
-}
-static __device__ __forceinline__ void mma(float c[4], uint32_t a0, uint32_t a1, uint32_t a2, uint32_t a3, uint32_t b0,
-                                           uint32_t b1, __half) {
-    asm volatile(
-        "mma.sync.aligned.m16n8k16.row.col.f32.f16.f16.f32 {%0,%1,%2,%3}, {%4,%5,%6,%7}, {%8,%9}, {%0,%1,%2,%3};"
-        : "+f"(c[0]), "+f"(c[1]), "+f"(c[2]), "+f"(c[3])
-        : "r"(a0), "r"(a1), "r"(a2), "r"(a3), "r"(b0), "r"(b1));
-}
-
-static __device__ __forceinline__ uint4 load_stream(const void *at) {
-    uint4 v;
-    asm volatile("ld.global.nc.L1::no_allocate.v4.u32 {%0,%1,%2,%3}, [%4];"
-                 : "=r"(v.x), "=r"(v.y), "=r"(v.z), "=r"(v.w)
-                 : "l"(at));
-    return v;
 }
 
 /* TILES groups of eight tokens per block; blockIdx.y is the group of groups, or the entry. */
@@ -101,8 +79,10 @@ static __global__ void __launch_bounds__(32 * WARPS) skinny_kernel(const skinny_
                 const uint32_t token = token0 + i * 8 + g;
                 uint4 v = make_uint4(0, 0, 0, 0);
                 if (token < n) v = *(const uint4 *)(x + (size_t)token * a.ld + s * 32 + t * 8);
-                mma(acc[i], lo[u].x, hi[u].x, lo[u].y, hi[u].y, v.x, v.y, W());
-                mma(acc[i], lo[u].z, hi[u].z, lo[u].w, hi[u].w, v.z, v.w, W());
+                const uint32_t first[4] = {lo[u].x, hi[u].x, lo[u].y, hi[u].y};
+                const uint32_t second[4] = {lo[u].z, hi[u].z, lo[u].w, hi[u].w};
+                mma_16x8x16(acc[i], first, v.x, v.y, W());
+                mma_16x8x16(acc[i], second, v.z, v.w, W());
             }
         }
     }

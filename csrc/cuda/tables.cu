@@ -86,7 +86,7 @@ int32_t cu_mirror_sync(kvf_cache *cache, kv_sequence *s, uint32_t first, uint32_
     cu_change change[BATCH];
     uint32_t n_change = 0;
     cu_mirror *m = mirror_of(cache, s);
-    if (m == NULL) return kv_fail(err, KVF_ERR_MEMORY, "No device memory for page tables");
+    if (m == NULL) return kv_fail(err, KVF_ERR_MEMORY, "Cannot send page tables as memory ran out");
     *mirror = m;
     for (uint32_t t = first; t < first + n; t++) {
         const kv_table *table = &s->table[t];
@@ -132,9 +132,9 @@ int32_t cu_layer_view(kvf_cache *cache, kv_sequence *s, uint32_t layer, cu_view 
 int32_t cu_table_push(kvf_cache *cache, const kv_table *t, void ***pages, kv_err err) {
     const size_t bytes = t->n_page * sizeof(void *);
     void **list = (void **)malloc(bytes > 0 ? bytes : 1);
-    if (list == NULL) return kv_fail(err, KVF_ERR_MEMORY, "No memory for a page list");
+    if (list == NULL) return kv_fail(err, KVF_ERR_MEMORY, "Cannot send a page list as memory ran out");
     for (uint32_t i = 0; i < t->n_page; i++) list[i] = cache->page[t->page[i]].data;
-    const int32_t status = bytes > CU_STAGE_HALF ? kv_fail(err, KVF_ERR_ARG, "A table of %u pages is too long", t->n_page)
+    const int32_t status = bytes > CU_STAGE_HALF ? kv_fail(err, KVF_ERR_ARG, "Cannot send a page list as it is too long: %u pages", t->n_page)
                                                  : cu_push(cache->dev, (void **)pages, list, bytes, err);
     free(list);
     return status;

@@ -30,6 +30,8 @@ import {
 export interface LanguageModelOptions {
   /** `cpu` (default), `cuda` or `cuda:N`. */
   device?: string;
+  /** Path of the library file in place of the build beside the project. */
+  library?: string;
   /** CPU threads; default: all that the affinity mask allows. */
   threads?: number;
   /** Highest CPU instruction set to use; default: the fastest. */
@@ -216,6 +218,7 @@ export class LanguageModel implements Disposable {
     const device = stack.use(
       new Device({
         ...parseDevice(options.device ?? "cpu"),
+        ...(options.library ? { library: options.library } : {}),
         threads: options.threads ?? 0,
         ...(options.simd === undefined ? {} : { simd: options.simd }),
       }),

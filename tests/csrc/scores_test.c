@@ -127,7 +127,8 @@ static void known_reduction(kvf_device *dev) {
     CHECK(kvf_record_begin(cache, s, 2, &observe, range, ERR) == KVF_OK);
     CHECK(kvf_record_layer(cache, s, 0, x, x, x, ERR) == KVF_OK);
     const float masses[8] = {2, 8, 4, 0, 1, 1, 5, 3};
-    memcpy(((kv_sequence *)kv_ids_get(&cache->sequences, s))->observe->mass[0], masses, sizeof masses);
+    float *recorded = ((kv_sequence *)kv_ids_get(&cache->sequences, s))->observe->mass[0];
+    CHECK(be_upload(dev, recorded, masses, sizeof masses, (kv_err){ERR}) == KVF_OK);
     expect(cache, id_of(kvf_scores_mass(cache, s, 0, 0, KVF_MEAN, ERR)), (double[4]){3, 4, 3, 2}, 2, 2, 0);
     expect(cache, id_of(kvf_scores_mass(cache, s, 0, 0, KVF_MAX, ERR)), (double[4]){4, 8, 5, 3}, 2, 2, 0);
     expect(cache, id_of(kvf_scores_mass(cache, s, 0, 0, KVF_SUM, ERR)), (double[4]){6, 8, 6, 4}, 2, 2, 0);

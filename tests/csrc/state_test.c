@@ -29,13 +29,13 @@ static void devices(void) {
     options.simd = 5;
     CHECK(kvf_device_create(&options, ERR) == NULL);
     options.simd = 0;
-    options.ordinal = 1;
+    options.ordinal = 1000; /* no machine has so many */
     CHECK(kvf_device_create(&options, ERR) == NULL);
     CHECK(kvf_live_handles() == 0);
 
     kvf_device *dev = device_of_threads(1);
     kvf_device_info info = {.size = sizeof info};
-    CHECK(kvf_device_describe(dev, &info, ERR) == KVF_OK && info.kind == 0 && info.n_thread == 1 && info.simd >= 1);
+    CHECK(kvf_device_describe(dev, &info, ERR) == KVF_OK && info.kind <= 1 && info.n_thread == 1 && info.simd >= 1);
     info.size = 8;
     REFUSED(kvf_device_describe(dev, &info, ERR), KVF_ERR_ARG);
     REFUSED(kvf_device_describe(dev, NULL, ERR), KVF_ERR_ARG);

@@ -5,6 +5,7 @@ import { generate, LanguageModel } from "../../eval/engine/mod.ts";
 import { crossConfigurations } from "../../eval/engine/mod.ts";
 import { METHODS } from "../../methods/mod.ts";
 import { readTensor } from "../../models/mod.ts";
+import { MODEL_BUILD } from "../ffi/tiny.ts";
 
 const GOLDENS = fromFileUrl(new URL("../goldens", import.meta.url));
 const MODELS = [
@@ -56,7 +57,7 @@ for (const name of MODELS) {
       ) as { prompt: number[]; greedy: number[] };
       const expected =
         readTensor(`${folder}/golden.safetensors`, "logits").data;
-      using model = await LanguageModel.load(folder, { dtype });
+      using model = await LanguageModel.load(folder, { ...MODEL_BUILD, dtype });
       using sequence = model.cache.sequence("kv_head");
       const prefill = sequence.prefill(model.native, golden.prompt);
       await prefill.layers(0, model.shape.layers);
@@ -129,7 +130,10 @@ const cases = JSON.parse(
 ) as Case[];
 for (const one of cases.filter(({ method }) => METHODS.has(method))) {
   Deno.test(`a whole generation agrees with the reference: ${one.case}`, async () => {
-    using model = await LanguageModel.load(`${GOLDENS}/models/${one.model}`);
+    using model = await LanguageModel.load(
+      `${GOLDENS}/models/${one.model}`,
+      MODEL_BUILD,
+    );
     const configurations = crossConfigurations(
       [METHODS.get(one.method)!],
       [],

@@ -14,6 +14,7 @@ import {
 import { Device } from "../../ffi/mod.ts";
 import { type AnyMethod, METHODS } from "../../methods/mod.ts";
 import type { Granularity, Policy } from "../../methods/types.ts";
+import { BUILD, MODEL_BUILD } from "../ffi/tiny.ts";
 
 const MODELS = fromFileUrl(new URL("../goldens/models", import.meta.url));
 const prompt = (length: number, seed = 0): number[] =>
@@ -35,7 +36,10 @@ for (const family of ["llama", "mistral-swa", "mixtral", "qwen3"]) {
   for (const [name, method] of METHODS) {
     for (const granularity of method.granularities) {
       Deno.test(`${name} on ${family} in ${granularity} layout keeps its promises`, async () => {
-        using model = await LanguageModel.load(`${MODELS}/${family}`);
+        using model = await LanguageModel.load(
+          `${MODELS}/${family}`,
+          MODEL_BUILD,
+        );
         for (const check of modelChecks(method, model, granularity)) {
           await check.run();
         }
@@ -46,7 +50,7 @@ for (const family of ["llama", "mistral-swa", "mixtral", "qwen3"]) {
 
 for (const [name, method] of METHODS) {
   Deno.test(`${name} keeps its promises for all group sizes and head widths`, async () => {
-    using device = new Device();
+    using device = new Device(BUILD);
     for (const check of shapeChecks(method, device)) await check.run();
   });
 }
@@ -66,7 +70,7 @@ const COMPOSITIONS: [string, Record<string, unknown>][] = [
 ];
 for (const [name, variant] of COMPOSITIONS) {
   Deno.test(`${name} with ${JSON.stringify(variant)} keeps its promises`, async () => {
-    using model = await LanguageModel.load(`${MODELS}/llama`);
+    using model = await LanguageModel.load(`${MODELS}/llama`, MODEL_BUILD);
     const method = METHODS.get(name)!;
     for (const granularity of method.granularities) {
       for (const check of modelChecks(method, model, granularity, variant)) {
@@ -77,7 +81,7 @@ for (const [name, variant] of COMPOSITIONS) {
 }
 
 Deno.test("a method that breaks its promises is found out", async () => {
-  using model = await LanguageModel.load(`${MODELS}/llama`);
+  using model = await LanguageModel.load(`${MODELS}/llama`, MODEL_BUILD);
   const good = METHODS.get("snapkv")!;
   const broken = (changes: (policy: Policy) => Partial<Policy>): AnyMethod => ({
     ...good,
@@ -115,7 +119,7 @@ Deno.test("a method that breaks its promises is found out", async () => {
 });
 
 Deno.test("one compressed prefill never holds more than one layer's full cache beside the compressed rest", async () => {
-  using model = await LanguageModel.load(`${MODELS}/llama`);
+  using model = await LanguageModel.load(`${MODELS}/llama`, MODEL_BUILD);
   const length = 640;
   const [full] = await generate(model, prompt(length), [
     configuration(model, "fullkv", 0, "kv_head"),
@@ -128,7 +132,7 @@ Deno.test("one compressed prefill never holds more than one layer's full cache b
 });
 
 Deno.test("generate draws the same tokens for the same seed and others for another", async () => {
-  using model = await LanguageModel.load(`${MODELS}/llama`);
+  using model = await LanguageModel.load(`${MODELS}/llama`, MODEL_BUILD);
   const full = [configuration(model, "fullkv", 0, "kv_head")];
   const draw = async (seed: number) =>
     (await generate(model, prompt(20), full, {
@@ -143,7 +147,7 @@ Deno.test("generate draws the same tokens for the same seed and others for anoth
 });
 
 Deno.test("generate stops at stop tokens, not before minNewTokens, and leaves the stop token out", async () => {
-  using model = await LanguageModel.load(`${MODELS}/llama`);
+  using model = await LanguageModel.load(`${MODELS}/llama`, MODEL_BUILD);
   const full = [configuration(model, "fullkv", 0, "kv_head")];
   const [free] = await generate(model, prompt(20), full, { maxNewTokens: 8 });
   const stop = [free!.tokens[0]!];

@@ -13,6 +13,7 @@ import {
 } from "../../eval/engine/mod.ts";
 import { METHODS } from "../../methods/mod.ts";
 import type { AnyMethod } from "../../methods/mod.ts";
+import { MODEL_BUILD } from "../ffi/tiny.ts";
 
 const MODEL = fromFileUrl(
   new URL("../goldens/models/llama", import.meta.url),
@@ -99,7 +100,7 @@ async function single(model: LanguageModel): Promise<number[][][]> {
 }
 
 Deno.test("answerAll gives the tokens of single runs for any number of slots", async () => {
-  using model = await LanguageModel.load(MODEL);
+  using model = await LanguageModel.load(MODEL, MODEL_BUILD);
   const expected = await single(model);
   assert(new Set(expected.flat().map(({ length }) => length)).size > 3);
   for (const slots of [1, 5, 64]) {
@@ -113,13 +114,14 @@ Deno.test("answerAll gives the tokens of single runs for any number of slots", a
 });
 
 Deno.test("answerAll stays within its memory and gives the same tokens with little of it", async () => {
-  using model = await LanguageModel.load(MODEL);
+  using model = await LanguageModel.load(MODEL, MODEL_BUILD);
   const expected = await single(model);
   const least = Math.max(...jobs().map((job) => leastBytes(model, job)));
   const all = configurations().length;
   for (const [memoryBytes, shares] of [[least, 1], [4 * least, all]] as const) {
     // The cache itself refuses more, so a wrong prediction fails.
     using tight = await LanguageModel.load(MODEL, {
+      ...MODEL_BUILD,
       cacheLimitBytes: memoryBytes,
     });
     const { tokens, shared } = await schedule(tight, { memoryBytes });
@@ -135,7 +137,7 @@ Deno.test("answerAll stays within its memory and gives the same tokens with litt
 });
 
 Deno.test("answerAll frees everything when its caller stops early or a job is wrong", async () => {
-  using model = await LanguageModel.load(MODEL);
+  using model = await LanguageModel.load(MODEL, MODEL_BUILD);
   for await (const _ of answerAll(model, jobs())) break;
   assertEquals(model.cache.ledger().sequences, 0);
   await assertRejects(

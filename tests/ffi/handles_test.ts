@@ -14,8 +14,8 @@ import {
   NativeError,
   NativeModel,
 } from "../../ffi/mod.ts";
-import { libraryPath } from "../../ffi/_library.ts";
 import {
+  BUILD,
   KIND,
   openCache,
   openDevice,
@@ -42,7 +42,7 @@ async function withoutLeaks(
 
 Deno.test("Device names the library file and how to build it when it is missing", () => {
   // The one file that tests may open must be there; a path that goes through it as through a folder never is.
-  const library = `${libraryPath(KIND)}/absent.so`;
+  const library = `${BUILD.library}/absent.so`;
   const error = assertThrows(
     () => new Device({ kind: KIND, library }),
     LibraryError,

@@ -3,6 +3,7 @@
  *
  * @module
  */
+import { fromFileUrl } from "@std/path";
 import { libraryPath } from "../../ffi/_library.ts";
 import {
   Cache,
@@ -13,6 +14,10 @@ import {
 } from "../../ffi/mod.ts";
 import type { Observation } from "../../methods/types.ts";
 
+const EMULATED = fromFileUrl(
+  new URL("../../build/emulated/libkvf_cuda.so", import.meta.url),
+);
+
 /** Shape of the tiny model and cache: two query heads per KV head. */
 export const SHAPE = { layers: 2, queryHeads: 4, kvHeads: 2, headDim: 8 };
 
@@ -20,21 +25,30 @@ export const SHAPE = { layers: 2, queryHeads: 4, kvHeads: 2, headDim: 8 };
 export const VOCAB = 32;
 
 /**
- * The build that the tests run on: the CUDA build where only its file may be opened, the CPU build otherwise. So the same
- * tests run on both, by permission alone.
+ * The build that the tests run on: the one whose file may be opened, the CPU build where several may. So the same tests run
+ * on the CPU, on a GPU and on the emulated CUDA build, by permission alone.
  */
-export const KIND: DeviceKind = mayOpen("cuda") && !mayOpen("cpu")
-  ? "cuda"
-  : "cpu";
+export const BUILD: { kind: DeviceKind; library: string } = [
+  { kind: "cpu", library: libraryPath("cpu") } as const,
+  { kind: "cuda", library: libraryPath("cuda") } as const,
+  { kind: "cuda", library: EMULATED } as const,
+].find(({ library }) => mayOpen(library)) ??
+  { kind: "cpu", library: libraryPath("cpu") };
 
-function mayOpen(kind: DeviceKind): boolean {
-  const permission = { name: "ffi", path: libraryPath(kind) } as const;
+/** Which kind of build it is. */
+export const KIND: DeviceKind = BUILD.kind;
+
+/** The same, as options of a language model. */
+export const MODEL_BUILD = { device: BUILD.kind, library: BUILD.library };
+
+function mayOpen(path: string): boolean {
+  const permission = { name: "ffi", path } as const;
   return Deno.permissions.querySync(permission).state === "granted";
 }
 
 /** A device with one thread. */
 export function openDevice(): Device {
-  return new Device({ kind: KIND, threads: 1 });
+  return new Device({ ...BUILD, threads: 1 });
 }
 
 /** A cache of f32 rows. */

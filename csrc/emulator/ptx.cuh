@@ -1,0 +1,42 @@
+/* The instructions of csrc/cuda/ptx.cuh, carried out by exchanging operands within the warp. */
+#ifndef KVF_CUDA_PTX_H
+#define KVF_CUDA_PTX_H
+
+#include "cuda.h"
+
+static inline float ptx_f32(uint16_t bits, __nv_bfloat16) { return __bfloat162float({bits}); }
+static inline float ptx_f32(uint16_t bits, __half) { return __half2float({bits}); }
+
+/* Element i (0 or 1) of a pair. */
+template <typename W>
+static inline float ptx_element(uint32_t pair, uint32_t i) {
+    return ptx_f32((uint16_t)(pair >> 16 * i), W());
+}
+
+template <typename W>
+static inline void mma_16x8x16(float c[4], const uint32_t a[4], uint32_t b0, uint32_t b1, W) {
+    const uint32_t lane = emulator::lane_id(), g = lane / 4, t = lane % 4;
+    const uint32_t mine[6] = {a[0], a[1], a[2], a[3], b0, b1};
+    emulator::exchange *e = emulator::next_exchange();
+    memcpy(e->lane[lane], mine, sizeof mine);
+    emulator::warp_barrier();
+    for (uint32_t i = 0; i < 4; i++) {
+        const uint32_t row = g + i / 2 * 8, col = 2 * t + i % 2;
+        double sum = 0;
+        for (uint32_t k = 0; k < 16; k++) {
+            uint32_t pair;
+            memcpy(&pair, e->lane[row % 8 * 4 + k % 8 / 2] + 4 * (row / 8 + k / 8 * 2), 4);
+            const float x = ptx_element<W>(pair, k % 2);
+            memcpy(&pair, e->lane[col * 4 + k % 8 / 2] + 4 * (4 + k / 8), 4);
+            sum += (double)x * ptx_element<W>(pair, k % 2);
+        }
+        c[i] = (float)(c[i] + sum);
+    }
+}
+
+static inline uint4 load_stream(const void *at) {
+    if ((uintptr_t)at % 16 != 0) __builtin_trap();
+    return *(const uint4 *)at;
+}
+
+#endif
