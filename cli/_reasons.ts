@@ -27,7 +27,11 @@ export const REASONS: Readonly<Record<string, string>> = {
   "write ./results": "records, tables and pictures",
   "ffi ./build/libkvf.so": "the library that runs the model",
   "ffi ./build/libkvf_cuda.so": "the library that runs the model on a GPU",
+  "ffi ./build/emulated/libkvf_cuda.so":
+    "the CUDA sources, compiled for the processor, for tests",
   "run cc": "the C compiler",
+  "run c++": "the C++ compiler of the emulated CUDA build",
+  "run compute-sanitizer": "the memory checker of the GPU",
   "run nvcc": "the CUDA compiler",
   "run deno":
     "commands in processes of their own, each with permissions of its own",

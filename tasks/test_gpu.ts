@@ -27,7 +27,12 @@ import { type Bench, runPrograms, testPrograms } from "./_programs.ts";
 import { sanitizerFlags } from "./test_native.ts";
 
 /** Deno tests that open the library. */
-const DENO_TESTS = ["tests/ffi", "tests/engine"];
+const DENO_TESTS = [
+  "tests/ffi",
+  "tests/engine/golden_test.ts",
+  "tests/engine/promises_test.ts",
+  "tests/engine/scheduler_test.ts",
+];
 
 async function main(args: string[]): Promise<void> {
   const flags = parseArgs(args, {

@@ -33,6 +33,30 @@ const PROBES: Record<string, Probe> = {
     args: ["run", "MINI/tasks/build.ts", "cuda", "--arch=80"],
     mini: true,
   },
+  "build-emulated": {
+    args: ["run", "MINI/tasks/build.ts", "emulated"],
+    mini: true,
+  },
+  "gpu": {
+    args: ["run", "MINI/tasks/test_gpu.ts", "--emulated", "one"],
+    mini: true,
+    excused: {
+      "run nvcc": "needs a GPU",
+      "run compute-sanitizer": "needs a GPU",
+      "run deno": "the Deno tests need the whole library",
+    },
+  },
+  "test-cuda": {
+    args: ["test", "tests/ffi/structs_test.ts"],
+    excused: { "ffi ./build/libkvf_cuda.so": "needs a GPU" },
+  },
+  "test-emulated": {
+    args: ["test", "tests/ffi/structs_test.ts"],
+    excused: {
+      "ffi ./build/emulated/libkvf_cuda.so":
+        "only test:emulated builds the library",
+    },
+  },
   "native": {
     args: ["run", "MINI/tasks/test_native.ts", "--sanitize=none"],
     mini: true,
@@ -109,10 +133,14 @@ function miniature(): string {
     "csrc/core/one.c": "int kvf_one(void);\nint kvf_one(void) { return 1; }\n",
     "csrc/cpu/two.c": "int kvf_two(void);\nint kvf_two(void) { return 2; }\n",
     "csrc/cuda/three.cu": 'extern "C" int kvf_three() { return 3; }\n',
+    "csrc/emulator/four.cpp": "int kvf_four() { return 4; }\n",
     "tests/csrc/one_test.c": "int main(void) { return 0; }\n",
     "build/native_test": "",
   };
-  for (const path of ["tasks/build.ts", "tasks/test_native.ts"]) {
+  for (
+    const path of ["build", "test_native", "test_gpu", "_emulate", "_programs"]
+      .map((name) => `tasks/${name}.ts`)
+  ) {
     files[path] = Deno.readTextFileSync(`${ROOT}/${path}`);
   }
   for (const [path, text] of Object.entries(files)) {
