@@ -16,8 +16,9 @@
  *   - Byte counts are double (exact to 2^53), all other sizes uint32_t.
  *   - Heads: n_head query heads, n_kv_head KV heads, group = n_head / n_kv_head; query head h reads KV head h / group.
  *     Stored heads: n_kv_head ("kv_head" granularity) or n_head ("query_head").
- *   - A row is one token's key and value in one stored head. Rows are dense and in ascending order of position; how many
- *     rows a head holds is never the position of its next token.
+ *   - A row is one token's key and value in one stored head. Rows are dense, and every call that shows or addresses them
+ *     does so in ascending order of position; between calls a head with a step program may keep another order, see
+ *     there. How many rows a head holds is never the position of its next token.
  */
 #ifndef KVF_H
 #define KVF_H
@@ -29,7 +30,7 @@ extern "C" {
 #endif
 
 #define KVF_API __attribute__((visibility("default")))
-#define KVF_ABI_VERSION 5
+#define KVF_ABI_VERSION 6
 /* Rows of one page. */
 #define KVF_PAGE_ROWS 32
 
@@ -303,7 +304,83 @@ KVF_API int32_t kvf_extend(kvf_model *model, kvf_cache *cache, uint32_t sequence
 KVF_API int32_t kvf_sequence_logits(kvf_cache *cache, uint32_t sequence, float *logits, uint32_t n_logit, char *err,
                                     uint32_t err_cap);
 
+/* ---- Step programs: what happens to a layer in every decode step ---- */
+
+enum kvf_op_kind {
+    KVF_OP_MASS = 1,     /* each row carries the attention probability that the steps' queries gave it, per query head */
+    KVF_OP_QUERIES = 2,  /* the queries of the last tokens are kept */
+    KVF_OP_EVICT = 3,    /* a head that holds too many rows loses those with the lowest statistic */
+    KVF_OP_PAGES = 4,    /* attention reads only the pages that the query may need; nothing is evicted */
+    KVF_OP_RELATIVE = 5  /* rows at the first positions move along with the others: distances count kept rows only */
+};
+
+/* What KVF_OP_EVICT compares. The group's query heads are reduced by `reduce`. */
+enum kvf_statistic {
+    KVF_STAT_POSITION = 0, /* the position: the oldest row goes first */
+    KVF_STAT_MASS = 1,     /* needs KVF_OP_MASS */
+    KVF_STAT_WINDOW = 2,   /* sum of the probabilities that the kept queries give; needs KVF_OP_QUERIES */
+    KVF_STAT_HITS = 3      /* how many kept queries give at least the average probability, 1 / rows seen; the same */
+};
+
+/*
+ * One operation. Fields that its kind does not name must be 0.
+ *   MASS      from, decay: at every step the statistic is multiplied by decay, then the probabilities are added
+ *   QUERIES   last: how many tokens' queries
+ *   EVICT     head, every, above, keep, first, last, statistic, reduce, draw, temperature, seed
+ *   PAGES     keep, last, page_rows, reduce, cut
+ *   RELATIVE  first
+ */
+typedef struct kvf_op {
+    uint32_t size;
+    uint32_t kind;
+    uint32_t head;       /* a stored head, or 0xffffffff: each */
+    uint32_t every;      /* acts when the number of tokens seen is a multiple of it; 1: in every step */
+    uint32_t above;      /* acts when the head holds more rows than that */
+    uint32_t keep;       /* rows left (EVICT), at most `above`; rows attended to (PAGES) */
+    uint32_t first;      /* positions below it are never evicted */
+    uint32_t last;       /* the last so many tokens are never evicted (EVICT), are always attended to (PAGES) */
+    uint32_t statistic;  /* kvf_statistic */
+    uint32_t reduce;     /* kvf_reduce */
+    uint32_t draw;       /* 1: rows that stay are drawn without replacement, weights softmax(statistic / temperature) */
+    uint32_t seed;       /* draws are keyed by (seed, layer, head, position of the row, tokens seen) */
+    uint32_t from;       /* recorded column mass to start from, or 0xffffffff: from 0 */
+    uint32_t page_rows;  /* consecutive rows of one choice, 1 to 65536 */
+    uint32_t cut;        /* 0: the `last` newest rows and, before them, the best ceil((keep - last) / page_rows) pages; 1: of
+                            those rows the first `keep - last` and the newest, from one page more where the last is cut */
+    float temperature;   /* 0 or less: equal weights */
+    float decay;         /* finite, at least 0 */
+} kvf_op;
+
+/*
+ * Sets the step program of a layer; n_op = 0 takes it away. From then on every step of kvf_decode and kvf_extend carries
+ * it out, after the layer's attention (PAGES: before). ops: [n_op], at most one of each kind, except EVICT: one for
+ * all heads, or at most one for each. The layer's rows must be complete. What a program keeps beside the rows is forked
+ * with the sequence, moves with the rows, and counts in the ledger.
+ *
+ * An evicted row's place is taken by the newest row, so that one eviction costs the same however many rows there are.
+ * The head is then not in order of position; reading, scoring and retaining rows put it in order first.
+ *
+ * PAGES bounds each page's keys per channel. A page's score is an upper bound of its products with the query; the group's
+ * query heads are reduced by `reduce`; among equals the earlier page. KVF_OP_PAGES goes with no other kind but QUERIES.
+ */
+KVF_API int32_t kvf_sequence_program(kvf_cache *cache, uint32_t sequence, uint32_t layer, const kvf_op *ops,
+                                     uint32_t n_op, char *err, uint32_t err_cap);
+/*
+ * The rows that the layer's KVF_OP_PAGES chooses for the last query that was recorded or kept, ascending.
+ * rows: [n_row] u32, written, n_row at least the head's rows. Returns how many.
+ */
+KVF_API int32_t kvf_program_rows(kvf_cache *cache, uint32_t sequence, uint32_t layer, uint32_t head, uint32_t *rows,
+                                 uint32_t n_row, char *err, uint32_t err_cap);
+
 /* ---- Scores: objects [n_head, n_row] f32, where row j belongs to row j of the layer ---- */
+
+/*
+ * Where a layer's heads hold different numbers of rows, n_row is that of the longest, and everything below concerns each
+ * head's own rows: what lies behind them is never chosen and reads as -infinity.
+ *
+ * In the middle of a generation kvf_scores_window and kvf_scores_mass speak of what the layer's step program keeps: the
+ * last queries (KVF_OP_QUERIES), and the mass that goes on from a recorded one (KVF_OP_MASS, by its `from`).
+ */
 
 enum kvf_window_flag {
     KVF_WINDOW_MEAN = 1,         /* mean over the window's queries instead of the sum */
@@ -347,6 +424,9 @@ KVF_API int32_t kvf_scores_combine(kvf_cache *cache, uint32_t a, uint32_t b, uin
 /* A copy in which rows first to end - 1 have the value `value`. */
 KVF_API int32_t kvf_scores_fill(kvf_cache *cache, uint32_t scores, uint32_t first, uint32_t end, float value, char *err,
                                 uint32_t err_cap);
+/* A copy in which the last `count` rows of each head have the value `value`. */
+KVF_API int32_t kvf_scores_fill_last(kvf_cache *cache, uint32_t scores, uint32_t count, float value, char *err,
+                                     uint32_t err_cap);
 /*
  * A copy in which each head is multiplied by the share of its sum that its `count` highest scores make up, so that heads
  * that gather their attention weigh more. A head whose sum is 0 stays as it is. Rows of -infinity are left out and stay

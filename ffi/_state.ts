@@ -9,6 +9,19 @@ import type { Native } from "./_native.ts";
 import type { CachePointer } from "./_symbols.ts";
 import type { MergedObservation } from "./observe.ts";
 
+/** What a step program keeps of a layer for scoring. */
+export interface KeptObservation {
+  /** Queries of the last tokens. */
+  windowQueries: number;
+  /** The recorded column mass that goes on. */
+  mass?: {
+    /** Its index among the recorded ones. */
+    index: number;
+    /** Its query set. */
+    key: string;
+  };
+}
+
 /** A sequence of a cache. */
 export interface SequenceState {
   /** The cache's handle. */
@@ -23,6 +36,8 @@ export interface SequenceState {
   readonly storedHeads: number;
   /** What was recorded for it. */
   observation: MergedObservation;
+  /** What each layer's step program keeps for scoring during generation. */
+  readonly kept: Record<number, KeptObservation>;
   /** Elements of its logits; 0 before prefill. */
   vocab: number;
 }

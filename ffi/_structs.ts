@@ -188,6 +188,27 @@ export const OBSERVE = new Struct([
   ["n_range", "u32"],
 ]);
 
+/** `kvf_op` */
+export const OP = new Struct([
+  ["size", "u32"],
+  ["kind", "u32"],
+  ["head", "u32"],
+  ["every", "u32"],
+  ["above", "u32"],
+  ["keep", "u32"],
+  ["first", "u32"],
+  ["last", "u32"],
+  ["statistic", "u32"],
+  ["reduce", "u32"],
+  ["draw", "u32"],
+  ["seed", "u32"],
+  ["from", "u32"],
+  ["page_rows", "u32"],
+  ["cut", "u32"],
+  ["temperature", "f32"],
+  ["decay", "f32"],
+]);
+
 /** All structs by their C name. */
 export const STRUCTS = {
   kvf_device_options: DEVICE_OPTIONS,
@@ -198,6 +219,7 @@ export const STRUCTS = {
   kvf_sequence_info: SEQUENCE_INFO,
   kvf_sampling: SAMPLING,
   kvf_observe: OBSERVE,
+  kvf_op: OP,
 };
 
 /** `enum kvf_dtype`, by our names. */
@@ -248,6 +270,21 @@ export const MODEL_FLAGS = {
 export const PHASES = { project: 1, attend: 2, all: 3 } as const;
 /** `enum kvf_window_flag` */
 export const WINDOW_FLAGS = { mean: 1, allRows: 2, reduceFirst: 4 } as const;
+/** `enum kvf_op_kind`, by our names. */
+export const OP_KINDS = {
+  mass: 1,
+  queries: 2,
+  evict: 3,
+  pages: 4,
+  relative: 5,
+} as const;
+/** `enum kvf_statistic`, by our names. */
+export const STATISTICS = {
+  position: 0,
+  mass: 1,
+  window: 2,
+  hits: 3,
+} as const;
 /** `enum kvf_status`: kind of error by status. */
 export const STATUS_KINDS = {
   [-1]: "argument",

@@ -18,7 +18,7 @@ const model = "pointer" as Deno.NativeTypedPointer<ModelPointer>;
 const cache = "pointer" as Deno.NativeTypedPointer<CachePointer>;
 
 /** Version of the ABI that this table describes. */
-export const ABI_VERSION = 5;
+export const ABI_VERSION = 6;
 
 const PREFILL_LAYERS = [
   model,
@@ -337,6 +337,33 @@ export const SYMBOLS = {
     result: "i32",
   },
 
+  // ---- Step programs: what happens to a layer in every decode step ----
+  kvf_sequence_program: {
+    parameters: [
+      cache,
+      "u32", // sequence
+      "u32", // layer
+      "buffer", // ops [n_op] kvf_op
+      "u32", // n_op
+      "buffer", // err, written
+      "u32", // err_cap, bytes
+    ],
+    result: "i32",
+  },
+  kvf_program_rows: {
+    parameters: [
+      cache,
+      "u32", // sequence
+      "u32", // layer
+      "u32", // head
+      "buffer", // rows [n_row] u32, written
+      "u32", // n_row
+      "buffer", // err, written
+      "u32", // err_cap, bytes
+    ],
+    result: "i32", // how many
+  },
+
   // ---- Scores: objects [n_head, n_row] f32, where row j belongs to row j of the layer ----
   kvf_scores_create: {
     parameters: [
@@ -437,6 +464,17 @@ export const SYMBOLS = {
       "u32", // scores
       "u32", // first
       "u32", // end
+      "f32", // value
+      "buffer", // err, written
+      "u32", // err_cap, bytes
+    ],
+    result: "i32", // id
+  },
+  kvf_scores_fill_last: {
+    parameters: [
+      cache,
+      "u32", // scores
+      "u32", // count
       "f32", // value
       "buffer", // err, written
       "u32", // err_cap, bytes

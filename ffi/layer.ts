@@ -210,6 +210,11 @@ class NativeScores extends ScopedObject implements Scores {
     return this.#make("kvf_scores_fill", this.id, first, end, value);
   }
 
+  fillLast(count: number, value: number): Scores {
+    checkInteger("fill scores", "count", count);
+    return this.#make("kvf_scores_fill_last", this.id, count, value);
+  }
+
   concentrate(count: number): Scores {
     checkInteger("concentrate scores", "count", count, 0, this.rows);
     return this.#make("kvf_scores_concentrate", this.id, count);
@@ -339,11 +344,14 @@ export class NativeLayer implements LayerContext, Disposable {
     reduceFirst?: boolean;
   }): Scores {
     const action = "score rows";
-    const { windowQueries } = this.#state.observation;
+    const windowQueries = Math.max(
+      this.#state.observation.windowQueries,
+      this.#kept?.windowQueries ?? 0,
+    );
     checkInteger(action, "window", options.window, 1);
     if (options.window > windowQueries) {
       throw new RangeError(
-        `Cannot ${action} as window must be at most the ${windowQueries} queries that prefill recorded: window is ${options.window}`,
+        `Cannot ${action} as window must be at most the ${windowQueries} queries that were recorded: window is ${options.window}`,
       );
     }
     const { over = "sum" } = options;
@@ -362,12 +370,26 @@ export class NativeLayer implements LayerContext, Disposable {
   columnMass(queries: QuerySet, groupReduce: GroupReduce): Scores {
     const { columnMasses } = this.#state.observation;
     const recorded = columnMasses.map(querySetKey);
-    const mass = recorded.indexOf(querySetKey(queries));
+    const key = querySetKey(queries);
+    const kept = this.#kept;
+    const mass = kept?.mass?.key === key
+      ? kept.mass.index
+      : recorded.indexOf(key);
+    if (mass < 0 && typeof queries === "object" && "suffix" in queries) {
+      // In the middle of a generation: the last queries are kept, and their masses follow.
+      if (queries.suffix <= (kept?.windowQueries ?? 0)) {
+        return this.observationScores({
+          window: queries.suffix,
+          groupReduce,
+          allRows: true,
+        });
+      }
+    }
     if (mass < 0) {
       throw new RangeError(
-        `Cannot read column mass as prefill must have recorded its query set: "${
-          querySetKey(queries)
-        }" is not among [${recorded.map((key) => `"${key}"`).join(", ")}]`,
+        `Cannot read column mass as prefill must have recorded its query set: "${key}" is not among [${
+          recorded.map((key) => `"${key}"`).join(", ")
+        }]`,
       );
     }
     return this.#scores(
@@ -388,6 +410,14 @@ export class NativeLayer implements LayerContext, Disposable {
 
   uniform(seed: number, rows: number = this.length): Scores {
     checkInteger("draw scores", "seed", seed);
+    const counts = this.rowCounts();
+    if (counts.some((n) => n !== counts[0])) {
+      throw new RangeError(
+        `Cannot draw scores as all heads must hold as many rows: they hold ${
+          counts.join(", ")
+        }`,
+      );
+    }
     checkInteger("draw scores", "rows", rows, 1);
     return this.#adopt(
       this.#scope.call(
@@ -510,6 +540,10 @@ export class NativeLayer implements LayerContext, Disposable {
     this.#scope.dispose();
   }
 
+  get #kept() {
+    return this.#state.kept[this.layer];
+  }
+
   #checkHeads(action: string, heads: number): void {
     if (heads === 1 || heads === this.storedHeads) return;
     throw new RangeError(
@@ -539,10 +573,14 @@ function reduceCode(reduce: GroupReduce): number {
  * Lets a policy act on one layer, frees what it made, and checks its promise.
  * @throws {RangeError} when the layer then holds more rows than `policy.maxRows` says
  */
-export function actOnLayer(layer: NativeLayer, policy: Policy): void {
+export function actOnLayer(
+  layer: NativeLayer,
+  policy: Policy,
+  act: (layer: NativeLayer) => void,
+): void {
   const { length } = layer;
   try {
-    policy.afterPrefill?.(layer);
+    act(layer);
     const most = policy.maxRows?.({
       layers: layer.layers,
       queryHeads: layer.queryHeads,

@@ -33,5 +33,12 @@ export {
   type MergedObservation,
   mergeObservations,
 } from "./observe.ts";
+export {
+  BOUND_BLOCKS,
+  type Operation,
+  type RecorderFacts,
+  recordProgram,
+  SEGMENT_ROWS,
+} from "./program.ts";
 export { ABI_VERSION } from "./_symbols.ts";
 export { decode, type Decoded, type DecodeOptions } from "./decode.ts";

@@ -29,6 +29,7 @@ import {
   NO_OBSERVATION,
 } from "./observe.ts";
 import { makePrefill, type Prefill } from "./prefill.ts";
+import { recordProgram, setProgram } from "./program.ts";
 import { encodeSampling, type Sampling } from "./sampling.ts";
 
 /** Facts about a sequence. */
@@ -114,7 +115,12 @@ export class Sequence implements Disposable {
           granularityCode("fork Sequence", granularity),
         ),
     );
-    return new Sequence(this.cache, { ...state, observation, vocab });
+    return new Sequence(this.cache, {
+      ...state,
+      observation,
+      kept: { ...this.#state.kept },
+      vocab,
+    });
   }
 
   /** Reads the facts. */
@@ -257,11 +263,54 @@ export class Sequence implements Disposable {
   }
 
   /**
-   * Lets a policy act on one layer whose rows are complete, and frees everything it made.
+   * Lets a policy act on one layer whose rows are complete, frees everything it made, and records what the policy does in
+   * every decode step.
    * @throws {RangeError} when the layer then holds more rows than `policy.maxRows` says
    */
   act(policy: Policy, layer: number): void {
-    actOnLayer(new NativeLayer(this.#state, layer), policy);
+    const native = new NativeLayer(this.#state, layer);
+    actOnLayer(native, policy, (scope) => policy.afterPrefill?.(scope));
+    if (policy.decode === undefined && policy.again === undefined) return;
+    const { layers, queryHeads, kvHeads, headDim } = this.cache.config;
+    setProgram(
+      this.#state,
+      layer,
+      recordProgram(policy, {
+        layers,
+        queryHeads,
+        kvHeads,
+        headDim,
+        layer,
+        rows: [...native.rowCounts()],
+        observation: this.#state.observation,
+      }),
+    );
+  }
+
+  /**
+   * Lets a policy act again on one layer, in the middle of a generation.
+   * @throws {RangeError} when the layer then holds more rows than `policy.maxRows` says
+   */
+  actAgain(policy: Policy, layer: number): void {
+    actOnLayer(
+      new NativeLayer(this.#state, layer),
+      policy,
+      (scope) => policy.again?.act(scope),
+    );
+  }
+
+  /** Rows of a stored head that the layer's page choice takes for the last query that was recorded or kept. */
+  chosenRows(layer: number, head: number): Uint32Array<ArrayBuffer> {
+    const rows = new Uint32Array(this.#headRows("read rows", layer, head));
+    const count = callSequence(
+      this.#state,
+      "kvf_program_rows",
+      layer,
+      head,
+      rows,
+      rows.length,
+    );
+    return rows.subarray(0, count);
   }
 
   /** Feeds given tokens through the decode path on another thread; their last logits become the sequence's. */
@@ -383,6 +432,7 @@ function openSequence(
     granularity,
     storedHeads: granularity === "query_head" ? queryHeads : kvHeads,
     observation: NO_OBSERVATION,
+    kept: {},
     vocab: 0,
   };
 }

@@ -4,6 +4,8 @@
  * @module
  */
 export type {
+  DecodeRecorder,
+  EvictOptions,
   Granularity,
   GroupReduce,
   LayerContext,
@@ -12,10 +14,12 @@ export type {
   Observation,
   OptionSchema,
   OptionSpec,
+  PageOptions,
   Policy,
   QuerySet,
   Scores,
   Selection,
+  Statistic,
 } from "./types.ts";
 export {
   choice,

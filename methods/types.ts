@@ -36,6 +36,8 @@ export interface Scores extends Disposable {
   fillSelected(selection: Selection, value: number): Scores;
   /** A copy in which rows `first` to `end - 1` are `value`. */
   fill(first: number, end: number, value: number): Scores;
+  /** A copy in which the last `count` rows of each head are `value`. */
+  fillLast(count: number, value: number): Scores;
   /** Each head multiplied by the share of its sum that its `count` highest scores make up; -Infinity is left out. */
   concentrate(count: number): Scores;
   /** The highest `count` rows of each head (or `counts[h]` of head `h`); the lower row among equals. */
@@ -143,6 +145,99 @@ export interface LayerContext extends ModelShape {
   spreadValues(shares: Scores, options: { first: number; span: number }): void;
 }
 
+/** A running statistic of every row, inside a step program. Opaque: it names what the library keeps. */
+export interface Statistic {
+  /** Its name, for messages. */
+  readonly statistic: string;
+}
+
+/** How rows are evicted in a step. */
+export interface EvictOptions {
+  /** Rows left, per head or for all; the rows that `whenRowsExceed` allows when missing. */
+  keep?: number | ArrayLike<number>;
+  /** Tokens at positions below it are never evicted. */
+  first?: number;
+  /** The last so many tokens are never evicted. */
+  last?: number;
+  /**
+   * Which rows stay is drawn without replacement, with weights `softmax(statistic / temperature)`; with a temperature
+   * of 0 or less all weights are equal. Draws depend on the seed, the layer, the head, the row's position and the tokens
+   * seen, on nothing else.
+   */
+  draw?: { temperature: number; seed: number };
+}
+
+/** How attention chooses pages in a step. */
+export interface PageOptions {
+  /** Consecutive rows of one page. */
+  pageRows: number;
+  /** Rows attended to: the best `ceil(budget / pageRows)` pages. */
+  budget: number;
+  /** Newest rows that are always attended to, out of the budget. Default 0. */
+  recent?: number;
+  /** Reduction of page scores over the query heads of one stored head. Default mean. */
+  groupReduce?: GroupReduce;
+  /** Exactly `budget` rows: of the chosen pages' rows the first ones, from one page more where the last is incomplete. */
+  exact?: boolean;
+}
+
+/**
+ * Records what happens to one layer in every decode step. Nothing is carried out while it records: the operations become
+ * a short list, which the native library runs inside each step, so control flow in TypeScript costs nothing per token.
+ *
+ * @example A whole method's decode: evict the row that the last token attended to least (TOVA)
+ * ```ts
+ * import type { Policy } from "./types.ts";
+ *
+ * const policy: Policy = {
+ *   decode(step) {
+ *     const last = step.mass({ decay: 0, groupReduce: "mean" });
+ *     step.whenRowsExceed(512, () => step.evict(last, { last: 1 }));
+ *   },
+ * };
+ * ```
+ */
+export interface DecodeRecorder extends ModelShape {
+  /** Index of this layer, from 0. */
+  readonly layer: number;
+  /** Heads of the cache. */
+  readonly storedHeads: number;
+  /** Query heads per KV head. */
+  readonly groupSize: number;
+  /** Rows that each stored head holds when decode begins. */
+  readonly rows: readonly number[];
+  /**
+   * Attention mass: at every step it is multiplied by `decay` (default 1), then the probability that the new token's query
+   * gives to the row is added. Starts from a column mass that prefill recorded, or from 0.
+   */
+  mass(
+    options?: { from?: QuerySet; decay?: number; groupReduce?: GroupReduce },
+  ): Statistic;
+  /** Attention mass of the last `window` tokens' queries on the rows that are there, computed when it is asked for. */
+  recentMass(
+    options: { window: number; groupReduce?: GroupReduce },
+  ): Statistic;
+  /** How many of the last `window` tokens' queries give the row at least the average probability. */
+  recentHits(
+    options: { window: number; groupReduce?: GroupReduce },
+  ): Statistic;
+  /** Position of the row's token: the oldest is lowest. */
+  position(): Statistic;
+  /** What `body` records acts only in steps after which the number of tokens seen is a multiple of `tokens`. */
+  every(tokens: number, body: () => void): void;
+  /** What `body` records acts only on heads that hold more rows, the new token's included. */
+  whenRowsExceed(budget: number | ArrayLike<number>, body: () => void): void;
+  /** Evicts the rows with the lowest statistic, inside {@linkcode DecodeRecorder.whenRowsExceed}; among equals the newer. */
+  evict(statistic: Statistic, options?: EvictOptions): void;
+  /** Attention reads only the pages whose keys may match the query best; nothing is evicted. Goes with nothing else. */
+  attendByPages(options: PageOptions): void;
+  /**
+   * Tokens at positions below `first` are attended to as if the evicted rows between them and the others had never been:
+   * distances count kept rows.
+   */
+  countKeptRows(first: number): void;
+}
+
 /** A method with its options resolved, for one sequence. */
 export interface Policy {
   /** What prefill must record. */
@@ -156,6 +251,15 @@ export interface Policy {
   afterPrefill?(layer: LayerContext): void;
   /** First and last prompt rows that survive in every layer; `kvf check-method` and the tests hold it to that. */
   keeps?: { first?: number; last?: number };
+  /** Records what happens in every decode step; called once per sequence and layer, after `afterPrefill`. */
+  decode?(step: DecodeRecorder): void;
+  /** Acts again during generation. What `observe` asks for goes on: masses grow, the window follows the last tokens. */
+  again?: {
+    /** New tokens between two actions. */
+    every: number;
+    /** Acts on one layer. Heads may hold different numbers of rows; scores then concern each head's own. */
+    act(layer: LayerContext): void;
+  };
   /**
    * Most rows that all stored heads of one layer may hold together after prefill of `length` tokens; the runtime
    * checks it for every example. Missing: `storedHeads * length`.

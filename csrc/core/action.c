@@ -111,13 +111,13 @@ static int32_t move_rows(kvf_cache *cache, kv_sequence *s, uint32_t layer, keep 
             kv_table_free(cache, t);
             *t = keeps[h].fresh;
             keeps[h].fresh = (kv_table){0};
-            continue;
-        }
-        if (keeps[h].n_row > 0) status = be_compact_rows(cache, t, keeps[h].rows, keeps[h].n_row, err);
-        if (status == KVF_OK) {
+        } else {
+            if (keeps[h].n_row > 0) status = be_compact_rows(cache, t, keeps[h].rows, keeps[h].n_row, err);
+            if (status != KVF_OK) return status;
             t->rows = keeps[h].n_row;
             kv_table_trim(cache, t);
         }
+        status = kv_step_retain(cache, s, layer, h, keeps[h].rows, keeps[h].n_row, err);
     }
     return status;
 }
@@ -167,6 +167,7 @@ static int32_t retain(kvf_cache *cache, uint32_t sequence, uint32_t layer, uint3
         if (sel == NULL) return KVF_ERR_ARG;
     }
     int32_t status = check_selection(s, layer, sel, err);
+    if (status == KVF_OK) status = kv_layer_order(cache, s, layer, err);
     if (status != KVF_OK) return status;
 
     size_t n_row = 0;
@@ -181,7 +182,8 @@ static int32_t retain(kvf_cache *cache, uint32_t sequence, uint32_t layer, uint3
     if (status == KVF_OK) status = take_pages(cache, s, layer, keeps, err);
     if (status == KVF_OK && merge != NO_MERGE) status = merge_rows(cache, s, layer, merge, keeps, err);
     if (status == KVF_OK) status = move_rows(cache, s, layer, keeps, err);
-    if (status == KVF_OK) status = replace_merged(cache, s, layer, keeps, err);
+    if (status == KVF_OK && merge != NO_MERGE) status = replace_merged(cache, s, layer, keeps, err);
+    if (status == KVF_OK && merge != NO_MERGE) status = kv_step_rekey(cache, s, layer, err);
     if (keeps != NULL) {
         for (uint32_t h = 0; h < s->n_stored_head; h++) {
             kv_table_free(cache, &keeps[h].fresh);
@@ -230,7 +232,7 @@ static int32_t spread_values(kvf_cache *cache, uint32_t sequence, uint32_t layer
                        in->n_head, in->n_row);
     }
     if (in->n_row <= span || first >= in->n_row - span) return KVF_OK;
-    int32_t status = KVF_OK;
+    int32_t status = kv_layer_order(cache, s, layer, err);
     for (uint32_t h = 0; h < s->n_stored_head && status == KVF_OK; h++) {
         status = kv_table_own(cache, kv_table_of(s, layer, h), err);
     }
@@ -252,17 +254,21 @@ int32_t kvf_spread_values(kvf_cache *cache, uint32_t sequence, uint32_t layer, u
 
 /* ---- Reading ---- */
 
+/* A head's table, its rows in order; NULL with a message and *status set. */
 static const kv_table *find_table(kvf_cache *cache, uint32_t sequence, uint32_t layer, uint32_t head, const char *action,
-                                  kv_err err) {
-    const kv_sequence *s = kv_find_sequence(cache, sequence, action, err);
+                                  int32_t *status, kv_err err) {
+    kv_sequence *s = kv_find_sequence(cache, sequence, action, err);
+    *status = KVF_ERR_ARG;
     if (s == NULL || !kv_check_layer(cache, layer, action, err) || !kv_check_head(s, head, action, err)) return NULL;
-    return kv_table_of(s, layer, head);
+    *status = kv_layer_order(cache, s, layer, err);
+    return *status == KVF_OK ? kv_table_of(s, layer, head) : NULL;
 }
 
 static int32_t read_rows(kvf_cache *cache, uint32_t sequence, uint32_t layer, uint32_t head, uint32_t what, float *rows,
                          double rows_bytes, kv_err err) {
-    const kv_table *t = find_table(cache, sequence, layer, head, "read rows", err);
-    if (t == NULL) return KVF_ERR_ARG;
+    int32_t status;
+    const kv_table *t = find_table(cache, sequence, layer, head, "read rows", &status, err);
+    if (t == NULL) return status;
     if (what > 1) return kv_fail(err, KVF_ERR_ARG, "Cannot read rows as what must be 0 (keys) or 1 (values): %u", what);
     const double bytes = (double)t->rows * cache->config.head_dim * sizeof *rows;
     if (!(rows_bytes >= bytes) || (rows == NULL && t->rows > 0)) {
@@ -284,8 +290,9 @@ int32_t kvf_read_rows(kvf_cache *cache, uint32_t sequence, uint32_t layer, uint3
 
 static int32_t read_positions(kvf_cache *cache, uint32_t sequence, uint32_t layer, uint32_t head, uint32_t *positions,
                               uint32_t n_position, kv_err err) {
-    const kv_table *t = find_table(cache, sequence, layer, head, "read positions", err);
-    if (t == NULL) return KVF_ERR_ARG;
+    int32_t status;
+    const kv_table *t = find_table(cache, sequence, layer, head, "read positions", &status, err);
+    if (t == NULL) return status;
     if (n_position < t->rows || (positions == NULL && t->rows > 0)) {
         return kv_fail(err, KVF_ERR_ARG, "Cannot read positions as %u elements must be given: %u", t->rows,
                        positions == NULL ? 0 : n_position);

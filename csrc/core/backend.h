@@ -107,6 +107,22 @@ int32_t be_record_layer(kvf_cache *cache, kv_sequence *s, uint32_t layer, const 
 int32_t be_decode(kvf_model *model, kvf_cache *cache, kv_sequence **s, uint32_t n_sequence, uint32_t n_step,
                   const uint32_t *forced, uint32_t *tokens, float *logits, uint32_t *control, kv_err err);
 
+/* ---- Step programs: be_decode carries them out; see kv_step ---- */
+
+/* Whether the backend can carry the program out; a message says why not. */
+int32_t be_program_check(const kvf_cache *cache, const kv_sequence *s, const kv_step *step, kv_err err);
+/* One head's masses become the recorded ones of its rows' positions, or 0. Segments are there. */
+int32_t be_live_start(kvf_cache *cache, kv_sequence *s, uint32_t layer, uint32_t head, kv_err err);
+/* Masses of row i become those of row rows[i] (backend memory, ascending). */
+int32_t be_live_compact(kvf_cache *cache, kv_sequence *s, kv_live *live, const uint32_t *rows, uint32_t n, kv_err err);
+/* One head's bounds, from its rows. Segments are there. */
+int32_t be_live_bounds(kvf_cache *cache, kv_sequence *s, uint32_t layer, uint32_t head, kv_err err);
+/* Puts one head's rows, and what the program keeps of them, in order of position. No other table holds its pages. */
+int32_t be_order_rows(kvf_cache *cache, kv_sequence *s, uint32_t layer, uint32_t head, kv_err err);
+/* Rows that the layer's page choice takes for the head's queries q [readers, ld_q] (backend memory); returns the count. */
+int32_t be_program_rows(kvf_cache *cache, kv_sequence *s, uint32_t layer, uint32_t head, const float *q, size_t ld_q,
+                        uint32_t *to_host, kv_err err);
+
 /* ---- Scores: backend memory [n_head, n_row] f32 ---- */
 
 int32_t be_scores_window(kvf_cache *cache, kv_sequence *s, uint32_t layer, uint32_t window, uint32_t flags,
@@ -115,6 +131,14 @@ int32_t be_scores_window(kvf_cache *cache, kv_sequence *s, uint32_t layer, uint3
 int32_t be_attention_map(kvf_cache *cache, kv_sequence *s, uint32_t layer, uint32_t block, float *to_host, kv_err err);
 int32_t be_scores_mass(kvf_cache *cache, kv_sequence *s, uint32_t layer, uint32_t mass, uint32_t reduce, float *out,
                        uint32_t n_row, kv_err err);
+/*
+ * The same from what a step program keeps, after decode: rows are in order; head h writes its rows (KVF_WINDOW_ALL_ROWS), or
+ * all but the last `window`, at out + h * ld and leaves the rest. n_ring >= window.
+ */
+int32_t be_scores_kept(kvf_cache *cache, kv_sequence *s, uint32_t layer, uint32_t window, uint32_t flags, uint32_t reduce,
+                       float *out, uint32_t ld, kv_err err);
+int32_t be_scores_live(kvf_cache *cache, kv_sequence *s, uint32_t layer, uint32_t reduce, float *out, uint32_t ld,
+                       kv_err err);
 /* One stored head: norms of its rows into out [rows]. */
 int32_t be_scores_norm(kvf_cache *cache, const kv_table *t, uint32_t what, float *out, kv_err err);
 int32_t be_scores_pool(kvf_device *dev, const float *in, float *out, uint32_t n_head, uint32_t n_row, uint32_t kind,

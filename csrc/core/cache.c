@@ -88,8 +88,8 @@ int32_t kvf_cache_ledger(kvf_cache *cache, kvf_ledger *ledger, char *text, uint3
                                .n_sequence = cache->sequences.n_live,
                                .n_page = cache->held_page,
                                .n_object = cache->objects.n_live,
-                               .resident_bytes = (double)cache->held_page * cache->page_bytes,
-                               .peak_bytes = (double)cache->peak_page * cache->page_bytes};
+                               .resident_bytes = kv_held_bytes(cache),
+                               .peak_bytes = cache->peak_bytes};
         for (uint32_t i = 0; i < cache->sequences.n_slot; i++) {
             const kv_sequence *s = cache->sequences.slot[i].item;
             if (s == NULL) continue;
@@ -105,7 +105,7 @@ int32_t kvf_cache_reset_peak(kvf_cache *cache, char *text, uint32_t cap) {
     const kv_err err = {text, cap};
     const int32_t status = kv_enter(cache, KV_CACHE, "reset the peak", err);
     if (status != KVF_OK) return status;
-    cache->peak_page = cache->held_page;
+    cache->peak_bytes = kv_held_bytes(cache);
     kv_leave(cache->dev);
     return KVF_OK;
 }

@@ -153,12 +153,15 @@ typedef struct kv_object {
     uint32_t n_head;
     uint32_t n_row;   /* scores: rows; selection: entries of all heads */
     float *values;    /* scores: [n_head, n_row], backend memory */
+    uint32_t *lens;   /* scores: [n_head], host: rows of each head, those behind are anything; NULL: all have n_row */
     uint32_t *counts; /* selection: [n_head], host */
     uint32_t *ends;   /* selection: [n_head], host; all entries of the head's list are below */
     uint32_t *rows;   /* selection: lists one after the other, ascending, backend memory */
 } kv_object;
 
 /* ---- Sequences ---- */
+
+typedef struct kv_sequence kv_sequence;
 
 /*
  * What prefill recorded; shared by forks. The arrays are backend memory: the backend allocates a layer's arrays in the
@@ -177,6 +180,66 @@ typedef struct kv_observations {
                                         and mass at layer * n_mass + mass, indexed by position */
 } kv_observations;
 
+/* ---- Step programs ---- */
+
+/* Rows of one segment of a statistic; segments are to statistics what pages are to rows. */
+#define KV_SEGMENT_ROWS 512u
+/* Bounds of so many choices of rows lie together. */
+#define KV_BOUND_BLOCKS 32u
+
+/* What the program of a layer keeps of one stored head. */
+typedef struct kv_live {
+    kvf_op evict;        /* size 0: rows are not evicted */
+    float **mass;        /* [n_mass] segments of [readers, KV_SEGMENT_ROWS], backend memory; row i's is in segment i / KV_SEGMENT_ROWS */
+    uint32_t n_mass;     /* always ceil(rows / KV_SEGMENT_ROWS), except while rows are being appended; 0 without KVF_OP_MASS */
+    uint32_t cap_mass;
+    float **bounds;      /* [n_bounds] of 2 * head_dim * KV_BOUND_BLOCKS: highest, then lowest, each [head_dim][KV_BOUND_BLOCKS] */
+    uint32_t n_bounds;
+    uint32_t cap_bounds;
+    bool shuffled;       /* rows are not in order of position */
+} kv_live;
+
+/* The program of one layer. */
+typedef struct kv_step {
+    kvf_op mass, queries, pages, relative; /* size 0: the program has none */
+    bool evicts;
+    float *ring;         /* [n_head, queries.last, head_dim], rotated, backend memory; position p at p % queries.last */
+    uint32_t n_ring;     /* queries in the ring: those of the last n_ring tokens */
+    kv_live *head;       /* [n_stored_head] */
+} kv_step;
+
+/* Bytes of one segment of masses, and of one of bounds. */
+size_t kv_mass_bytes(const kvf_cache *cache, const kv_sequence *s);
+size_t kv_bounds_bytes(const kvf_cache *cache);
+/* Segments that so many rows need. */
+uint32_t kv_mass_segments(const kv_step *step, uint32_t rows);
+uint32_t kv_bounds_segments(const kv_step *step, uint32_t rows);
+/* Whether a head that held `rows` rows, the new token's included, evicts in the step that makes the sequence `seen` long. */
+static inline bool kv_evicts(const kv_live *live, uint32_t rows, uint32_t seen) {
+    return live->evict.size != 0 && rows > live->evict.above && seen % live->evict.every == 0;
+}
+/*
+ * Before a step: room for one more row in whatever the layer's program keeps; pages of heads that will evict become the
+ * sequence's own. After a failure kv_step_trim takes the room back; after a step it drops what evicted rows needed.
+ */
+int32_t kv_step_reserve(kvf_cache *cache, kv_sequence *s, uint32_t layer, kv_err err);
+void kv_step_trim(kvf_cache *cache, kv_sequence *s, uint32_t layer);
+/* After rows of a head were retained: what the program keeps follows. rows: backend memory, ascending, before the move. */
+int32_t kv_step_retain(kvf_cache *cache, kv_sequence *s, uint32_t layer, uint32_t head, const uint32_t *rows, uint32_t n,
+                       kv_err err);
+/* After keys of a layer's rows were changed. */
+int32_t kv_step_rekey(kvf_cache *cache, kv_sequence *s, uint32_t layer, kv_err err);
+/* Puts the rows of all heads of a layer in order of position. */
+int32_t kv_layer_order(kvf_cache *cache, kv_sequence *s, uint32_t layer, kv_err err);
+/* A fork's copy of the parent's programs. */
+int32_t kv_step_fork(kvf_cache *cache, kv_sequence *copy, const kv_sequence *s, kv_err err);
+/* Frees the program of a layer; of all layers. */
+void kv_step_free(kvf_cache *cache, kv_sequence *s, uint32_t layer);
+void kv_steps_free(kvf_cache *cache, kv_sequence *s);
+/* Bytes beside the pages: by arithmetic over row counts, and as found. */
+double kv_step_promised(const kvf_cache *cache, const kv_sequence *s);
+double kv_step_owned(const kvf_cache *cache, const kv_sequence *s);
+
 typedef struct kv_prefill {
     uint32_t n_token;
     uint32_t *tokens;    /* host; NULL when recording from tensors */
@@ -188,7 +251,7 @@ typedef struct kv_prefill {
     void *impl;          /* backend's activations */
 } kv_prefill;
 
-typedef struct kv_sequence {
+struct kv_sequence {
     uint32_t slot;           /* below KV_MAX_ID; no other live sequence of the cache has it */
     uint32_t granularity;
     uint32_t n_stored_head;
@@ -205,8 +268,9 @@ typedef struct kv_sequence {
     uint32_t n_stop;
     uint32_t stop[KV_MAX_STOP];
     bool listed;             /* used by kvf_decode to find an id that is given twice */
+    kv_step **step;          /* [n_layer] of programs or NULL; NULL while no layer has one */
     void *impl;              /* backend's own, may stay NULL; be_sequence_close frees it */
-} kv_sequence;
+};
 
 /* ---- Cache ---- */
 
@@ -221,11 +285,30 @@ struct kvf_cache {
     uint32_t cap_page;
     uint32_t free_page;  /* head of the free list, KV_NO_TOKEN: empty */
     uint32_t held_page;  /* pages with refs > 0 */
-    uint32_t peak_page;  /* highest held_page since the last reset */
+    size_t live_bytes;   /* memory of step programs, beside the pages */
+    double peak_bytes;   /* highest kv_held_bytes since the last reset */
     kv_ids sequences;    /* of kv_sequence; their addresses do not change */
     kv_ids objects;      /* of kv_object */
     void *impl;          /* backend's own, may stay NULL; be_cache_close frees it */
 };
+
+/* Memory held now. */
+static inline double kv_held_bytes(const kvf_cache *cache) {
+    return (double)cache->held_page * cache->page_bytes + (double)cache->live_bytes;
+}
+
+/* The program of a layer, or NULL. */
+static inline kv_step *kv_step_of(const kv_sequence *s, uint32_t layer) { return s->step == NULL ? NULL : s->step[layer]; }
+
+/* Rows of one head of a score object. */
+static inline uint32_t kv_len_of(const kv_object *scores, uint32_t head) {
+    return scores->lens == NULL ? scores->n_row : scores->lens[head];
+}
+
+/* Tokens were run after the recorded prompt, or nothing was recorded. */
+static inline bool kv_decoded(const kv_sequence *s) {
+    return s->prefill == NULL && (s->observe == NULL || s->position != s->observe->n_token);
+}
 
 /* Table of one stored head. */
 static inline kv_table *kv_table_of(const kv_sequence *s, uint32_t layer, uint32_t head) {
@@ -275,6 +358,12 @@ int32_t kv_table_own(kvf_cache *cache, kv_table *t, kv_err err);
  * share their pages: the backend writes through the group's first table. core sets the tables' rows once they are written.
  */
 int32_t kv_layer_reserve_prefill(kvf_cache *cache, kv_sequence *s, uint32_t layer, uint32_t n, kv_err err);
+/* Whether `bytes` more fit under the cache's limit, with a message if not. */
+int32_t kv_check_limit(const kvf_cache *cache, double bytes, kv_err err);
+/* Notes the memory held now in the peak. */
+static inline void kv_note_peak(kvf_cache *cache) {
+    if (kv_held_bytes(cache) > cache->peak_bytes) cache->peak_bytes = kv_held_bytes(cache);
+}
 /* Releases the pages beyond ceil(rows / KVF_PAGE_ROWS) (after a failed or cancelled append). */
 void kv_table_trim(kvf_cache *cache, kv_table *t);
 

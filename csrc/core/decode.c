@@ -27,6 +27,7 @@ static int32_t check_sequence(const kvf_model *model, const kv_sequence *s, uint
 
 static void trim(kvf_cache *cache, kv_sequence *s) {
     for (size_t i = 0; i < (size_t)cache->config.n_layer * s->n_stored_head; i++) kv_table_trim(cache, &s->table[i]);
+    for (uint32_t layer = 0; layer < cache->config.n_layer; layer++) kv_step_trim(cache, s, layer);
 }
 
 /* ---- Decode ---- */

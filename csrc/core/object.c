@@ -1,6 +1,7 @@
 /* Score and selection objects: creation from the caller's numbers, shape, reading, freeing. */
 #include "object.h"
 
+#include <math.h>
 #include <stdlib.h>
 #include <string.h>
 
@@ -49,6 +50,53 @@ kv_object *kv_scores_new(kvf_cache *cache, uint32_t n_head, uint32_t n_row, int3
     return object;
 }
 
+/* Gives an object of longest heads its heads' lengths. */
+static kv_object *set_lens(kvf_cache *cache, kv_object *object, const uint32_t *lens, int32_t *status, kv_err err) {
+    object->lens = malloc(object->n_head * sizeof *lens);
+    if (object->lens != NULL) {
+        memcpy(object->lens, lens, object->n_head * sizeof *lens);
+        return object;
+    }
+    *status = no_memory(object->n_head * sizeof *lens, err);
+    kv_object_destroy(cache, object);
+    return NULL;
+}
+
+kv_object *kv_scores_like(kvf_cache *cache, const kv_object *in, int32_t *status, kv_err err) {
+    kv_object *object = kv_scores_new(cache, in->n_head, in->n_row, status, err);
+    return object == NULL || in->lens == NULL ? object : set_lens(cache, object, in->lens, status, err);
+}
+
+kv_object *kv_scores_of_layer(kvf_cache *cache, const kv_sequence *s, uint32_t layer, uint32_t less, int32_t *status,
+                              kv_err err) {
+    uint32_t *lens = malloc(s->n_stored_head * sizeof *lens), most = 0;
+    bool equal = true;
+    if (lens == NULL) {
+        *status = no_memory(s->n_stored_head * sizeof *lens, err);
+        return NULL;
+    }
+    for (uint32_t h = 0; h < s->n_stored_head; h++) {
+        const uint32_t rows = kv_table_of(s, layer, h)->rows;
+        lens[h] = rows > less ? rows - less : 0;
+        equal = equal && lens[h] == lens[0];
+        most = lens[h] > most ? lens[h] : most;
+    }
+    kv_object *object = kv_scores_new(cache, s->n_stored_head, most, status, err);
+    if (object != NULL && !equal) object = set_lens(cache, object, lens, status, err);
+    free(lens);
+    return object;
+}
+
+int32_t kv_scores_pad(kvf_cache *cache, const kv_object *scores, kv_err err) {
+    int32_t status = KVF_OK;
+    for (uint32_t h = 0; scores->lens != NULL && h < scores->n_head && status == KVF_OK; h++) {
+        if (scores->lens[h] == scores->n_row) continue;
+        status = be_scores_fill(cache->dev, scores->values + (size_t)h * scores->n_row, 1, scores->n_row, scores->lens[h],
+                                scores->n_row, -INFINITY, err);
+    }
+    return status;
+}
+
 kv_object *kv_selection_new(kvf_cache *cache, uint32_t n_head, const uint32_t *counts, int32_t *status, kv_err err) {
     uint64_t n = 0;
     if (n_head <= KV_MAX_HEAD) {
@@ -80,6 +128,7 @@ void kv_object_destroy(kvf_cache *cache, kv_object *object) {
     be_free(cache->dev, object->rows);
     free(object->counts);
     free(object->ends);
+    free(object->lens);
     free(object);
 }
 
@@ -202,7 +251,9 @@ static int32_t scores_read(kvf_cache *cache, uint32_t scores, float *values, uin
         return kv_fail(err, KVF_ERR_ARG, "Cannot read the scores as %u elements must be given: %u", n,
                        values == NULL ? 0 : n_value);
     }
-    return n == 0 ? KVF_OK : be_download(cache->dev, values, object->values, (size_t)n * sizeof *values, err);
+    if (n == 0) return KVF_OK;
+    const int32_t status = kv_scores_pad(cache, object, err);
+    return status != KVF_OK ? status : be_download(cache->dev, values, object->values, (size_t)n * sizeof *values, err);
 }
 
 int32_t kvf_scores_read(kvf_cache *cache, uint32_t scores, float *values, uint32_t n_value, char *text, uint32_t cap) {

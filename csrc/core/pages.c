@@ -41,14 +41,17 @@ static void give_slot(kvf_cache *cache, uint32_t index) {
     cache->held_page--;
 }
 
-static int32_t check_limit(const kvf_cache *cache, uint64_t n, kv_err err) {
+int32_t kv_check_limit(const kvf_cache *cache, double need, kv_err err) {
     const double limit = cache->config.limit_bytes;
-    const double held = (double)cache->held_page * cache->page_bytes;
-    const double need = (double)n * cache->page_bytes;
+    const double held = kv_held_bytes(cache);
     if (limit == 0 || held + need <= limit) return KVF_OK;
     return kv_fail(err, KVF_ERR_MEMORY,
                    "Cannot reserve rows as limit_bytes of the cache must hold them: %.0f bytes needed, %.0f of %.0f free",
                    need, limit - held, limit);
+}
+
+static int32_t check_limit(const kvf_cache *cache, uint64_t n, kv_err err) {
+    return kv_check_limit(cache, (double)n * cache->page_bytes, err);
 }
 
 int32_t kv_pages_take(kvf_cache *cache, uint32_t *page, uint32_t n, kv_err err) {
@@ -73,7 +76,7 @@ int32_t kv_pages_take(kvf_cache *cache, uint32_t *page, uint32_t n, kv_err err) 
         cache->held_page++;
         page[i] = index;
     }
-    if (cache->held_page > cache->peak_page) cache->peak_page = cache->held_page;
+    kv_note_peak(cache);
     return KVF_OK;
 }
 

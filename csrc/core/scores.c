@@ -1,29 +1,22 @@
 /* Scores of a layer's rows, score algebra, and selection by score. */
+#include <stdlib.h>
 #include <string.h>
 
 #include "object.h"
 
 /* ---- Of a layer ---- */
 
-/* Rows of a layer's heads when all hold as many. */
-static int32_t equal_rows(const kv_sequence *s, uint32_t layer, uint32_t *rows, const char *action, kv_err err) {
-    *rows = kv_table_of(s, layer, 0)->rows;
-    for (uint32_t h = 1; h < s->n_stored_head; h++) {
-        const uint32_t other = kv_table_of(s, layer, h)->rows;
-        if (other == *rows) continue;
-        return kv_fail(err, KVF_ERR_STATE, "Cannot %s as all heads must hold as many rows: head 0 holds %u, head %u holds %u",
-                       action, *rows, h, other);
-    }
-    return KVF_OK;
-}
-
 /* The layer's rows are those of the prompt, as they were recorded. */
 static int32_t check_recorded(const kv_sequence *s, uint32_t layer, const char *action, kv_err err) {
     const kv_observations *o = s->observe;
     if (o == NULL) return kv_fail(err, KVF_ERR_STATE, "Cannot %s as observations must be there: none were recorded or kept", action);
-    uint32_t rows;
-    const int32_t status = equal_rows(s, layer, &rows, action, err);
-    if (status != KVF_OK) return status;
+    const uint32_t rows = kv_table_of(s, layer, 0)->rows;
+    for (uint32_t h = 1; h < s->n_stored_head; h++) {
+        const uint32_t other = kv_table_of(s, layer, h)->rows;
+        if (other == rows) continue;
+        return kv_fail(err, KVF_ERR_STATE, "Cannot %s as all heads must hold the prompt: head 0 holds %u rows, head %u holds %u",
+                       action, rows, h, other);
+    }
     /* As many rows as the prompt had, but after decode: evicted ones have been replaced by new ones. */
     const bool decoded = s->prefill == NULL && s->position != o->n_token;
     if (rows == o->n_token && !decoded) return KVF_OK;
@@ -36,6 +29,22 @@ static int32_t check_reduce(uint32_t reduce, const char *action, kv_err err) {
     return kv_fail(err, KVF_ERR_ARG, "Cannot %s as reduce must be 0, 1 or 2: %u", action, reduce);
 }
 
+/* Window scores from the queries that the layer's program keeps. */
+static int32_t kept_window(kvf_cache *cache, kv_sequence *s, uint32_t layer, uint32_t window, uint32_t flags, uint32_t reduce,
+                           kv_err err) {
+    const kv_step *step = kv_step_of(s, layer);
+    if (window == 0 || window > step->n_ring) {
+        return kv_fail(err, KVF_ERR_ARG, "Cannot score by the window as it must be between 1 and the %u kept queries: %u",
+                       step->n_ring, window);
+    }
+    int32_t status = kv_layer_order(cache, s, layer, err);
+    if (status != KVF_OK) return status;
+    kv_object *out = kv_scores_of_layer(cache, s, layer, flags & KVF_WINDOW_ALL_ROWS ? 0 : window, &status, err);
+    if (out == NULL) return status;
+    if (out->n_row > 0) status = be_scores_kept(cache, s, layer, window, flags, reduce, out->values, out->n_row, err);
+    return kv_object_publish(cache, out, status, err);
+}
+
 static int32_t scores_window(kvf_cache *cache, uint32_t sequence, uint32_t layer, uint32_t window, uint32_t flags,
                              uint32_t reduce, kv_err err) {
     static const char *const action = "score by the window";
@@ -45,8 +54,12 @@ static int32_t scores_window(kvf_cache *cache, uint32_t sequence, uint32_t layer
         return kv_fail(err, KVF_ERR_ARG, "Cannot %s as flags must be known: %u", action, flags);
     }
     int32_t status = check_reduce(reduce, action, err);
-    if (status == KVF_OK) status = check_recorded(s, layer, action, err);
     if (status != KVF_OK) return status;
+    const kv_step *step = kv_step_of(s, layer);
+    if (step != NULL && step->queries.size != 0 && kv_decoded(s)) {
+        return kept_window(cache, s, layer, window, flags, reduce, err);
+    }
+    if ((status = check_recorded(s, layer, action, err)) != KVF_OK) return status;
     const kv_observations *o = s->observe;
     if (window == 0 || window > o->n_window) {
         return kv_fail(err, KVF_ERR_ARG, "Cannot %s as window must be between 1 and the %u recorded queries: %u", action,
@@ -109,8 +122,16 @@ static int32_t scores_mass(kvf_cache *cache, uint32_t sequence, uint32_t layer, 
     kv_sequence *s = kv_find_sequence(cache, sequence, action, err);
     if (s == NULL || !kv_check_layer(cache, layer, action, err)) return KVF_ERR_ARG;
     int32_t status = check_reduce(reduce, action, err);
-    if (status == KVF_OK) status = check_recorded(s, layer, action, err);
     if (status != KVF_OK) return status;
+    const kv_step *step = kv_step_of(s, layer);
+    if (step != NULL && step->mass.size != 0 && step->mass.from == mass && kv_decoded(s)) {
+        if ((status = kv_layer_order(cache, s, layer, err)) != KVF_OK) return status;
+        kv_object *live = kv_scores_of_layer(cache, s, layer, 0, &status, err);
+        if (live == NULL) return status;
+        if (live->n_row > 0) status = be_scores_live(cache, s, layer, reduce, live->values, live->n_row, err);
+        return kv_object_publish(cache, live, status, err);
+    }
+    if ((status = check_recorded(s, layer, action, err)) != KVF_OK) return status;
     const kv_observations *o = s->observe;
     if (mass >= o->n_mass) {
         return kv_fail(err, KVF_ERR_ARG, "Cannot %s as mass must be below the %u recorded: %u", action, o->n_mass, mass);
@@ -139,13 +160,13 @@ static int32_t scores_norm(kvf_cache *cache, uint32_t sequence, uint32_t layer, 
     kv_sequence *s = kv_find_sequence(cache, sequence, action, err);
     if (s == NULL || !kv_check_layer(cache, layer, action, err)) return KVF_ERR_ARG;
     if (what > 1) return kv_fail(err, KVF_ERR_ARG, "Cannot %s as what must be 0 (keys) or 1 (values): %u", action, what);
-    uint32_t rows;
-    int32_t status = equal_rows(s, layer, &rows, action, err);
+    int32_t status = kv_layer_order(cache, s, layer, err);
     if (status != KVF_OK) return status;
-    kv_object *out = kv_scores_new(cache, s->n_stored_head, rows, &status, err);
+    kv_object *out = kv_scores_of_layer(cache, s, layer, 0, &status, err);
     if (out == NULL) return status;
-    for (uint32_t h = 0; h < s->n_stored_head && rows > 0 && status == KVF_OK; h++) {
-        status = be_scores_norm(cache, kv_table_of(s, layer, h), what, out->values + (size_t)h * rows, err);
+    for (uint32_t h = 0; h < s->n_stored_head && status == KVF_OK; h++) {
+        const kv_table *t = kv_table_of(s, layer, h);
+        if (t->rows > 0) status = be_scores_norm(cache, t, what, out->values + (size_t)h * out->n_row, err);
     }
     return kv_object_publish(cache, out, status, err);
 }
@@ -169,10 +190,14 @@ static int32_t scores_pool(kvf_cache *cache, uint32_t scores, uint32_t kind, uin
     }
     if (width % 2 == 0) return kv_fail(err, KVF_ERR_ARG, "Cannot pool the scores as width must be odd: %u", width);
     int32_t status;
-    kv_object *out = kv_scores_new(cache, in->n_head, in->n_row, &status, err);
+    kv_object *out = kv_scores_like(cache, in, &status, err);
     if (out == NULL) return status;
-    if (in->n_row > 0) {
+    if (in->lens == NULL && in->n_row > 0) {
         status = be_scores_pool(cache->dev, in->values, out->values, in->n_head, in->n_row, kind, width, err);
+    }
+    for (uint32_t h = 0; in->lens != NULL && h < in->n_head && status == KVF_OK; h++) {
+        const size_t at = (size_t)h * in->n_row;
+        if (in->lens[h] > 0) status = be_scores_pool(cache->dev, in->values + at, out->values + at, 1, in->lens[h], kind, width, err);
     }
     return kv_object_publish(cache, out, status, err);
 }
@@ -190,7 +215,7 @@ static int32_t scores_affine(kvf_cache *cache, uint32_t scores, float a, float b
     const kv_object *in = kv_find_object(cache, scores, KV_SCORES, "scale the scores", err);
     if (in == NULL) return KVF_ERR_ARG;
     int32_t status;
-    kv_object *out = kv_scores_new(cache, in->n_head, in->n_row, &status, err);
+    kv_object *out = kv_scores_like(cache, in, &status, err);
     if (out == NULL) return status;
     const size_t n = (size_t)in->n_head * in->n_row;
     if (n > 0) status = be_scores_affine(cache->dev, in->values, out->values, n, a, b, err);
@@ -213,12 +238,14 @@ static int32_t scores_combine(kvf_cache *cache, uint32_t a, uint32_t b, uint32_t
     if (what > 2) {
         return kv_fail(err, KVF_ERR_ARG, "Cannot combine the scores as what must be 0 (sum), 1 (product) or 2 (less): %u", what);
     }
-    if (x->n_head != y->n_head || x->n_row != y->n_row) {
+    bool equal = x->n_head == y->n_head && x->n_row == y->n_row;
+    for (uint32_t h = 0; equal && h < x->n_head; h++) equal = kv_len_of(x, h) == kv_len_of(y, h);
+    if (!equal) {
         return kv_fail(err, KVF_ERR_ARG, "Cannot combine the scores as their shapes must be equal: %u x %u and %u x %u",
                        x->n_head, x->n_row, y->n_head, y->n_row);
     }
     int32_t status;
-    kv_object *out = kv_scores_new(cache, x->n_head, x->n_row, &status, err);
+    kv_object *out = kv_scores_like(cache, x, &status, err);
     if (out == NULL) return status;
     const size_t n = (size_t)x->n_head * x->n_row;
     if (n > 0) status = be_scores_combine(cache->dev, x->values, y->values, out->values, n, what, err);
@@ -237,12 +264,17 @@ int32_t kvf_scores_combine(kvf_cache *cache, uint32_t a, uint32_t b, uint32_t wh
 static int32_t scores_fill(kvf_cache *cache, uint32_t scores, uint32_t first, uint32_t end, float value, kv_err err) {
     const kv_object *in = kv_find_object(cache, scores, KV_SCORES, "fill the scores", err);
     if (in == NULL) return KVF_ERR_ARG;
+    for (uint32_t h = 0; h < in->n_head && first <= end; h++) {
+        if (in->lens == NULL || end <= in->lens[h]) continue;
+        return kv_fail(err, KVF_ERR_ARG, "Cannot fill the scores as the range must lie within the %u rows of head %u: %u to %u",
+                       in->lens[h], h, first, end);
+    }
     if (first > end || end > in->n_row) {
         return kv_fail(err, KVF_ERR_ARG, "Cannot fill the scores as the range must lie within %u rows: %u to %u", in->n_row, first,
                        end);
     }
     int32_t status;
-    kv_object *out = kv_scores_new(cache, in->n_head, in->n_row, &status, err);
+    kv_object *out = kv_scores_like(cache, in, &status, err);
     if (out == NULL) return status;
     const size_t bytes = (size_t)in->n_head * in->n_row * sizeof(float);
     if (bytes > 0) status = be_copy(cache->dev, out->values, in->values, bytes, err);
@@ -262,6 +294,31 @@ int32_t kvf_scores_fill(kvf_cache *cache, uint32_t scores, uint32_t first, uint3
     return status;
 }
 
+static int32_t scores_fill_last(kvf_cache *cache, uint32_t scores, uint32_t count, float value, kv_err err) {
+    const kv_object *in = kv_find_object(cache, scores, KV_SCORES, "fill the last scores", err);
+    if (in == NULL) return KVF_ERR_ARG;
+    int32_t status;
+    kv_object *out = kv_scores_like(cache, in, &status, err);
+    if (out == NULL) return status;
+    const size_t bytes = (size_t)in->n_head * in->n_row * sizeof(float);
+    if (bytes > 0) status = be_copy(cache->dev, out->values, in->values, bytes, err);
+    for (uint32_t h = 0; h < in->n_head && status == KVF_OK; h++) {
+        const uint32_t len = kv_len_of(in, h), first = len > count ? len - count : 0;
+        if (first == len) continue;
+        status = be_scores_fill(cache->dev, out->values + (size_t)h * in->n_row, 1, in->n_row, first, len, value, err);
+    }
+    return kv_object_publish(cache, out, status, err);
+}
+
+int32_t kvf_scores_fill_last(kvf_cache *cache, uint32_t scores, uint32_t count, float value, char *text, uint32_t cap) {
+    const kv_err err = {text, cap};
+    int32_t status = kv_enter(cache, KV_CACHE, "fill the last scores", err);
+    if (status != KVF_OK) return status;
+    status = scores_fill_last(cache, scores, count, value, err);
+    kv_leave(cache->dev);
+    return status;
+}
+
 static int32_t scores_concentrate(kvf_cache *cache, uint32_t scores, uint32_t count, kv_err err) {
     const kv_object *in = kv_find_object(cache, scores, KV_SCORES, "concentrate the scores", err);
     if (in == NULL) return KVF_ERR_ARG;
@@ -269,10 +326,16 @@ static int32_t scores_concentrate(kvf_cache *cache, uint32_t scores, uint32_t co
         return kv_fail(err, KVF_ERR_ARG, "Cannot concentrate the scores as count must be <= %u: %u", in->n_row, count);
     }
     int32_t status;
-    kv_object *out = kv_scores_new(cache, in->n_head, in->n_row, &status, err);
+    kv_object *out = kv_scores_like(cache, in, &status, err);
     if (out == NULL) return status;
-    if (in->n_row > 0) {
+    if (in->lens == NULL && in->n_row > 0) {
         status = be_scores_concentrate(cache->dev, in->values, out->values, in->n_head, in->n_row, count, err);
+    }
+    for (uint32_t h = 0; in->lens != NULL && h < in->n_head && status == KVF_OK; h++) {
+        const size_t at = (size_t)h * in->n_row;
+        const uint32_t len = in->lens[h];
+        if (len == 0) continue;
+        status = be_scores_concentrate(cache->dev, in->values + at, out->values + at, 1, len, count < len ? count : len, err);
     }
     return kv_object_publish(cache, out, status, err);
 }
@@ -290,7 +353,7 @@ static int32_t scores_log(kvf_cache *cache, uint32_t scores, kv_err err) {
     const kv_object *in = kv_find_object(cache, scores, KV_SCORES, "take logarithms", err);
     if (in == NULL) return KVF_ERR_ARG;
     int32_t status;
-    kv_object *out = kv_scores_new(cache, in->n_head, in->n_row, &status, err);
+    kv_object *out = kv_scores_like(cache, in, &status, err);
     if (out == NULL) return status;
     const size_t n = (size_t)in->n_head * in->n_row;
     if (n > 0) status = be_scores_log(cache->dev, in->values, out->values, n, err);
@@ -320,7 +383,7 @@ static int32_t scores_fill_selected(kvf_cache *cache, uint32_t scores, uint32_t 
                        sel->ends[h] - 1);
     }
     int32_t status;
-    kv_object *out = kv_scores_new(cache, in->n_head, in->n_row, &status, err);
+    kv_object *out = kv_scores_like(cache, in, &status, err);
     if (out == NULL) return status;
     const size_t bytes = (size_t)in->n_head * in->n_row * sizeof(float);
     if (bytes > 0) status = be_copy(cache->dev, out->values, in->values, bytes, err);
@@ -353,10 +416,16 @@ static int32_t scores_relative(kvf_cache *cache, uint32_t scores, uint32_t lead,
                        in->n_row, span, lead);
     }
     int32_t status;
-    kv_object *out = kv_scores_new(cache, in->n_head, in->n_row, &status, err);
+    kv_object *out = kv_scores_like(cache, in, &status, err);
     if (out == NULL) return status;
-    if (in->n_row > 0) {
+    if (in->lens == NULL && in->n_row > 0) {
         status = be_scores_relative(cache->dev, in->values, out->values, in->n_head, in->n_row, lead, span, err);
+    }
+    for (uint32_t h = 0; in->lens != NULL && h < in->n_head && status == KVF_OK; h++) {
+        const size_t at = (size_t)h * in->n_row;
+        const uint32_t len = in->lens[h];
+        if (len == 0) continue;
+        status = be_scores_relative(cache->dev, in->values + at, out->values + at, 1, len, lead < len ? lead : len, span, err);
     }
     return kv_object_publish(cache, out, status, err);
 }
@@ -403,12 +472,22 @@ static int32_t select_top(kvf_cache *cache, uint32_t scores, const uint32_t *cou
                            counts[h], h);
         }
     }
+    uint32_t *take = malloc(n_head * sizeof *take);
+    if (take == NULL) return kv_fail(err, KVF_ERR_MEMORY, "Cannot select rows as memory ran out");
+    for (uint32_t h = 0; h < n_head; h++) take[h] = counts[h] < kv_len_of(in, h) ? counts[h] : kv_len_of(in, h);
     int32_t status;
-    kv_object *out = kv_selection_new(cache, n_head, counts, &status, err);
+    kv_object *out = kv_selection_new(cache, n_head, take, &status, err);
+    free(take);
     if (out == NULL) return status;
-    for (uint32_t h = 0; h < n_head; h++) out->ends[h] = counts[h] > 0 ? in->n_row : 0;
-    if (out->n_row > 0) {
+    for (uint32_t h = 0; h < n_head; h++) out->ends[h] = out->counts[h] > 0 ? kv_len_of(in, h) : 0;
+    if (in->lens == NULL && out->n_row > 0) {
         status = be_select_top(cache->dev, in->values, n_head, in->n_row, out->counts, out->rows, err);
+    }
+    uint32_t *rows = out->rows;
+    for (uint32_t h = 0; in->lens != NULL && h < n_head && status == KVF_OK; h++) {
+        if (out->counts[h] == 0) continue;
+        status = be_select_top(cache->dev, in->values + (size_t)h * in->n_row, 1, in->lens[h], &out->counts[h], rows, err);
+        rows += out->counts[h];
     }
     return kv_object_publish(cache, out, status, err);
 }
@@ -431,12 +510,20 @@ static int32_t scores_share(kvf_cache *cache, uint32_t scores, uint32_t total, u
         return kv_fail(err, KVF_ERR_ARG, "Cannot share the budget as counts must have %u elements: %u", in->n_head,
                        counts == NULL ? 0 : n_head);
     }
-    const uint32_t n = in->n_head * in->n_row; /* at most KV_MAX_ELEMENT */
+    uint32_t n = 0; /* at most KV_MAX_ELEMENT */
+    for (uint32_t h = 0; h < in->n_head; h++) n += kv_len_of(in, h);
     if (total > n) {
         return kv_fail(err, KVF_ERR_ARG, "Cannot share the budget as total must be at most %u: %u", n, total);
     }
     memset(counts, 0, in->n_head * sizeof *counts);
-    return total == 0 ? KVF_OK : be_scores_share(cache->dev, in->values, in->n_head, in->n_row, total, counts, err);
+    if (total == 0) return KVF_OK;
+    int32_t status = kv_scores_pad(cache, in, err);
+    if (status != KVF_OK) return status;
+    status = be_scores_share(cache->dev, in->values, in->n_head, in->n_row, total, counts, err);
+    for (uint32_t h = 0; h < in->n_head; h++) {
+        if (counts[h] > kv_len_of(in, h)) counts[h] = kv_len_of(in, h);
+    }
+    return status;
 }
 
 int32_t kvf_scores_share(kvf_cache *cache, uint32_t scores, uint32_t total, uint32_t *counts, uint32_t n_head,

@@ -37,7 +37,7 @@ double kv_promised_bytes(const kvf_cache *cache, const kv_sequence *s) {
     for (size_t i = 0; i < n_table(cache, s); i++) {
         n_page += ((uint64_t)s->table[i].rows + KVF_PAGE_ROWS - 1) / KVF_PAGE_ROWS;
     }
-    return (double)n_page * cache->page_bytes;
+    return (double)n_page * cache->page_bytes + kv_step_promised(cache, s);
 }
 
 double kv_owned_bytes(const kvf_cache *cache, const kv_sequence *s) {
@@ -45,7 +45,7 @@ double kv_owned_bytes(const kvf_cache *cache, const kv_sequence *s) {
     for (size_t i = 0; i < n_table(cache, s); i++) {
         for (uint32_t j = 0; j < s->table[i].n_page; j++) n_page += cache->page[s->table[i].page[j]].refs > 0;
     }
-    return (double)n_page * cache->page_bytes;
+    return (double)n_page * cache->page_bytes + kv_step_owned(cache, s);
 }
 
 void kv_observations_release(kvf_cache *cache, kv_observations *observe) {
@@ -78,6 +78,7 @@ void kv_sequence_destroy(kvf_cache *cache, kv_sequence *s) {
     if (s == NULL) return;
     kv_prefill_free(cache, s);
     kv_observations_release(cache, s->observe);
+    kv_steps_free(cache, s);
     for (size_t i = 0; i < n_table(cache, s); i++) kv_table_free(cache, &s->table[i]);
     be_sequence_close(cache, s);
     be_free(cache->dev, s->logits);
@@ -150,6 +151,7 @@ static int32_t sequence_fork(kvf_cache *cache, uint32_t sequence, uint32_t granu
     kv_sequence *copy = sequence_new(cache, granularity, err);
     if (copy == NULL) return KVF_ERR_MEMORY;
     int32_t status = share_tables(cache, copy, s, err);
+    if (status == KVF_OK) status = kv_step_fork(cache, copy, s, err);
     if (status == KVF_OK && s->logits != NULL) {
         const size_t bytes = (size_t)s->vocab * sizeof(float);
         copy->logits = be_alloc(cache->dev, bytes);

@@ -67,4 +67,12 @@ static inline void cpu_put(void *data, size_t i, uint32_t dtype, float x) {
     }
 }
 
+/* A number that orders as x does: NaN lowest, -0 equal to 0. */
+static inline uint32_t cpu_order_key(float x) {
+    const uint32_t u = cpu_bits(x);
+    if ((u & 0x7fffffffu) > 0x7f800000u) return 0;
+    if (u == 0x80000000u) return 0x80000000u;
+    return u & 0x80000000u ? ~u : u | 0x80000000u;
+}
+
 #endif

@@ -52,6 +52,14 @@ typedef struct cpu_ops {
     void (*axpy)(float *y, float a, const float *x, size_t n);
     /* Highest element; -inf for n = 0. NaN may be missed. */
     float (*max)(const float *x, size_t n);
+    /* y = a * y + b * x */
+    void (*blend)(float *y, float a, const float *x, float b, size_t n);
+    /* out = -(x[m, ld] reduced over m), NaN becomes infinity. reduce: kvf_reduce, sums in ascending order */
+    void (*negate_reduced)(float *out, const float *x, size_t ld, uint32_t m, uint32_t reduce, size_t n);
+    /* x = -infinity where position < first or position >= end */
+    void (*protect)(float *x, const uint32_t *position, uint32_t first, uint32_t end, size_t n);
+    /* Index of the first element that equals `value`, or n. */
+    size_t (*find)(const float *x, size_t n, float value);
     /* x = exp(x * scale - shift), in place; returns the sum. exp(-inf) is 0, exactly. */
     float (*exp_sum)(float *x, size_t n, float scale, float shift);
 } cpu_ops;
@@ -90,7 +98,7 @@ void cpu_reduce_group(kvf_device *dev, const float *in, float *out, uint32_t n_h
 
 /* ---- Device ---- */
 
-#define CPU_N_SCRATCH 24
+#define CPU_N_SCRATCH 32
 
 typedef struct cpu_pool cpu_pool;
 
@@ -112,7 +120,8 @@ void cpu_pool_close(cpu_pool *pool);
 
 /*
  * Scratch buffer `slot` of at least `bytes` bytes, 64-byte aligned, kept until the device closes; contents are lost when
- * it grows. NULL without memory. Slots 0 to 15 belong to the forward pass, 16 to 23 to rows and scores.
+ * it grows. NULL without memory. Slots 0 to 15 belong to the forward pass, 16 to 23 to rows and scores, 24 to 28
+ * to step programs.
  */
 void *cpu_scratch(kvf_device *dev, uint32_t slot, size_t bytes);
 

@@ -53,6 +53,11 @@ static void round_chunk(void *arg, uint32_t chunk, uint32_t thread) {
                        chunk_end(chunk, j->m) - first, j->k);
 }
 
+/* Words from row to row of rounded rows: 16 more than one needs, as rows that lie 4 KiB apart would share one set of the
+ * first-level cache. */
+static size_t round_words(uint32_t k) { return ((size_t)k + 1) / 2 + 16; }
+static size_t round_bytes(uint32_t m, uint32_t k) { return m * round_words(k) * sizeof(uint32_t); }
+
 int32_t cpu_product(kvf_model *model, float *c, size_t ld_c, const float *a, size_t ld_a, const cpu_matrix *matrix,
                     uint32_t m, kv_err err) {
     /* Chunks of about 64 KiB of weights, so that a preempted thread delays little. */
@@ -60,9 +65,8 @@ int32_t cpu_product(kvf_model *model, float *c, size_t ld_c, const float *a, siz
     if (per_chunk < 2) per_chunk = 2;
     product_job j = {cpu_ops_of(model->dev), matrix, c, a, ld_c, ld_a, m, per_chunk, model->config.weight_dtype};
     if (j.dtype == KVF_BF16 && j.ops->round_rows != NULL) {
-        /* 16 words more than a row needs: rows that lie 4 KiB apart would share one set of the first-level cache */
-        const size_t ld = (matrix->k + 1) / 2 + 16;
-        round_job r = {j.ops, a, cpu_scratch(model->dev, SLOT_ROUND, m * ld * sizeof(uint32_t)), ld_a, ld, m, matrix->k};
+        const size_t ld = round_words(matrix->k);
+        round_job r = {j.ops, a, cpu_scratch(model->dev, SLOT_ROUND, round_bytes(m, matrix->k)), ld_a, ld, m, matrix->k};
         if (r.out == NULL) return kv_fail(err, KVF_ERR_MEMORY, "Cannot run layer as memory ran out");
         cpu_parallel(model->dev, n_row_chunk(m), round_chunk, &r);
         j.a = r.out;
@@ -279,6 +283,22 @@ int32_t cpu_finish_layer(kvf_model *model, const cpu_layer *layer, float *x, con
     status = mlp(model, layer->gate_up, layer->down, norm, y, ld, m, err);
     if (status == KVF_OK) add_rows(model, x, y, ld, NULL, m, c->hidden);
     return status;
+}
+
+int32_t cpu_reserve_layer(kvf_model *model, uint32_t m, kv_err err) {
+    const kvf_model_config *c = &model->config;
+    const uint32_t width = c->n_head * c->head_dim;
+    uint32_t widest = c->hidden > c->intermediate ? c->hidden : c->intermediate;
+    widest = widest > width ? widest : width;
+    const size_t expert = c->n_expert == 0 ? 0 : m * (cpu_padded(c->n_expert) + c->hidden + 1);
+    if (cpu_scratch(model->dev, SLOT_HIDDEN, m * cpu_padded(c->hidden) * sizeof(float)) != NULL &&
+        cpu_scratch(model->dev, SLOT_NORM, ((size_t)m * c->hidden + 2) * sizeof(float)) != NULL &&
+        cpu_scratch(model->dev, SLOT_MLP, (m * cpu_padded(2 * c->intermediate) + 2) * sizeof(float)) != NULL &&
+        cpu_scratch(model->dev, SLOT_ROUND, round_bytes(m, widest)) != NULL &&
+        (expert == 0 || cpu_scratch(model->dev, SLOT_EXPERT, expert * sizeof(float)) != NULL)) {
+        return KVF_OK;
+    }
+    return kv_fail(err, KVF_ERR_MEMORY, "Cannot run layer as memory ran out");
 }
 
 int32_t cpu_logits(kvf_model *model, const float *x, float *norm, float *logits, uint32_t m, kv_err err) {

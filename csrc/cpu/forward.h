@@ -17,6 +17,8 @@ int32_t cpu_project(kvf_model *model, const cpu_layer *layer, const float *x, fl
 void cpu_rotation(const kvf_model *model, uint32_t position, float *cosine, float *sine);
 /* x += attention output . o (+ bias), then x += MLP(norm(x)); x [m, hidden], attn [m, n_head * head_dim]. */
 int32_t cpu_finish_layer(kvf_model *model, const cpu_layer *layer, float *x, const float *attn, uint32_t m, kv_err err);
+/* Takes the scratch that the functions here need for m rows, so that they cannot fail. */
+int32_t cpu_reserve_layer(kvf_model *model, uint32_t m, kv_err err);
 /* logits [m, padded vocab] of x [m, hidden]; norm: scratch [m, hidden]. */
 int32_t cpu_logits(kvf_model *model, const float *x, float *norm, float *logits, uint32_t m, kv_err err);
 /* Writes one row of one stored head. */

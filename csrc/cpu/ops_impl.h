@@ -296,6 +296,51 @@ static void axpy(float *y, float a, const float *x, size_t n) {
     for (; i < n; i++) y[i] += x[i] * a;
 }
 
+static void blend(float *y, float a, const float *x, float b, size_t n) {
+    size_t i = 0;
+    for (; i + L <= n; i += L) store(y + i, load(y + i) * a + load(x + i) * b);
+    for (; i < n; i++) y[i] = y[i] * a + x[i] * b;
+}
+
+static void negate_reduced(float *out, const float *x, size_t ld, uint32_t m, uint32_t reduce, size_t n) {
+    size_t i = 0;
+    for (; i + L <= n; i += L) {
+        vf v = load(x + i);
+        for (uint32_t r = 1; r < m; r++) {
+            const vf u = load(x + r * ld + i);
+            v = reduce == KVF_MAX ? select(u > v, u, v) : v + u;
+        }
+        if (reduce == KVF_MEAN) v = v / splat((float)m);
+        store(out + i, select(v == v, -v, splat(INFINITY)));
+    }
+    for (; i < n; i++) {
+        float v = x[i];
+        for (uint32_t r = 1; r < m; r++) {
+            const float u = x[r * ld + i];
+            v = reduce == KVF_MAX ? (u > v ? u : v) : v + u;
+        }
+        if (reduce == KVF_MEAN) v = v / (float)m;
+        out[i] = v == v ? -v : INFINITY;
+    }
+}
+
+static void protect(float *x, const uint32_t *position, uint32_t first, uint32_t end, size_t n) {
+    for (size_t i = 0; i < n; i++) x[i] = position[i] < first || position[i] >= end ? -INFINITY : x[i];
+}
+
+static size_t find(const float *x, size_t n, float value) {
+    size_t i = 0;
+    for (; i + 4 * L <= n; i += 4 * L) { /* blocks without a hit are passed over */
+        vi hit = load(x + i) == splat(value);
+        for (uint32_t k = 1; k < 4; k++) hit |= load(x + i + k * L) == splat(value);
+        int32_t any = 0;
+        for (uint32_t k = 0; k < L; k++) any |= hit[k];
+        if (any) break;
+    }
+    for (; i < n && x[i] != value; i++) {}
+    return i;
+}
+
 static void rms_norm(float *out, const float *x, const float *weight, uint32_t n, float eps) {
     vf sum = splat(0);
     uint32_t i = 0;
@@ -325,6 +370,10 @@ const cpu_ops *OPS_NAME(void) {
         .swiglu = swiglu,
         .axpy = axpy,
         .max = max_of,
+        .blend = blend,
+        .negate_reduced = negate_reduced,
+        .protect = protect,
+        .find = find,
         .exp_sum = exp_sum,
     };
     return &ops;

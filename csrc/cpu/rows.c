@@ -2,6 +2,7 @@
  * Rows in pages: moving, reading, writing. A move takes one dimension of a key at a time, for all rows in ascending
  * order: so a key page, which is transposed, is written in runs, and rows may move towards the front of their own pages.
  */
+#include <stdlib.h>
 #include <string.h>
 
 #include "convert.h"
@@ -93,6 +94,83 @@ int32_t be_gather_rows(kvf_cache *cache, kv_table *dst, const kv_table *src, con
 int32_t be_compact_rows(kvf_cache *cache, kv_table *t, const uint32_t *rows, uint32_t n, kv_err err) {
     (void)err;
     move_rows(cache, t, t, rows, n);
+    return KVF_OK;
+}
+
+void cpu_move_row(const kvf_cache *cache, const kv_table *t, uint32_t to, uint32_t from) {
+    const uint32_t dim = cache->config.head_dim, dtype = cache->config.row_dtype;
+    const size_t width = cpu_dtype_bytes(dtype);
+    void *there = kv_page_data(cache, t, to), *here = kv_page_data(cache, t, from);
+    const size_t slot = to % KVF_PAGE_ROWS, own = from % KVF_PAGE_ROWS;
+    if (width == 4) {
+        uint32_t *k = cpu_page_keys(there);
+        const uint32_t *x = cpu_page_keys(here);
+        for (uint32_t d = 0; d < dim; d++) k[d * (size_t)KVF_PAGE_ROWS + slot] = x[d * (size_t)KVF_PAGE_ROWS + own];
+    } else {
+        uint16_t *k = cpu_page_keys(there);
+        const uint16_t *x = cpu_page_keys(here);
+        for (uint32_t d = 0; d < dim; d++) k[d * (size_t)KVF_PAGE_ROWS + slot] = x[d * (size_t)KVF_PAGE_ROWS + own];
+    }
+    memcpy((uint8_t *)cpu_page_values(there, dim, dtype) + slot * dim * width,
+           (const uint8_t *)cpu_page_values(here, dim, dtype) + own * dim * width, dim * width);
+    cpu_page_positions(there, dim, dtype)[slot] = cpu_page_positions(here, dim, dtype)[own];
+}
+
+/* ---- Order ---- */
+
+typedef struct placed {
+    uint32_t position, row;
+} placed;
+
+static int by_position(const void *a, const void *b) {
+    const uint32_t x = ((const placed *)a)->position, y = ((const placed *)b)->position;
+    return x < y ? -1 : x > y;
+}
+
+/*
+ * One column at a time: it is taken out in the new order and put back. Columns are the channels of keys and values, the
+ * positions, and the masses of each query head.
+ */
+int32_t be_order_rows(kvf_cache *cache, kv_sequence *s, uint32_t layer, uint32_t head, kv_err err) {
+    const uint32_t dim = cache->config.head_dim, dtype = cache->config.row_dtype;
+    kv_table *t = kv_table_of(s, layer, head);
+    const uint32_t rows = t->rows;
+    placed *order = malloc((size_t)rows * (sizeof *order + sizeof(float)));
+    if (order == NULL) return kv_fail(err, KVF_ERR_MEMORY, "Cannot put rows in order as memory ran out");
+    float *column = (float *)(void *)(order + rows);
+    for (uint32_t row = 0; row < rows; row++) {
+        order[row] = (placed){cpu_page_positions(kv_page_data(cache, t, row), dim, dtype)[row % KVF_PAGE_ROWS], row};
+    }
+    qsort(order, rows, sizeof *order, by_position);
+    for (uint32_t d = 0; d < 2 * dim; d++) {
+        for (uint32_t pass = 0; pass < 2; pass++) {
+            for (uint32_t i = 0; i < rows; i++) {
+                const uint32_t row = pass == 0 ? order[i].row : i;
+                void *page = kv_page_data(cache, t, row);
+                const size_t slot = row % KVF_PAGE_ROWS;
+                void *at = d < dim ? cpu_page_keys(page) : cpu_page_values(page, dim, dtype);
+                const size_t index = d < dim ? d * (size_t)KVF_PAGE_ROWS + slot : slot * dim + (d - dim);
+                if (pass == 0) {
+                    column[i] = cpu_get(at, index, dtype);
+                } else {
+                    cpu_put(at, index, dtype, column[i]);
+                }
+            }
+        }
+    }
+    for (uint32_t i = 0; i < rows; i++) {
+        cpu_page_positions(kv_page_data(cache, t, i), dim, dtype)[i % KVF_PAGE_ROWS] = order[i].position;
+    }
+    kv_live *live = &kv_step_of(s, layer)->head[head];
+    for (uint32_t r = 0; live->n_mass > 0 && r < kv_readers(cache, s); r++) {
+        const size_t at = (size_t)r * KV_SEGMENT_ROWS;
+        for (uint32_t i = 0; i < rows; i++) {
+            const uint32_t row = order[i].row;
+            column[i] = live->mass[row / KV_SEGMENT_ROWS][at + row % KV_SEGMENT_ROWS];
+        }
+        for (uint32_t i = 0; i < rows; i++) live->mass[i / KV_SEGMENT_ROWS][at + i % KV_SEGMENT_ROWS] = column[i];
+    }
+    free(order);
     return KVF_OK;
 }
 

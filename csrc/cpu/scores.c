@@ -191,14 +191,6 @@ int32_t be_scores_random(kvf_device *dev, float *out, uint32_t n_head, uint32_t 
 
 #define N_BIN 2048u
 
-/* A number that orders as the score does: NaN lowest, -0 equal to 0. */
-static inline uint32_t order_key(float x) {
-    const uint32_t u = cpu_bits(x);
-    if ((u & 0x7fffffffu) > 0x7f800000u) return 0;
-    if (u == 0x80000000u) return 0x80000000u;
-    return u & 0x80000000u ? ~u : u | 0x80000000u;
-}
-
 /* The three digits of a key, highest first. */
 static const struct {
     uint32_t shift, bins;
@@ -214,7 +206,7 @@ typedef struct search {
 static void count_digit(const search *at, uint32_t digit, const float *x, size_t n, uint32_t *count) {
     const uint32_t shift = g_digit[digit].shift, bins = g_digit[digit].bins;
     for (size_t i = 0; i < n; i++) {
-        const uint32_t key = order_key(x[i]);
+        const uint32_t key = cpu_order_key(x[i]);
         if ((key & at->mask) == at->prefix) count[(key >> shift) & (bins - 1)]++;
     }
 }
@@ -247,7 +239,7 @@ static void select_head(void *arg, uint32_t head, uint32_t thread) {
         next_digit(&at, digit, count);
     }
     for (uint32_t i = 0; i < j->n_row; i++) {
-        const uint32_t key = order_key(x[i]);
+        const uint32_t key = cpu_order_key(x[i]);
         if (key < at.prefix) continue;
         if (key == at.prefix) {
             if (at.k == 0) continue;
@@ -285,7 +277,7 @@ static void share_head(void *arg, uint32_t head, uint32_t thread) {
     const float *x = j->scores + (size_t)head * j->n_row;
     uint32_t above = 0, equal = 0;
     for (uint32_t i = 0; i < j->n_row; i++) {
-        const uint32_t key = order_key(x[i]);
+        const uint32_t key = cpu_order_key(x[i]);
         above += key > j->at.prefix;
         equal += key == j->at.prefix;
     }
@@ -346,7 +338,7 @@ int32_t be_scores_concentrate(kvf_device *dev, const float *in, float *out, uint
         }
         double top = 0, all = 0;
         for (uint32_t i = 0; i < n_row; i++) {
-            const uint32_t key = order_key(x[i]);
+            const uint32_t key = cpu_order_key(x[i]);
             if (x[i] == -INFINITY) continue;
             all += x[i];
             if (count == 0 || key < at.prefix) continue;

@@ -242,7 +242,7 @@ static void scores(void) {
     kvf_cache *c = any_cache();
     const uint32_t s = any_id(sequence_ids), a = any_id(object_ids), b = any_id(object_ids), layer = number(2);
     uint32_t dims[3] = {0};
-    switch (below(18)) {
+    switch (below(19)) {
         case 0: remember(object_ids, check(kvf_scores_create(c, small(6), small(80), maybe(floats), ERR))); break;
         case 1:
         case 2: remember(object_ids, check(kvf_scores_window(c, s, layer, number(12), number(8), number(3), ERR))); break;
@@ -252,6 +252,7 @@ static void scores(void) {
         case 6: remember(object_ids, check(kvf_scores_affine(c, a, any_float(), any_float(), ERR))); break;
         case 7: remember(object_ids, check(kvf_scores_combine(c, a, b, number(2), ERR))); break;
         case 8: remember(object_ids, check(kvf_scores_fill(c, a, number(40), number(80), any_float(), ERR))); break;
+        case 18: remember(object_ids, check(kvf_scores_fill_last(c, a, number(40), any_float(), ERR))); break;
         case 9: remember(object_ids, check(kvf_scores_random(c, small(6), small(80), rnd(), rnd(), ERR))); break;
         case 10: {
             uint32_t at = 0;
@@ -286,10 +287,46 @@ static void scores(void) {
     }
 }
 
+/* A program that is often right, so that steps carry out all kinds of them. */
+static void programs(kvf_cache *c, uint32_t s, uint32_t layer) {
+    kvf_op ops[12] = {{0}};
+    const uint32_t n = below(20) == 0 ? below(12) : 1 + below(3);
+    for (uint32_t i = 0; i < n; i++) {
+        kvf_op *op = &ops[i];
+        *op = (kvf_op){.size = below(200) ? sizeof *op : rnd(), .kind = below(100) ? 1 + below(5) : rnd(), .head = UINT32_MAX};
+        if (i == 0 && below(3) == 0) op->kind = KVF_OP_PAGES;
+        if (i == 0 && below(3) == 0) op->kind = KVF_OP_MASS;
+        switch (op->kind) {
+            case KVF_OP_MASS: op->from = below(2) ? UINT32_MAX : number(3), op->decay = below(9) ? 1 : any_float(); break;
+            case KVF_OP_QUERIES: op->last = 1 + number(6); break;
+            case KVF_OP_EVICT:
+                op->head = below(3) ? UINT32_MAX : number(4);
+                op->every = below(3) ? 1 : number(5), op->above = 4 + number(30), op->keep = below(2) ? op->above : number(30);
+                op->first = number(3), op->last = number(4), op->statistic = number(4), op->reduce = number(3);
+                op->draw = below(3) == 0, op->seed = rnd(), op->temperature = op->draw ? any_float() : 0;
+                break;
+            case KVF_OP_PAGES:
+                op->keep = 1 + number(40), op->last = number(10), op->page_rows = 1 + number(20), op->reduce = number(3);
+                op->cut = below(2);
+                break;
+            default: op->first = number(4);
+        }
+        if (below(60) == 0) ((uint32_t *)op)[below(17)] = number(40);
+    }
+    check(kvf_sequence_program(c, s, layer, below(30) ? ops : NULL, below(50) ? n : rnd(), ERR));
+}
+
 static void actions(void) {
     kvf_cache *c = any_cache();
     const uint32_t s = any_id(sequence_ids), layer = number(2), head = number(4);
-    switch (below(4)) {
+    switch (below(7)) {
+        case 4:
+        case 5: programs(c, s, layer); break;
+        case 6: {
+            const int32_t n = check(kvf_program_rows(c, s, layer, head, maybe(words), number(300), ERR));
+            for (int32_t i = 1; i < n; i++) CHECK(words[i] > words[i - 1]);
+            break;
+        }
         case 0:
         case 1: check(kvf_retain(c, s, layer, below(3) ? any_id(object_ids) : 0, number(9), number(9), ERR)); break;
         case 2: check(kvf_read_rows(c, s, layer, head, number(2), maybe(output), any_bytes(ROOM * 4.0), ERR)); break;

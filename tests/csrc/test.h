@@ -131,7 +131,13 @@ static inline void check_books(kvf_cache *cache) {
     const kvf_ledger ledger = ledger_of(cache);
     CHECK(ledger.n_page == held && cache->held_page == held);
     CHECK(ledger.promised_bytes == ledger.owned_bytes);
-    CHECK(ledger.resident_bytes == (double)held * cache->page_bytes);
+    double live = 0;
+    for (uint32_t i = 0; i < cache->sequences.n_slot; i++) {
+        const kv_sequence *s = cache->sequences.slot[i].item;
+        if (s != NULL) live += kv_step_owned(cache, s);
+    }
+    CHECK(live == (double)cache->live_bytes);
+    CHECK(ledger.resident_bytes == (double)held * cache->page_bytes + live);
     CHECK(ledger.peak_bytes >= ledger.resident_bytes);
     CHECK(cache->config.limit_bytes == 0 || ledger.peak_bytes <= cache->config.limit_bytes);
 }

@@ -146,7 +146,7 @@ Deno.test("LayerContext.observationScores() takes a smaller window than recorded
     assertThrows(
       () => layer.observationScores({ window: 6, groupReduce: "sum" }),
       RangeError,
-      "at most the 5 queries that prefill recorded: window is 6",
+      "at most the 5 queries that were recorded: window is 6",
     );
   });
 });
@@ -378,15 +378,47 @@ Deno.test("a fork scores with its parent's observations", () => {
   assertEquals(fork.rows()[1], [3, 3]);
 });
 
-Deno.test("heads of different lengths have no common scores", () => {
+Deno.test("scores of heads of different lengths concern each head's own rows", () => {
   using device = openDevice();
   using cache = openCache(device);
   using sequence = cache.sequence("kv_head");
   recordAll(sequence, TOKENS);
   using layer = sequence.layer(0);
-  layer.retain(layer.select([[1, 2], [3]]));
-  assertEquals(layer.length, 2);
-  assertThrows(() => layer.keyNorm(), NativeError);
+  const all = layer.keyNorm().read();
+  layer.retain(layer.select([[1, 2, 5, 6], [3]]));
+  assertEquals(layer.length, 4);
+  const norms = layer.keyNorm();
+  assertEquals([norms.heads, norms.rows], [2, 4]);
+  const [long, short] = [[1, 2, 5, 6].map((row) => all[row]!), [
+    all[TOKENS + 3]!,
+  ]];
+  const none = [-Infinity, -Infinity, -Infinity];
+  assertEquals([...norms.read()], [...long, ...short, ...none]);
+  // What lies behind a head's rows is never chosen, whatever the algebra makes of it.
+  const upside = norms.affine(-1, 0);
+  assertEquals(upside.topK(3).read().map((rows) => rows.length), [3, 1]);
+  assertEquals([...upside.share(4)].reduce((a, b) => a + b), 4);
+  assertEquals(upside.share(5), new Uint32Array([4, 1]));
+  assertThrows(() => norms.fill(0, 2, 0), NativeError, "1 rows of head 1");
+  assertEquals([...norms.fill(0, 1, 7).read()], [
+    7,
+    ...long.slice(1),
+    7,
+    ...none,
+  ]);
+  assertEquals([...norms.fillLast(2, 7).read()], [
+    ...long.slice(0, 2),
+    7,
+    7,
+    7,
+    ...none,
+  ]);
+  const pooled = [...norms.pool("avg", 3).read()];
+  assertClose(pooled.slice(4, 5), [short[0]! / 3]);
+  assertClose(pooled.slice(0, 1), [(long[0]! + long[1]!) / 3]);
+  assertThrows(() => layer.uniform(1), RangeError, "all heads must hold");
+  layer.retain(norms.topK(2));
+  assertEquals(sequence.rows()[0], [2, 1]);
 });
 
 Deno.test("a layer's scope may end last", () => {

@@ -44,6 +44,7 @@ export function fakeLayer(
       relative: (lead, span) => record("relative", lead, span),
       fillSelected: (_, value) => record("fillSelected", value),
       fill: (first, end, value) => record("fill", first, end, value),
+      fillLast: (count, value) => record("fillLast", count, value),
       topK(count) {
         calls.push(["topK", count]);
         const counts = typeof count === "number"

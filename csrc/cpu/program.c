@@ -1,0 +1,502 @@
+/*
+ * Step programs: masses, eviction in place, choice of pages.
+ *
+ * Evicting a row moves one row: the last one takes its place. Which rows go is decided by (statistic, position), never by
+ * where a row lies, so the choice is the same as if the rows were in order.
+ */
+#include "program.h"
+
+#include <math.h>
+#include <stdlib.h>
+#include <string.h>
+
+#include "convert.h"
+
+/* What a head is after attention. */
+typedef struct head_job {
+    const kvf_cache *cache;
+    const kv_sequence *s;
+    const kv_step *step;
+    kv_live *live;
+    kv_table *t;
+    uint32_t layer, head, readers;
+} head_job;
+
+/* A row that may be evicted: the highest order goes first. */
+typedef struct candidate {
+    uint64_t order; /* ~statistic, then position */
+    uint32_t row;
+} candidate;
+
+size_t cpu_program_floats(const kvf_cache *cache, const kv_sequence *s, uint32_t layer, uint32_t rows) {
+    const kv_step *step = kv_step_of(s, layer);
+    if (step == NULL) return 0;
+    const size_t padded = ((size_t)rows + KV_SEGMENT_ROWS) / KV_SEGMENT_ROWS * KV_SEGMENT_ROWS;
+    if (step->pages.size != 0) { /* scores per reader and reduced, twice, and the order of blocks; two copies of the queries */
+        const size_t n = (size_t)kv_bounds_segments(step, rows) * KV_BOUND_BLOCKS;
+        return n * (2 * (size_t)kv_readers(cache, s) + 1) + n * sizeof(candidate) / sizeof(float) +
+               2 * (size_t)kv_readers(cache, s) * cache->config.head_dim + 64;
+    }
+    /* statistic, candidates, and what kept queries need */
+    return padded + padded * sizeof(candidate) / sizeof(float) + (step->queries.size != 0 ? cpu_kept_floats(rows) + padded : 0) + 64;
+}
+
+/* ---- Kept queries ---- */
+
+void cpu_keep_queries(const kvf_cache *cache, kv_step *step, const float *q, uint32_t position) {
+    const uint32_t dim = cache->config.head_dim, size = step->queries.last;
+    for (uint32_t head = 0; head < cache->config.n_head; head++) {
+        memcpy(step->ring + ((size_t)head * size + position % size) * dim, q + (size_t)head * dim, dim * sizeof *q);
+    }
+    if (step->n_ring < size) step->n_ring++;
+}
+
+/* ---- Masses ---- */
+
+static void add_masses(const head_job *j, const cpu_attended *a) {
+    const cpu_ops *ops = cpu_ops_of(j->cache->dev);
+    const float scale = 1.0f / sqrtf((float)j->cache->config.head_dim), decay = j->step->mass.decay;
+    const uint32_t last = j->t->rows - 1;
+    for (uint32_t r = 0; r < j->readers; r++) {
+        /* the new row's place held anything */
+        j->live->mass[last / KV_SEGMENT_ROWS][(size_t)r * KV_SEGMENT_ROWS + last % KV_SEGMENT_ROWS] = 0;
+        float max = -INFINITY, sum = 0;
+        for (uint32_t c = 0; c < a->n_chunk; c++) {
+            const float m = a->tail[c * a->tail_floats + r];
+            max = m > max ? m : max;
+        }
+        for (uint32_t c = 0; c < a->n_chunk; c++) {
+            const float *tail = a->tail + c * a->tail_floats;
+            if (tail[r] != -INFINITY) sum += expf((tail[r] - max) * scale) * tail[j->readers + r];
+        }
+        for (uint32_t c = 0; c < a->n_chunk; c++) {
+            const float m = a->tail[c * a->tail_floats + r];
+            const float factor = m == -INFINITY ? 0.0f : expf((m - max) * scale) / sum;
+            const uint32_t n = j->t->rows - c * CPU_CHUNK_ROWS < CPU_CHUNK_ROWS ? j->t->rows - c * CPU_CHUNK_ROWS : CPU_CHUNK_ROWS;
+            ops->blend(j->live->mass[c] + (size_t)r * KV_SEGMENT_ROWS, decay,
+                       a->prob + c * a->prob_floats + (size_t)r * CPU_CHUNK_ROWS, factor, n);
+        }
+    }
+}
+
+_Static_assert(CPU_CHUNK_ROWS == KV_SEGMENT_ROWS, "a chunk of attention is a segment of masses");
+
+/* ---- Eviction ---- */
+
+/* The statistic of every row, negative, so that what goes first is highest; NaN goes first. */
+static void weigh(const head_job *j, float *x, float *work) {
+    const kvf_op *op = &j->live->evict;
+    const cpu_ops *ops = cpu_ops_of(j->cache->dev);
+    const uint32_t rows = j->t->rows, dim = j->cache->config.head_dim, dtype = j->cache->config.row_dtype;
+    if (op->statistic >= KVF_STAT_WINDOW) {
+        cpu_kept_scores(j->cache, j->s, j->layer, j->head, j->s->position + 1, j->step->n_ring,
+                        op->statistic == KVF_STAT_HITS ? CPU_HITS : 0, op->reduce, work, work + rows);
+        ops->negate_reduced(x, work, rows, 1, KVF_SUM, rows);
+        return;
+    }
+    for (uint32_t first = 0; first < rows; first += KV_SEGMENT_ROWS) {
+        const uint32_t n = rows - first < KV_SEGMENT_ROWS ? rows - first : KV_SEGMENT_ROWS;
+        if (op->statistic == KVF_STAT_MASS) {
+            ops->negate_reduced(x + first, j->live->mass[first / KV_SEGMENT_ROWS], KV_SEGMENT_ROWS, j->readers, op->reduce, n);
+            continue;
+        }
+        for (uint32_t row = first; row < first + n; row += KVF_PAGE_ROWS) {
+            const uint32_t *position = cpu_page_positions(kv_page_data(j->cache, j->t, row), dim, dtype);
+            for (uint32_t i = 0; i < KVF_PAGE_ROWS && row + i < first + n; i++) x[row + i] = -(float)position[i];
+        }
+    }
+}
+
+/* -log(-log u): the highest sums of log weight and such a number are a draw without replacement. */
+static float gumbel(const head_job *j, uint32_t position) {
+    const uint32_t key[2] = {j->live->evict.seed, 0x65766963u}; /* "evic": apart from other draws */
+    const uint32_t counter[4] = {position, j->head, j->layer, j->s->position + 1};
+    uint32_t words[4];
+    kv_philox(counter, key, words);
+    return -logf(-logf(((float)(words[0] >> 8) + 0.5f) * 0x1p-24f));
+}
+
+static const uint32_t *positions_of(const head_job *j, uint32_t row) {
+    return cpu_page_positions(kv_page_data(j->cache, j->t, row), j->cache->config.head_dim, j->cache->config.row_dtype);
+}
+
+/* Hides rows that must stay, and turns weights into draws where asked for. */
+static void guard(const head_job *j, float *x) {
+    const kvf_op *op = &j->live->evict;
+    const cpu_ops *ops = cpu_ops_of(j->cache->dev);
+    const uint32_t seen = j->s->position + 1, end = op->last < seen ? seen - op->last : 0;
+    for (uint32_t row = 0; row < j->t->rows; row += KVF_PAGE_ROWS) {
+        const uint32_t *position = positions_of(j, row);
+        const uint32_t n = j->t->rows - row < KVF_PAGE_ROWS ? j->t->rows - row : KVF_PAGE_ROWS;
+        for (uint32_t i = 0; op->draw && i < n; i++) {
+            if (position[i] < op->first || position[i] >= end) continue;
+            const float weight = op->temperature > 0 ? x[row + i] / op->temperature : 0.0f;
+            x[row + i] = weight - gumbel(j, position[i]);
+        }
+        ops->protect(x + row, position, op->first, end, n);
+    }
+}
+
+static void move_row(const head_job *j, uint32_t to, uint32_t from) {
+    cpu_move_row(j->cache, j->t, to, from);
+    for (uint32_t r = 0; j->step->mass.size != 0 && r < j->readers; r++) {
+        const size_t at = (size_t)r * KV_SEGMENT_ROWS;
+        j->live->mass[to / KV_SEGMENT_ROWS][at + to % KV_SEGMENT_ROWS] =
+            j->live->mass[from / KV_SEGMENT_ROWS][at + from % KV_SEGMENT_ROWS];
+    }
+    j->live->shuffled = true;
+}
+
+/* The highest of x; among equals the one with the highest position. */
+static uint32_t find_one(const head_job *j, const float *x) {
+    const cpu_ops *ops = cpu_ops_of(j->cache->dev);
+    const uint32_t rows = j->t->rows;
+    const float max = ops->max(x, rows);
+    uint32_t found = (uint32_t)ops->find(x, rows, max);
+    for (uint32_t row = found + 1; row < rows; row++) {
+        row += (uint32_t)ops->find(x + row, rows - row, max);
+        if (row >= rows) break;
+        if (positions_of(j, row)[row % KVF_PAGE_ROWS] > positions_of(j, found)[found % KVF_PAGE_ROWS]) found = row;
+    }
+    return found;
+}
+
+/* Partial order: the n candidates with the highest order come first. */
+static void select_first(candidate *c, uint32_t n_all, uint32_t n) {
+    uint32_t low = 0, high = n_all; /* the boundary lies within */
+    while (high - low > 1) {
+        const uint64_t a = c[low].order, b = c[low + (high - low) / 2].order, d = c[high - 1].order;
+        const uint64_t pivot = a > b ? (b > d ? b : a > d ? d : a) : (a > d ? a : b > d ? d : b);
+        uint32_t i = low, k = low, end = high; /* [low, i) above, [i, k) equal, [end, high) below */
+        while (k < end) {
+            const candidate x = c[k];
+            if (x.order > pivot) {
+                c[k++] = c[i];
+                c[i++] = x;
+            } else if (x.order < pivot) {
+                c[k] = c[--end];
+                c[end] = x;
+            } else {
+                k++;
+            }
+        }
+        if (n < i) {
+            high = i;
+        } else if (n > k) {
+            low = k;
+        } else {
+            return;
+        }
+    }
+}
+
+static int by_row(const void *a, const void *b) {
+    const uint32_t x = ((const candidate *)a)->row, y = ((const candidate *)b)->row;
+    return x < y ? -1 : x > y;
+}
+
+/* Evicts n rows: the tail's rows that stay move into the holes, in order. */
+static void evict_many(const head_job *j, const float *x, uint32_t n, candidate *c) {
+    const uint32_t rows = j->t->rows, keep = rows - n;
+    for (uint32_t row = 0; row < rows; row++) {
+        c[row] = (candidate){(uint64_t)cpu_order_key(x[row]) << 32 | positions_of(j, row)[row % KVF_PAGE_ROWS], row};
+    }
+    select_first(c, rows, n);
+    qsort(c, n, sizeof *c, by_row);
+    uint32_t from = rows, end = n; /* candidates before `end` are still holes */
+    for (uint32_t i = 0; i < end && c[i].row < keep; i++) {
+        from--;
+        while (end > 0 && c[end - 1].row == from) from--, end--;
+        move_row(j, c[i].row, from);
+    }
+    j->t->rows = keep;
+}
+
+bool cpu_acts_on_head(const kv_sequence *s, uint32_t layer, uint32_t head) {
+    const kv_step *step = kv_step_of(s, layer);
+    return step != NULL &&
+           (step->mass.size != 0 || kv_evicts(&step->head[head], kv_table_of(s, layer, head)->rows, s->position + 1));
+}
+
+void cpu_act_on_head(const kvf_cache *cache, kv_sequence *s, uint32_t layer, uint32_t head, const cpu_attended *a,
+                     float *work) {
+    kv_step *step = kv_step_of(s, layer);
+    head_job j = {cache, s, step, &step->head[head], kv_table_of(s, layer, head), layer, head, kv_readers(cache, s)};
+    if (step->mass.size != 0) add_masses(&j, a);
+    if (!kv_evicts(j.live, j.t->rows, s->position + 1)) return;
+    const uint32_t rows = j.t->rows, n = rows - j.live->evict.keep;
+    const size_t padded = ((size_t)rows + KV_SEGMENT_ROWS) / KV_SEGMENT_ROWS * KV_SEGMENT_ROWS;
+    candidate *candidates = (candidate *)(void *)work;
+    float *x = work + padded * sizeof(candidate) / sizeof(float);
+    weigh(&j, x, x + padded);
+    guard(&j, x);
+    if (n > 1) {
+        evict_many(&j, x, n, candidates);
+        return;
+    }
+    const uint32_t hole = find_one(&j, x);
+    if (hole < rows - 1) move_row(&j, hole, rows - 1);
+    j.t->rows = rows - 1;
+}
+
+/* ---- Relative positions ---- */
+
+void cpu_shift_scores(const kvf_cache *cache, const kv_table *t, uint32_t row, uint32_t n, uint32_t first, uint32_t shift,
+                      const float *inv_freq, const float *q, size_t ld_q, uint32_t m, uint32_t oldest, float *scores,
+                      size_t ld_s, float *work) {
+    const uint32_t dim = cache->config.head_dim, half = dim / 2, dtype = cache->config.row_dtype;
+    float *turned = work, *score = work + (size_t)m * dim;
+    bool ready = false;
+    for (uint32_t at = 0; at < n; at += KVF_PAGE_ROWS) {
+        void *page = kv_page_data(cache, t, row + at);
+        const uint32_t *position = cpu_page_positions(page, dim, dtype);
+        const uint32_t used = n - at < KVF_PAGE_ROWS ? n - at : KVF_PAGE_ROWS;
+        bool any = false;
+        for (uint32_t i = 0; i < used; i++) any |= position[i] < first;
+        if (!any) continue;
+        /* keys `shift` tokens later give the products of a query `shift` tokens earlier */
+        for (uint32_t d = 0; d < half && !ready; d++) {
+            const float angle = (float)shift * inv_freq[d], cosine = cosf(angle), sine = sinf(angle);
+            for (uint32_t r = 0; r < m; r++) {
+                const float a = q[r * ld_q + d], b = q[r * ld_q + half + d];
+                turned[r * dim + d] = a * cosine + b * sine;
+                turned[r * dim + half + d] = b * cosine - a * sine;
+            }
+        }
+        ready = true;
+        cpu_ops_of(cache->dev)->page_scores[dtype](score, KVF_PAGE_ROWS, turned, dim, page, m, dim);
+        for (uint32_t i = 0; i < used; i++) {
+            if (position[i] >= first) continue;
+            for (uint32_t r = 0; r < m; r++) {
+                scores[r * ld_s + at + i] = position[i] + shift < oldest ? -INFINITY : score[r * KVF_PAGE_ROWS + i];
+            }
+        }
+    }
+}
+
+/* ---- Bounds and choice of pages ---- */
+
+/* Highest and lowest key of rows [first, end), per channel, into column `column` of a segment. */
+static void bound(const kvf_cache *cache, const kv_table *t, uint32_t first, uint32_t end, float *segment, uint32_t column) {
+    const uint32_t dim = cache->config.head_dim, dtype = cache->config.row_dtype;
+    for (uint32_t d = 0; d < dim; d++) {
+        float high = -INFINITY, low = INFINITY;
+        for (uint32_t row = first; row < end; row++) {
+            const float x = cpu_get(cpu_page_keys(kv_page_data(cache, t, row)), (size_t)d * KVF_PAGE_ROWS + row % KVF_PAGE_ROWS, dtype);
+            high = x > high ? x : high;
+            low = x < low ? x : low;
+        }
+        segment[(size_t)d * KV_BOUND_BLOCKS + column] = high;
+        segment[(size_t)(dim + d) * KV_BOUND_BLOCKS + column] = low;
+    }
+}
+
+void cpu_bound_row(const kvf_cache *cache, kv_sequence *s, uint32_t layer, uint32_t head, uint32_t row) {
+    const kv_step *step = kv_step_of(s, layer);
+    const kv_table *t = kv_table_of(s, layer, head);
+    const uint32_t dim = cache->config.head_dim, dtype = cache->config.row_dtype;
+    const uint32_t block = row / step->pages.page_rows, column = block % KV_BOUND_BLOCKS;
+    float *segment = step->head[head].bounds[block / KV_BOUND_BLOCKS];
+    if (row % step->pages.page_rows == 0) {
+        bound(cache, t, row, row + 1, segment, column);
+        return;
+    }
+    const void *keys = cpu_page_keys(kv_page_data(cache, t, row));
+    for (uint32_t d = 0; d < dim; d++) {
+        const float x = cpu_get(keys, (size_t)d * KVF_PAGE_ROWS + row % KVF_PAGE_ROWS, dtype);
+        float *high = &segment[(size_t)d * KV_BOUND_BLOCKS + column], *low = &segment[(size_t)(dim + d) * KV_BOUND_BLOCKS + column];
+        *high = x > *high ? x : *high;
+        *low = x < *low ? x : *low;
+    }
+}
+
+int32_t be_live_bounds(kvf_cache *cache, kv_sequence *s, uint32_t layer, uint32_t head, kv_err err) {
+    (void)err;
+    const kv_step *step = kv_step_of(s, layer);
+    const kv_table *t = kv_table_of(s, layer, head);
+    const uint32_t size = step->pages.page_rows;
+    for (uint32_t first = 0; first < t->rows; first += size) {
+        const uint32_t block = first / size, end = t->rows - first < size ? t->rows : first + size;
+        bound(cache, t, first, end, step->head[head].bounds[block / KV_BOUND_BLOCKS], block % KV_BOUND_BLOCKS);
+    }
+    return KVF_OK;
+}
+
+/* Scores of one segment's blocks into score[readers, ld]: q's positive part meets the highest keys, the rest the lowest. */
+static void bound_scores(const kvf_cache *cache, const float *q, uint32_t readers, const float *segment, float *score,
+                         size_t ld, float *spare) {
+    const uint32_t dim = cache->config.head_dim;
+    const cpu_ops *ops = cpu_ops_of(cache->dev);
+    const size_t n = (size_t)readers * dim;
+    ops->page_scores[KVF_F32](score, ld, q, dim, segment, readers, dim);
+    ops->page_scores[KVF_F32](spare, ld, q + n, dim, segment + (size_t)dim * KV_BOUND_BLOCKS, readers, dim);
+    for (uint32_t r = 0; r < readers; r++) {
+        for (uint32_t i = 0; i < KV_BOUND_BLOCKS; i++) score[r * ld + i] += spare[r * ld + i];
+    }
+}
+
+_Static_assert(KV_BOUND_BLOCKS == KVF_PAGE_ROWS, "a segment of bounds is scored as two pages of keys");
+
+/* Adds rows [first, end) to the picks, which ascend. */
+static uint32_t pick_rows(cpu_pick *out, uint32_t n, uint32_t first, uint32_t end) {
+    while (first < end) {
+        const uint32_t page = first / KVF_PAGE_ROWS, slot = first % KVF_PAGE_ROWS;
+        const uint32_t count = KVF_PAGE_ROWS - slot < end - first ? KVF_PAGE_ROWS - slot : end - first;
+        const uint32_t mask = (count == 32 ? UINT32_MAX : (1u << count) - 1) << slot;
+        if (n > 0 && out[n - 1].page == page) {
+            out[n - 1].mask |= mask;
+        } else {
+            out[n++] = (cpu_pick){page, mask};
+        }
+        first += count;
+    }
+    return n;
+}
+
+uint32_t cpu_pick_pages(const kvf_cache *cache, const kv_sequence *s, uint32_t layer, uint32_t head, const float *q,
+                        size_t ld_q, cpu_pick *out, float *work) {
+    const kv_step *step = kv_step_of(s, layer);
+    const kvf_op *op = &step->pages;
+    const kv_table *t = kv_table_of(s, layer, head);
+    const uint32_t rows = t->rows, readers = kv_readers(cache, s), dim = cache->config.head_dim, size = op->page_rows;
+    if (op->keep >= rows) return pick_rows(out, 0, 0, rows);
+    const uint32_t recent = op->last < op->keep ? op->last : op->keep, end = rows - recent, take = op->keep - recent;
+    if (take == 0) return pick_rows(out, 0, end, rows);
+    const uint32_t n_block = end / size + (end % size != 0);
+    uint32_t wanted = take / size + (take % size != 0);
+    if (op->cut && end % size != 0 && wanted < n_block) wanted++;
+    if (wanted > n_block) wanted = n_block;
+
+    const uint32_t n_segment = (n_block + KV_BOUND_BLOCKS - 1) / KV_BOUND_BLOCKS;
+    const size_t ld = (size_t)n_segment * KV_BOUND_BLOCKS;
+    candidate *c = (candidate *)(void *)work;
+    float *score = work + ld * sizeof *c / sizeof *work, *spare = score + ld * readers, *x = spare + ld * readers;
+    float *parts = x + ld; /* [2, readers, dim] */
+    for (uint32_t r = 0; r < readers; r++) {
+        for (uint32_t d = 0; d < dim; d++) {
+            const float value = q[r * ld_q + d];
+            parts[r * dim + d] = value >= 0 ? value : 0;
+            parts[(readers + r) * dim + d] = value >= 0 ? 0 : value;
+        }
+    }
+    for (uint32_t i = 0; i < n_segment; i++) {
+        const float *segment = step->head[head].bounds[i];
+        bound_scores(cache, parts, readers, segment, score + (size_t)i * KV_BOUND_BLOCKS, ld, spare + (size_t)i * KV_BOUND_BLOCKS);
+    }
+    if (end % size != 0 && end < rows) { /* the stored bounds of the block at the end of the choice know rows beyond it */
+        float *own = spare;              /* [2 * dim, KV_BOUND_BLOCKS] may be more than spare holds: one column at a time */
+        for (uint32_t r = 0; r < readers; r++) score[r * ld + n_block - 1] = 0;
+        for (uint32_t d = 0; d < dim; d++) {
+            float high = -INFINITY, low = INFINITY;
+            for (uint32_t row = end - end % size; row < end; row++) {
+                const float k = cpu_get(cpu_page_keys(kv_page_data(cache, t, row)), (size_t)d * KVF_PAGE_ROWS + row % KVF_PAGE_ROWS,
+                                        cache->config.row_dtype);
+                high = k > high ? k : high;
+                low = k < low ? k : low;
+            }
+            for (uint32_t r = 0; r < readers; r++) {
+                own = &score[r * ld + n_block - 1];
+                *own += parts[r * dim + d] * high + parts[(readers + r) * dim + d] * low;
+            }
+        }
+    }
+    cpu_ops_of(cache->dev)->negate_reduced(x, score, ld, readers, op->reduce, n_block);
+    for (uint32_t i = 0; i < n_block; i++) c[i] = (candidate){(uint64_t)~cpu_order_key(x[i]) << 32 | (UINT32_MAX - i), i};
+    select_first(c, n_block, wanted);
+    qsort(c, wanted, sizeof *c, by_row);
+    uint32_t n = 0, left = op->cut ? take : end;
+    for (uint32_t i = 0; i < wanted && left > 0; i++) {
+        const uint32_t first = c[i].row * size, stop = end - first < size ? end : first + size;
+        const uint32_t count = stop - first < left ? stop - first : left;
+        n = pick_rows(out, n, first, first + count);
+        left -= count;
+    }
+    return pick_rows(out, n, end, rows);
+}
+
+void cpu_pick_scores(const kvf_cache *cache, const kv_table *t, const cpu_pick *picks, uint32_t n, const float *q,
+                     size_t ld_q, uint32_t m, uint32_t oldest, float *scores, size_t ld_s) {
+    const uint32_t dim = cache->config.head_dim, dtype = cache->config.row_dtype;
+    const cpu_ops *ops = cpu_ops_of(cache->dev);
+    for (uint32_t i = 0; i < n; i++) {
+        void *page = kv_page_data(cache, t, picks[i].page * KVF_PAGE_ROWS);
+        float *out = scores + (size_t)i * KVF_PAGE_ROWS;
+        ops->page_scores[dtype](out, ld_s, q, ld_q, page, m, dim);
+        const uint32_t *position = cpu_page_positions(page, dim, dtype);
+        for (uint32_t slot = 0; slot < KVF_PAGE_ROWS; slot++) {
+            if ((picks[i].mask >> slot & 1) && position[slot] >= oldest) continue;
+            for (uint32_t r = 0; r < m; r++) out[r * ld_s + slot] = -INFINITY;
+        }
+    }
+}
+
+void cpu_pick_values(const kvf_cache *cache, const kv_table *t, const cpu_pick *picks, uint32_t n, const float *p,
+                     size_t ld_p, uint32_t m, float *out, size_t ld_out) {
+    const uint32_t dim = cache->config.head_dim, dtype = cache->config.row_dtype;
+    for (uint32_t i = 0; i < n; i++) {
+        const uint32_t first = picks[i].page * KVF_PAGE_ROWS;
+        const uint32_t used = t->rows - first < KVF_PAGE_ROWS ? t->rows - first : KVF_PAGE_ROWS;
+        cpu_ops_of(cache->dev)->page_values[dtype](out, ld_out, p + (size_t)i * KVF_PAGE_ROWS, ld_p, kv_page_data(cache, t, first),
+                                                   m, used, dim);
+    }
+}
+
+int32_t be_program_rows(kvf_cache *cache, kv_sequence *s, uint32_t layer, uint32_t head, const float *q, size_t ld_q,
+                        uint32_t *to_host, kv_err err) {
+    const kv_table *t = kv_table_of(s, layer, head);
+    const size_t bytes = cpu_program_floats(cache, s, layer, t->rows) * sizeof(float), picks = t->n_page * sizeof(cpu_pick);
+    float *work = be_alloc(cache->dev, bytes + picks);
+    if (work == NULL) return kv_fail(err, KVF_ERR_MEMORY, "Cannot choose pages as %zu bytes must be available", bytes + picks);
+    cpu_pick *pick = (cpu_pick *)(void *)((uint8_t *)work + bytes);
+    const uint32_t saved = cpu_fp_enter();
+    const uint32_t n = cpu_pick_pages(cache, s, layer, head, q, ld_q, pick, work);
+    cpu_fp_leave(saved);
+    uint32_t count = 0;
+    for (uint32_t i = 0; i < n; i++) {
+        for (uint32_t slot = 0; slot < KVF_PAGE_ROWS; slot++) {
+            if (pick[i].mask >> slot & 1) to_host[count++] = pick[i].page * KVF_PAGE_ROWS + slot;
+        }
+    }
+    be_free(cache->dev, work);
+    return (int32_t)count;
+}
+
+/* ---- What core asks for ---- */
+
+int32_t be_program_check(const kvf_cache *cache, const kv_sequence *s, const kv_step *step, kv_err err) {
+    (void)cache, (void)s, (void)step, (void)err;
+    return KVF_OK;
+}
+
+int32_t be_live_start(kvf_cache *cache, kv_sequence *s, uint32_t layer, uint32_t head, kv_err err) {
+    (void)err;
+    const kv_step *step = kv_step_of(s, layer);
+    const kv_table *t = kv_table_of(s, layer, head);
+    const uint32_t readers = kv_readers(cache, s);
+    const kv_observations *o = step->mass.from == KV_NO_TOKEN ? NULL : s->observe;
+    for (uint32_t row = 0; row < t->rows; row++) {
+        const uint32_t position = cpu_page_positions(kv_page_data(cache, t, row), cache->config.head_dim,
+                                                     cache->config.row_dtype)[row % KVF_PAGE_ROWS];
+        for (uint32_t r = 0; r < readers; r++) {
+            float x = 0;
+            if (o != NULL && position < o->n_token) {
+                x = o->mass[(size_t)layer * o->n_mass + step->mass.from][(size_t)(head * readers + r) * o->n_token + position];
+            }
+            step->head[head].mass[row / KV_SEGMENT_ROWS][(size_t)r * KV_SEGMENT_ROWS + row % KV_SEGMENT_ROWS] = x;
+        }
+    }
+    return KVF_OK;
+}
+
+int32_t be_live_compact(kvf_cache *cache, kv_sequence *s, kv_live *live, const uint32_t *rows, uint32_t n, kv_err err) {
+    (void)err;
+    const uint32_t readers = kv_readers(cache, s);
+    for (uint32_t i = 0; i < n; i++) {
+        for (uint32_t r = 0; r < readers; r++) {
+            const size_t at = (size_t)r * KV_SEGMENT_ROWS;
+            live->mass[i / KV_SEGMENT_ROWS][at + i % KV_SEGMENT_ROWS] =
+                live->mass[rows[i] / KV_SEGMENT_ROWS][at + rows[i] % KV_SEGMENT_ROWS];
+        }
+    }
+    return KVF_OK;
+}

@@ -1,0 +1,321 @@
+/*
+ * Step programs: what is refused, eviction against a simulation in double, order, forks, threads, batches, memory.
+ */
+#include "test.h"
+
+enum { N_PROMPT = 70, N_STEP = 40 };
+static const shape SMALL = {2, 4, 2, 8, KVF_F32};
+
+static uint32_t id_of(int32_t result) {
+    CHECK(result > 0);
+    return (uint32_t)result;
+}
+
+static kvf_op op(uint32_t kind) {
+    return (kvf_op){.size = sizeof(kvf_op), .kind = kind, .head = UINT32_MAX};
+}
+
+static kvf_op mass(uint32_t from, float decay) {
+    kvf_op x = op(KVF_OP_MASS);
+    x.from = from, x.decay = decay;
+    return x;
+}
+
+static kvf_op queries(uint32_t last) {
+    kvf_op x = op(KVF_OP_QUERIES);
+    x.last = last;
+    return x;
+}
+
+static kvf_op evict(uint32_t statistic, uint32_t above, uint32_t keep, uint32_t first, uint32_t last) {
+    kvf_op x = op(KVF_OP_EVICT);
+    x.every = 1, x.above = above, x.keep = keep, x.first = first, x.last = last, x.statistic = statistic;
+    return x;
+}
+
+static kvf_op pages(uint32_t page_rows, uint32_t keep, uint32_t last, uint32_t cut) {
+    kvf_op x = op(KVF_OP_PAGES);
+    x.page_rows = page_rows, x.keep = keep, x.last = last, x.cut = cut;
+    return x;
+}
+
+/* A prefilled sequence whose layers all have the program. */
+static uint32_t start(kvf_model *model, kvf_cache *cache, uint32_t granularity, uint32_t n, const kvf_op *ops, uint32_t n_op) {
+    const uint32_t s = id_of(kvf_sequence_create(cache, granularity, ERR));
+    uint32_t prompt[N_PROMPT];
+    for (uint32_t i = 0; i < n; i++) prompt[i] = (i * 7 + i * i) % TEST_VOCAB;
+    const kvf_observe observe = {sizeof observe, 6, 1, 1};
+    const uint32_t ranges[3] = {0, 0, n};
+    CHECK(kvf_prefill_begin(model, cache, s, prompt, n, &observe, ranges, ERR) == KVF_OK);
+    CHECK(kvf_prefill_layers(model, cache, s, 0, SMALL.n_layer, KVF_PHASE_ALL, NULL, ERR) == KVF_OK);
+    CHECK(kvf_prefill_end(model, cache, s, ERR) == KVF_OK);
+    for (uint32_t layer = 0; layer < SMALL.n_layer; layer++) CHECK(kvf_sequence_program(cache, s, layer, ops, n_op, ERR) == KVF_OK);
+    return s;
+}
+
+static void positions_of(kvf_cache *cache, uint32_t s, uint32_t layer, uint32_t head, uint32_t *positions, uint32_t *n) {
+    uint32_t rows[8];
+    CHECK(kvf_sequence_rows(cache, s, rows, 8, ERR) == KVF_OK);
+    const uint32_t n_head = info_of(cache, s).n_stored_head;
+    *n = rows[layer * n_head + head];
+    CHECK(kvf_read_positions(cache, s, layer, head, positions, 512, ERR) == KVF_OK);
+    for (uint32_t i = 1; i < *n; i++) CHECK(positions[i] > positions[i - 1]);
+}
+
+static void refusals(kvf_model *model, kvf_cache *cache) {
+    const uint32_t s = start(model, cache, KVF_KV_HEAD, N_PROMPT, NULL, 0);
+#define REFUSE(...)                                                                                     \
+    do {                                                                                                \
+        const kvf_op ops[] = {__VA_ARGS__};                                                             \
+        REFUSED(kvf_sequence_program(cache, s, 0, ops, sizeof ops / sizeof *ops, ERR), KVF_ERR_ARG);    \
+    } while (0)
+    kvf_op x = mass(UINT32_MAX, 1);
+    x.size--;
+    REFUSE(x);
+    x = op(6);
+    REFUSE(x);
+    REFUSE(mass(1, 1));
+    REFUSE(mass(UINT32_MAX, -1));
+    REFUSE(mass(UINT32_MAX, INFINITY));
+    REFUSE(mass(UINT32_MAX, 1), mass(UINT32_MAX, 1));
+    x = mass(UINT32_MAX, 1);
+    x.keep = 1; /* a field that masses do not have */
+    REFUSE(x);
+    x.keep = 0, x.head = 0;
+    REFUSE(x);
+    REFUSE(queries(0));
+    REFUSE(queries(65537));
+    REFUSE(evict(KVF_STAT_MASS, 20, 20, 0, 0)); /* no mass */
+    REFUSE(evict(KVF_STAT_WINDOW, 20, 20, 0, 0));
+    REFUSE(evict(KVF_STAT_POSITION, 20, 21, 0, 0));
+    REFUSE(evict(KVF_STAT_POSITION, 20, 0, 0, 0));
+    REFUSE(evict(KVF_STAT_POSITION, 20, 20, 15, 6));
+    REFUSE(evict(KVF_STAT_POSITION, 20, 20, UINT32_MAX, 2));
+    REFUSE(evict(4, 20, 20, 0, 0));
+    x = evict(KVF_STAT_POSITION, 20, 20, 0, 0);
+    x.every = 0;
+    REFUSE(x);
+    x.every = 1, x.head = 2;
+    REFUSE(x);
+    x.head = 1;
+    REFUSE(x, evict(KVF_STAT_POSITION, 20, 20, 0, 0));
+    REFUSE(pages(0, 20, 0, 0));
+    REFUSE(pages(16, 0, 0, 0));
+    REFUSE(pages(16, 20, 0, 2));
+    REFUSE(pages(16, 20, 0, 0), mass(UINT32_MAX, 1));
+    REFUSE(pages(16, 20, 0, 0), evict(KVF_STAT_POSITION, 20, 20, 0, 0));
+    REFUSED(kvf_sequence_program(cache, s, 2, &x, 1, ERR), KVF_ERR_ARG);
+    REFUSED(kvf_sequence_program(cache, s, 0, NULL, 1, ERR), KVF_ERR_ARG);
+    REFUSED(kvf_sequence_program(cache, s, 0, &x, 100, ERR), KVF_ERR_ARG);
+    uint32_t rows[N_PROMPT];
+    REFUSED(kvf_program_rows(cache, s, 0, 0, rows, N_PROMPT, ERR), KVF_ERR_STATE); /* chooses no pages */
+    x = pages(16, 20, 0, 0);
+    CHECK(kvf_sequence_program(cache, s, 0, &x, 1, ERR) == KVF_OK);
+    REFUSED(kvf_program_rows(cache, s, 0, 0, rows, N_PROMPT - 1, ERR), KVF_ERR_ARG);
+    CHECK(kvf_program_rows(cache, s, 0, 0, rows, N_PROMPT, ERR) == 32);
+    CHECK(kvf_sequence_forget(cache, s, ERR) == KVF_OK);
+    REFUSED(kvf_program_rows(cache, s, 0, 0, rows, N_PROMPT, ERR), KVF_ERR_STATE); /* no query */
+    check_books(cache);
+    CHECK(kvf_sequence_program(cache, s, 0, NULL, 0, ERR) == KVF_OK);
+    check_books(cache);
+    CHECK(cache->live_bytes == 0);
+    CHECK(kvf_sequence_free(cache, s, ERR) == KVF_OK);
+}
+
+/* The mass after some steps without eviction is the prefill's and each query's probabilities, summed. */
+static void masses(kvf_model *model, kvf_cache *cache, float decay) {
+    const kvf_op ops[] = {mass(0, decay), queries(1)};
+    const uint32_t s = start(model, cache, KVF_KV_HEAD, N_PROMPT, ops, 2);
+    float got[2 * 128], want[2 * 128] = {0};
+    int32_t id = kvf_scores_mass(cache, s, 1, 0, KVF_SUM, ERR);
+    CHECK(kvf_scores_read(cache, id_of(id), want, 2 * N_PROMPT, ERR) == KVF_OK);
+    for (uint32_t h = 1; h > 0; h--) memmove(want + 128 * h, want + N_PROMPT * h, N_PROMPT * sizeof *want);
+    CHECK(kvf_object_free(cache, (uint32_t)id, ERR) == KVF_OK);
+    memset(want + N_PROMPT, 0, (128 - N_PROMPT) * sizeof *want);
+    memset(want + 128 + N_PROMPT, 0, (128 - N_PROMPT) * sizeof *want);
+    uint32_t token;
+    CHECK(kvf_decode(model, cache, &s, 1, 1, &token, NULL, 0, NULL, ERR) == KVF_OK);
+    CHECK(kvf_sequence_forget(cache, s, ERR) == KVF_OK);
+    for (uint32_t step = 1; step < 20; step++) {
+        const uint32_t rows = N_PROMPT + step;
+        CHECK(kvf_decode(model, cache, &s, 1, 1, &token, NULL, 0, NULL, ERR) == KVF_OK);
+        id = kvf_scores_window(cache, s, 1, 1, KVF_WINDOW_ALL_ROWS, KVF_SUM, ERR); /* the last query's probabilities */
+        CHECK(kvf_scores_read(cache, id_of(id), got, 2 * rows, ERR) == KVF_OK);
+        CHECK(kvf_object_free(cache, (uint32_t)id, ERR) == KVF_OK);
+        for (uint32_t h = 0; h < 2; h++) {
+            for (uint32_t i = 0; i < rows; i++) want[128 * h + i] = want[128 * h + i] * decay + got[h * rows + i];
+        }
+        id = kvf_scores_mass(cache, s, 1, 0, KVF_SUM, ERR);
+        CHECK(kvf_scores_read(cache, id_of(id), got, 2 * rows, ERR) == KVF_OK);
+        CHECK(kvf_object_free(cache, (uint32_t)id, ERR) == KVF_OK);
+        for (uint32_t h = 0; h < 2; h++) {
+            for (uint32_t i = 0; i < rows; i++) CHECK_NEAR(got[h * rows + i], want[128 * h + i], 1e-5);
+        }
+        check_books(cache);
+    }
+    CHECK(kvf_sequence_free(cache, s, ERR) == KVF_OK);
+}
+
+/* Budgets, guarded rows and books after every step, for every statistic, one row at a time and many. */
+static void budgets(kvf_model *model, kvf_cache *cache, uint32_t statistic, uint32_t granularity, uint32_t above, uint32_t keep,
+                    uint32_t draw) {
+    kvf_op ops[] = {mass(0, 0.9f), queries(5), evict(statistic, above, keep, 3, 4)};
+    ops[2].draw = draw, ops[2].seed = 11, ops[2].temperature = draw ? 0.5f : 0;
+    const uint32_t s = start(model, cache, granularity, N_PROMPT, ops, 3);
+    CHECK(kvf_sequence_forget(cache, s, ERR) == KVF_OK);
+    uint32_t token, positions[512], n;
+    CHECK(kvf_decode(model, cache, &s, 1, 1, &token, NULL, 0, NULL, ERR) == KVF_OK);
+    for (uint32_t step = 1; step < N_STEP; step++) {
+        CHECK(kvf_decode(model, cache, &s, 1, 1, &token, NULL, 0, NULL, ERR) == KVF_OK);
+        check_books(cache);
+        if (step % 3 != 0) continue; /* reading puts rows in order; most steps go on without */
+        const uint32_t seen = info_of(cache, s).position;
+        CHECK(seen == N_PROMPT + step);
+        for (uint32_t h = 0; h < info_of(cache, s).n_stored_head; h++) {
+            positions_of(cache, s, 1, h, positions, &n);
+            CHECK(n >= keep && n <= above);
+            if (above == keep) CHECK(n == keep);
+            for (uint32_t i = 0; i < 3; i++) CHECK(positions[i] == i);
+            for (uint32_t i = 0; i < 4; i++) CHECK(positions[n - 1 - i] == seen - 1 - i);
+            for (uint32_t i = 0; statistic == KVF_STAT_POSITION && !draw && i < n - 3; i++) CHECK(positions[3 + i] == seen - (n - 3) + i);
+        }
+    }
+    CHECK(kvf_sequence_free(cache, s, ERR) == KVF_OK);
+}
+
+/* One sequence alone, among others, in a fork, and with another number of threads gives the same logits bit for bit. */
+static void invariance(kvf_model *model, kvf_cache *cache, kvf_model *other, kvf_cache *other_cache, const kvf_op *ops,
+                       uint32_t n_op, uint32_t granularity) {
+    static float alone[N_STEP * TEST_VOCAB], again[4 * N_STEP * TEST_VOCAB];
+    uint32_t tokens[4 * N_STEP];
+    uint32_t s = start(model, cache, granularity, N_PROMPT, ops, n_op);
+    CHECK(kvf_decode(model, cache, &s, 1, N_STEP, tokens, alone, sizeof alone, NULL, ERR) == KVF_OK);
+    CHECK(kvf_sequence_free(cache, s, ERR) == KVF_OK);
+
+    s = start(other, other_cache, granularity, N_PROMPT, ops, n_op);
+    CHECK(kvf_decode(other, other_cache, &s, 1, N_STEP, tokens, again, sizeof alone, NULL, ERR) == KVF_OK);
+    CHECK(memcmp(alone, again, sizeof alone) == 0);
+    CHECK(kvf_sequence_free(other_cache, s, ERR) == KVF_OK);
+
+    const uint32_t half = N_STEP / 2;
+    const uint32_t batch[3] = {start(model, cache, granularity, 41, ops, n_op), start(model, cache, granularity, N_PROMPT, ops, n_op),
+                               start(model, cache, KVF_KV_HEAD, 9, NULL, 0)};
+    CHECK(kvf_decode(model, cache, batch, 3, half, tokens, again, sizeof again, NULL, ERR) == KVF_OK);
+    for (uint32_t i = 0; i < half; i++) {
+        CHECK(memcmp(alone + i * TEST_VOCAB, again + (3 * i + 1) * TEST_VOCAB, TEST_VOCAB * sizeof *alone) == 0);
+    }
+    /* Forked in the middle, parent and fork go on alike; what one evicts the other still has. */
+    const uint32_t fork = id_of(kvf_sequence_fork(cache, batch[1], granularity, ERR));
+    check_books(cache);
+    const uint32_t both[2] = {fork, batch[1]};
+    for (uint32_t k = 0; k < 2; k++) {
+        CHECK(kvf_decode(model, cache, &both[k], 1, N_STEP - half, tokens, again, sizeof again, NULL, ERR) == KVF_OK);
+        CHECK(memcmp(alone + half * TEST_VOCAB, again, (N_STEP - half) * TEST_VOCAB * sizeof *alone) == 0);
+        check_books(cache);
+    }
+    for (uint32_t i = 0; i < 3; i++) CHECK(kvf_sequence_free(cache, batch[i], ERR) == KVF_OK);
+    CHECK(kvf_sequence_free(cache, fork, ERR) == KVF_OK);
+    CHECK(cache->live_bytes == 0 && cache->held_page == 0);
+}
+
+/* A fork into query_head granularity takes each query head's own masses along. */
+static void finer_fork(kvf_model *model, kvf_cache *cache) {
+    const kvf_op ops[] = {mass(0, 1), queries(3)};
+    const uint32_t s = start(model, cache, KVF_KV_HEAD, 30, ops, 2);
+    uint32_t tokens[4];
+    CHECK(kvf_decode(model, cache, &s, 1, 4, tokens, NULL, 0, NULL, ERR) == KVF_OK);
+    const uint32_t fork = id_of(kvf_sequence_fork(cache, s, KVF_QUERY_HEAD, ERR));
+    check_books(cache);
+    float coarse[2 * 33], fine[4 * 33];
+    int32_t id = kvf_scores_mass(cache, s, 0, 0, KVF_SUM, ERR);
+    CHECK(kvf_scores_read(cache, id_of(id), coarse, 2 * 33, ERR) == KVF_OK);
+    id = kvf_scores_mass(cache, fork, 0, 0, KVF_SUM, ERR);
+    CHECK(kvf_scores_read(cache, id_of(id), fine, 4 * 33, ERR) == KVF_OK);
+    for (uint32_t h = 0; h < 2; h++) {
+        for (uint32_t i = 0; i < 33; i++) CHECK_NEAR(fine[2 * h * 33 + i] + fine[(2 * h + 1) * 33 + i], coarse[h * 33 + i], 1e-6);
+    }
+    CHECK(kvf_sequence_free(cache, s, ERR) == KVF_OK && kvf_sequence_free(cache, fork, ERR) == KVF_OK);
+}
+
+/* With room for all rows every program leaves the logits as they are; retaining rows takes what is kept along. */
+static void ample(kvf_model *model, kvf_cache *cache) {
+    static float plain[N_STEP * TEST_VOCAB], programmed[N_STEP * TEST_VOCAB];
+    uint32_t tokens[N_STEP];
+    const kvf_op rolling[] = {mass(0, 1), queries(4), evict(KVF_STAT_MASS, 200, 200, 2, 2)};
+    const kvf_op relative[] = {op(KVF_OP_RELATIVE), evict(KVF_STAT_POSITION, 200, 200, 2, 2)};
+    const kvf_op paged[] = {pages(5, 200, 0, 0)};
+    const struct {
+        const kvf_op *ops;
+        uint32_t n;
+    } list[] = {{NULL, 0}, {rolling, 3}, {relative, 2}, {paged, 1}};
+    for (uint32_t k = 0; k < 4; k++) {
+        const uint32_t s = start(model, cache, KVF_KV_HEAD, 33, list[k].ops, list[k].n);
+        CHECK(kvf_retain(cache, s, 0, 0, 9, 11, ERR) == KVF_OK);
+        check_books(cache);
+        float *logits = k == 0 ? plain : programmed;
+        CHECK(kvf_decode(model, cache, &s, 1, N_STEP, tokens, logits, sizeof plain, NULL, ERR) == KVF_OK);
+        if (k > 0) CHECK(memcmp(plain, programmed, sizeof plain) == 0 || k == 2);
+        CHECK(kvf_sequence_free(cache, s, ERR) == KVF_OK);
+    }
+}
+
+/* At its limit a step is refused whole, and goes on when there is room. */
+static void limits(kvf_device *dev, kvf_model *model) {
+    kvf_cache *cache = cache_of_shape(dev, SMALL, 0);
+    const kvf_op ops[] = {mass(UINT32_MAX, 1), evict(KVF_STAT_MASS, 40, 40, 0, 4)};
+    const uint32_t s = start(model, cache, KVF_KV_HEAD, 40, ops, 2);
+    uint32_t tokens[4];
+    CHECK(kvf_decode(model, cache, &s, 1, 3, tokens, NULL, 0, NULL, ERR) == KVF_OK);
+    const uint32_t fork = id_of(kvf_sequence_fork(cache, s, KVF_KV_HEAD, ERR));
+    cache->config.limit_bytes = kv_held_bytes(cache) + cache->page_bytes; /* the fork cannot have pages of its own */
+    cache->peak_bytes = kv_held_bytes(cache);
+    const kvf_sequence_info before = info_of(cache, fork);
+    REFUSED(kvf_decode(model, cache, &fork, 1, 3, tokens, NULL, 0, NULL, ERR), KVF_ERR_MEMORY);
+    const kvf_sequence_info after = info_of(cache, fork);
+    CHECK(memcmp(&before, &after, sizeof before) == 0);
+    check_books(cache);
+    CHECK(kvf_sequence_free(cache, s, ERR) == KVF_OK);
+    CHECK(kvf_decode(model, cache, &fork, 1, 3, tokens, NULL, 0, NULL, ERR) == KVF_OK);
+    check_books(cache);
+    kvf_cache_free(cache);
+}
+
+int main(void) {
+    kvf_device *dev = device_of_threads(1), *many = device_of_threads(3);
+    kvf_model *model = model_of_shape(dev, SMALL), *other = model_of_shape(many, SMALL);
+    kvf_cache *cache = cache_of_shape(dev, SMALL, 0), *other_cache = cache_of_shape(many, SMALL, 0);
+    refusals(model, cache);
+    masses(model, cache, 1);
+    masses(model, cache, 0.5f);
+    for (uint32_t i = 0; i < 16; i++) {
+        const uint32_t granularity = i / 4 % 2;
+        budgets(model, cache, i % 4, granularity, 40, 40, 0);
+        budgets(model, cache, i % 4, granularity, 37, 20, i / 8);
+    }
+    kvf_op ops[4] = {mass(0, 1), queries(6), evict(KVF_STAT_MASS, 32, 32, 2, 4)};
+    for (uint32_t granularity = 0; granularity < 2; granularity++) {
+        ops[2] = evict(KVF_STAT_MASS, 32, 32, 2, 4);
+        invariance(model, cache, other, other_cache, ops, 3, granularity);
+        ops[2] = evict(KVF_STAT_HITS, 32, 16, 0, 4);
+        invariance(model, cache, other, other_cache, ops, 3, granularity);
+        ops[2].draw = 1, ops[2].temperature = 1, ops[2].statistic = KVF_STAT_MASS, ops[2].seed = 5;
+        invariance(model, cache, other, other_cache, ops, 3, granularity);
+        kvf_op relative[2] = {op(KVF_OP_RELATIVE), evict(KVF_STAT_POSITION, 30, 30, 4, 0)};
+        relative[0].first = 4;
+        invariance(model, cache, other, other_cache, relative, 2, granularity);
+        const kvf_op paged[] = {pages(7, 21, 0, 0)}, cut[] = {pages(16, 24, 5, 1), queries(2)};
+        invariance(model, cache, other, other_cache, paged, 1, granularity);
+        invariance(model, cache, other, other_cache, cut, 2, granularity);
+    }
+    finer_fork(model, cache);
+    ample(model, cache);
+    limits(dev, model);
+    kvf_model_free(model);
+    kvf_model_free(other);
+    kvf_cache_free(cache);
+    kvf_cache_free(other_cache);
+    kvf_device_free(dev);
+    kvf_device_free(many);
+    CHECK(kvf_live_handles() == 0);
+    return 0;
+}
