@@ -5,9 +5,10 @@
  * `budget - window` highest tokens before the window, and the window.
  *
  * Paper: https://arxiv.org/abs/2306.14048
- * Acts: once per layer, when prefill ends. Decode appends and never evicts.
- * Differs from the paper: one choice after prefill, as in KVCache-Factory, instead of one eviction per token; and a short
- * window instead of half the budget.
+ * Acts: once per layer, when prefill ends; with `schedule: "step"` also in every step, as in the paper: a token's mass grows
+ * with each new query, and the lowest row outside the window goes.
+ * Differs from the paper: by default one choice after prefill, as in KVCache-Factory; and a short window instead of half
+ * the budget.
  *
  * @module
  */
@@ -35,7 +36,7 @@ export const h2o: Method<H2oOptions> = defineEviction<HeavyHitterOptions>({
   summary: "Tokens that gathered the most attention, and recent ones",
   paper: "https://arxiv.org/abs/2306.14048",
   differs:
-    "one choice after prefill, as in KVCache-Factory; the paper evicts at every token",
+    "by default one choice after prefill, as in KVCache-Factory; the paper evicts at every token, as schedule step does",
   options: {
     window: integer("Most recent tokens always kept", {
       min: 1,
@@ -47,4 +48,5 @@ export const h2o: Method<H2oOptions> = defineEviction<HeavyHitterOptions>({
   observe: () => ({ columnMasses: ["all"] }),
   protect: ({ window }) => ({ last: window }),
   score: (layer, { groupReduce }) => layer.columnMass("all", groupReduce),
+  decode: (step, { groupReduce }) => step.mass({ from: "all", groupReduce }),
 });

@@ -5,7 +5,7 @@
  */
 import { decode, type Sequence } from "../../ffi/mod.ts";
 import type { LanguageModel } from "./language_model.ts";
-import type { Member } from "./memory.ts";
+import { checkLedger, type Member } from "./memory.ts";
 import type { CacheReport, Generation, GenerationOptions } from "./types.ts";
 
 /** One live sequence: a configuration that answers a prompt. */
@@ -54,10 +54,28 @@ export function maxNewTokens(options: GenerationOptions): number {
 /** Steps that may run before something has to be looked at: a first token, an answer's end, a caller's chunk. */
 function stepsOf(one: Running): number {
   if (one.firstTokenMs === undefined) return 1;
+  const { again } = one.policy;
   return Math.min(
     one.options.chunk ?? 16,
     maxNewTokens(one.options) - one.tokens.length,
+    again === undefined
+      ? Infinity
+      : again.every - one.tokens.length % again.every,
   );
+}
+
+/** Lets the policy act again where its time has come, and holds it to its promises. */
+function actAgain(model: LanguageModel, one: Running): void {
+  const { policy, sequence, tokens } = one;
+  if (policy.again === undefined || tokens.length % policy.again.every !== 0) {
+    return;
+  }
+  const before = performance.now();
+  for (let layer = 0; layer < model.shape.layers; layer++) {
+    sequence.actAgain(policy, layer);
+  }
+  checkLedger(one, sequence);
+  one.compressMs += performance.now() - before;
 }
 
 /**
@@ -99,6 +117,7 @@ export async function decodeTogether(
       });
     }
     take(one, drawn);
+    if (!isDone(one)) actAgain(model, one);
   });
 }
 

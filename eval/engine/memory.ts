@@ -6,10 +6,19 @@
  *
  * @module
  */
-import { type MergedObservation, PAGE_ROWS } from "../../ffi/mod.ts";
+import {
+  BOUND_BLOCKS,
+  type MergedObservation,
+  mergeObservations,
+  type Operation,
+  PAGE_ROWS,
+  recordProgram,
+  SEGMENT_ROWS,
+  type Sequence,
+} from "../../ffi/mod.ts";
 import type { Policy } from "../../methods/types.ts";
 import type { LanguageModel } from "./language_model.ts";
-import type { Configuration } from "./types.ts";
+import { type Configuration, InvariantError } from "./types.ts";
 
 /** A configuration with the policy that acts for one sequence. */
 export interface Member {
@@ -35,8 +44,72 @@ export function oneLayerBytes(model: LanguageModel, length: number): number {
 }
 
 /** Whether the member's sequence keeps sharing all pages of the prompt. */
-export function keepsAll({ policy }: Member): boolean {
-  return policy.afterPrefill === undefined;
+export function keepsAll(model: LanguageModel, member: Member): boolean {
+  const { policy } = member;
+  return policy.afterPrefill === undefined && policy.again === undefined &&
+    Array.from({ length: model.shape.layers }, (_, layer) => layer)
+      .every((layer) =>
+        programOf(model, member, layer, 1, 1).every(({ kind }) =>
+          kind !== "evict"
+        )
+      );
+}
+
+/** Holds the ledger's promise against what the tables hold. */
+export function checkLedger({ configuration }: Member, sequence: Sequence): {
+  promisedBytes: number;
+  residentBytes: number;
+} {
+  const { promisedBytes, ownedBytes } = sequence.describe();
+  if (promisedBytes === ownedBytes) {
+    return { promisedBytes, residentBytes: ownedBytes };
+  }
+  throw new InvariantError(
+    `Cannot go on as "${configuration.method.name}" must hold what it promised: it promised ${promisedBytes} bytes and holds ${ownedBytes}`,
+  );
+}
+
+function programOf(
+  model: LanguageModel,
+  { policy }: Member,
+  layer: number,
+  heads: number,
+  rows: number,
+): Operation[] {
+  return recordProgram(policy, {
+    ...model.shape,
+    layer,
+    rows: Array<number>(heads).fill(rows),
+    observation: mergeObservations([policy.observe]),
+  });
+}
+
+/** Bytes that a step program keeps at most beside `rows` rows in each of `heads` heads of one layer. */
+function programBytes(
+  model: LanguageModel,
+  member: Member,
+  layer: number,
+  heads: number,
+  rows: number,
+): number {
+  return programOf(model, member, layer, heads, rows).reduce((bytes, op) => {
+    const { queryHeads, headDim } = model.shape;
+    switch (op.kind) {
+      case "queries":
+        return bytes + 4 * queryHeads * headDim * (op.last ?? 0);
+      case "mass":
+        return bytes +
+          4 * queryHeads * SEGMENT_ROWS * Math.ceil(rows / SEGMENT_ROWS);
+      case "pages": {
+        const blocks = Math.ceil(rows / (op.page_rows ?? 1));
+        return bytes +
+          4 * heads * 2 * headDim * BOUND_BLOCKS *
+            Math.ceil(blocks / BOUND_BLOCKS);
+      }
+      default:
+        return bytes;
+    }
+  }, 0);
 }
 
 /**
@@ -55,9 +128,11 @@ export function ownBytes(
     : shape.kvHeads;
   const answerPages = shape.layers * heads * Math.ceil(newTokens / PAGE_ROWS);
   let pages = answerPages;
+  let bytes = 4 * model.native.config.vocab;
   for (let layer = 0; layer < shape.layers; layer++) {
+    bytes += programBytes(model, member, layer, heads, length + newTokens);
     // A copy of the last page, which is the first thing written to.
-    if (keepsAll(member)) {
+    if (keepsAll(model, member)) {
       pages += heads;
       continue;
     }
@@ -72,7 +147,7 @@ export function ownBytes(
       ? all
       : Math.min(all, Math.floor(rows / PAGE_ROWS) + heads);
   }
-  return pages * cache.pageBytes + 4 * model.native.config.vocab;
+  return pages * cache.pageBytes + bytes;
 }
 
 /** Tokens whose projections and MLP are computed together. */

@@ -12,7 +12,7 @@ import {
 } from "../../ffi/mod.ts";
 import type { Running } from "./decode_loop.ts";
 import type { LanguageModel } from "./language_model.ts";
-import type { Member } from "./memory.ts";
+import { checkLedger, type Member } from "./memory.ts";
 import { type GenerationOptions, InvariantError } from "./types.ts";
 
 /** A prompt and the configurations that read it in one prefill. */
@@ -208,17 +208,13 @@ function startAnswer(
 /** Holds what the policy and the ledger promised against what the cache holds. */
 function checkPromises(
   model: LanguageModel,
-  { configuration, policy }: Member,
+  member: Member,
   sequence: Sequence,
   length: number,
 ): { rows: number[][]; promisedBytes: number; residentBytes: number } {
+  const { configuration, policy } = member;
   const rows = sequence.rows();
-  const { promisedBytes, ownedBytes } = sequence.describe();
-  if (promisedBytes !== ownedBytes) {
-    throw new InvariantError(
-      `Cannot go on as "${configuration.method.name}" must hold what it promised: it promised ${promisedBytes} bytes and holds ${ownedBytes}`,
-    );
-  }
+  const bytes = checkLedger(member, sequence);
   rows.forEach((heads, layer) => {
     const held = heads.reduce((sum, n) => sum + n, 0);
     const most = policy.maxRows?.({
@@ -233,5 +229,5 @@ function checkPromises(
       );
     }
   });
-  return { rows, promisedBytes, residentBytes: ownedBytes };
+  return { rows, ...bytes };
 }

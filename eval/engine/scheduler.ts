@@ -262,7 +262,7 @@ class Schedule<J extends Job> implements Disposable {
       if (this.#live.length > 0) return false;
       throw doesNotFit(unit, this.#limit);
     }
-    const shares = keepsAll(member);
+    const shares = keepsAll(this.#model, member);
     try {
       this.#live.push({
         job: unit.job,
@@ -395,7 +395,7 @@ function leanBytes<J extends Job>(
       mergeObservations([member.policy.observe]),
     ),
     kept: ownBytes(model, member, length, maxNewTokens(job.options ?? {})) +
-      (keepsAll(member) ? fullBytes(model, length) : 0),
+      (keepsAll(model, member) ? fullBytes(model, length) : 0),
   };
 }
 

@@ -9,6 +9,7 @@
  */
 import { defineMethod, integer } from "../define.ts";
 import type {
+  DecodeRecorder,
   Granularity,
   LayerContext,
   Method,
@@ -18,6 +19,7 @@ import type {
   Policy,
   Scores,
   Selection,
+  Statistic,
 } from "../types.ts";
 import {
   type BudgetNeeds,
@@ -97,6 +99,11 @@ export interface EvictionSpec<O> {
   beforeEviction?(layer: LayerContext, kept: Selection, options: O): void;
   /** See {@linkcode Method.exampleOptions}. */
   exampleOptions?(shape: ModelShape): Record<string, unknown>;
+  /**
+   * Records the statistic by which rows are evicted in every step, lower is worse, and whatever else a step must do.
+   * Without it the method has no schedule `step`.
+   */
+  decode?(step: DecodeRecorder, options: O): Statistic;
   /** False when scores of different heads cannot be compared, so that heads cannot compete for rows. Default true. */
   comparable?: boolean;
 }
@@ -106,6 +113,9 @@ export interface FixedBudgets<O> {
   /** Makes the policy. */
   budgets(options: O & EvictionOptions, shape: ModelShape): Budgets;
 }
+
+/** A prompt longer than any budget. */
+const LONG = 2 ** 24;
 
 /** Which layer, and how much of it there is. */
 type Place = Pick<LayerContext, "layer" | "length" | "storedHeads">;
@@ -168,7 +178,21 @@ function createPolicy<O>(
     );
   }
   const quantiser = quantiserOf(name, options.quant, shape);
-  scheduleOf(name, options.schedule);
+  const observation = spec.observe?.(options);
+  const schedule = scheduleOf(name, options.schedule, {
+    canStep: spec.decode !== undefined,
+    ...(observation === undefined ? {} : { observation }),
+  });
+  if (schedule !== undefined && quantiser !== undefined) {
+    throw new RangeError(
+      `Cannot run "${name}" with quant "${options.quant}" as rows that may be evicted later must be plain: schedule is "${options.schedule}"`,
+    );
+  }
+  if (schedule?.kind === "step" && (options.merge ?? "none") !== "none") {
+    throw new RangeError(
+      `Cannot run "${name}" with merge "${options.merge}" as rows that are evicted in steps are not merged: schedule is "step"`,
+    );
+  }
   if (spec.budgets === undefined) refuse(spec, needsOf(options.budgetPolicy));
   const budgets = spec.budgets?.(options, shape) ??
     policyOf(name, options, shape, first + last);
@@ -205,7 +229,7 @@ function createPolicy<O>(
     // Protected rows are kept anyway: they take no part in the choice.
     const end = layer.length - last;
     if (end < scores.rows) {
-      scores = stack.use(scores.fill(end, scores.rows, -Infinity));
+      scores = stack.use(scores.fillLast(scores.rows - end, -Infinity));
     }
     if (first > 0) scores = stack.use(scores.fill(0, first, -Infinity));
     const counts = budgets.deal(facts, scores);
@@ -214,8 +238,31 @@ function createPolicy<O>(
     layer.retain(kept, range);
   }
 
+  /** Rows that each head may hold in the long run: what it holds after an eviction, or would get of a long prompt. */
+  function caps(step: DecodeRecorder): number[] {
+    const { layer, storedHeads, rows } = step;
+    const length = Math.max(...rows);
+    if (Math.min(...rows) < length || length >= budget) return [...rows];
+    if (budgets.compares) return rows.map(() => budget);
+    const place = { layer, storedHeads, length: LONG };
+    return budgets.deal(demand(place)).map((n) => first + last + n);
+  }
+
+  function decode(step: DecodeRecorder): void {
+    if (spec.exempt?.(step.layer, options)) return;
+    const statistic = spec.decode!(step, options);
+    step.whenRowsExceed(
+      caps(step),
+      () => step.evict(statistic, { first, last }),
+    );
+  }
+
   return {
-    ...(spec.observe === undefined ? {} : { observe: spec.observe(options) }),
+    ...(schedule?.kind === "step" ? { decode } : {}),
+    ...(schedule?.kind === "every"
+      ? { again: { every: schedule.tokens, act: evict } }
+      : {}),
+    ...(observation === undefined ? {} : { observe: observation }),
     ...(spec.altersPrefill?.(options)
       ? {
         beforeAttention(layer: LayerContext) {

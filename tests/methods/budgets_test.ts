@@ -31,7 +31,7 @@ Deno.test("any scoring method takes any budget policy", () => {
     exact: true,
   }, 200).slice(3);
   assertEquals(calls.slice(1), [
-    ["fill", 192, 200, -Infinity],
+    ["fillLast", 8, -Infinity],
     ["topK", last],
     ["retain", [last, last], { last: 8 }],
   ]);
@@ -41,7 +41,7 @@ Deno.test("any scoring method takes any budget policy", () => {
   );
   assertEquals(other.calls.map(([name]) => name), [
     "columnMass",
-    "fill",
+    "fillLast",
     "concentrate",
     "topK",
     "retain",
