@@ -87,6 +87,12 @@ const PROBES: Record<string, Probe> = {
     },
   },
   "report": { args: ["run", "cli/main.ts", "report", "OUT"], records: true },
+  "bench-sweep": {
+    args: [
+      ...["run", "tasks/bench_sweep.ts", "--prompts=1", "--length=256"],
+      ...["--singles=1", "--target=0"],
+    ],
+  },
   "bench": {
     args: [
       ...["run", "cli/main.ts", "bench", "--model", "models/needle-6m"],
