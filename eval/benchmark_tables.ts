@@ -4,7 +4,7 @@
  * @module
  */
 import { byConfiguration } from "./collect.ts";
-import { type Configuration, labelOf } from "./engine/mod.ts";
+import { type Configuration, labelsOf } from "./engine/mod.ts";
 import {
   longbenchAverages,
   longbenchBins,
@@ -58,18 +58,6 @@ export const RULER_RULES: BenchmarkRules = {
   score: rulerScore,
 };
 
-/** Names of configurations; those that would have the same name also give their options. */
-export function configurationLabels(
-  configurations: readonly Configuration[],
-): string[] {
-  const short = configurations.map(labelOf);
-  return configurations.map((one, i) =>
-    short.filter((label) => label === short[i]).length === 1
-      ? short[i]!
-      : `${short[i]} ${JSON.stringify(one.options)} ${one.granularity}`
-  );
-}
-
 /**
  * Scores of all configurations.
  *
@@ -81,7 +69,7 @@ export function benchmarkRows(
   configurations: readonly Configuration[],
   rules: BenchmarkRules,
 ): BenchmarkRow[] {
-  const labels = configurationLabels(configurations);
+  const labels = labelsOf(configurations);
   const groups = [...byConfiguration(records, configurations).values()];
   const reference = configurations.findIndex(({ method }) =>
     method.name === "fullkv"
@@ -217,7 +205,7 @@ export function longbenchBinTable(
   records: readonly EvalRecord[],
   configurations: readonly Configuration[],
 ): Table<BinRow> {
-  const labels = configurationLabels(configurations);
+  const labels = labelsOf(configurations);
   const groups = [...byConfiguration(records, configurations).values()];
   const rows = groups.flatMap((group, i) =>
     [...Map.groupBy(group, LONGBENCH_RULES.column)].map((
