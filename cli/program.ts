@@ -17,6 +17,7 @@ import { methods } from "./commands/methods.ts";
 import { modelsHeads } from "./commands/models_heads.ts";
 import { modelsInspect } from "./commands/models_inspect.ts";
 import { newMethod } from "./commands/new_method.ts";
+import { replay } from "./commands/replay.ts";
 import { report } from "./commands/report.ts";
 import { run } from "./commands/run.ts";
 import { sandbox } from "./commands/sandbox.ts";
@@ -31,6 +32,7 @@ export const COMMANDS: readonly CommandSpec[] = [
   evalLongbench,
   evalRuler,
   sweep,
+  replay,
   report,
   methods,
   newMethod,

@@ -3,7 +3,7 @@
  *
  * @module
  */
-import { methodSource } from "../methods/mod.ts";
+import { methodFile } from "../methods/mod.ts";
 import { ABI_VERSION } from "../ffi/mod.ts";
 import type { Example, Task } from "../tasks/types.ts";
 import type { Configuration, LanguageModel } from "./engine/mod.ts";
@@ -135,7 +135,7 @@ export async function prepareRun(
     const missing: Missing[] = [];
     for (const configuration of run.configurations) {
       const { method, options, granularity } = configuration;
-      const source = methodSource(method);
+      const source = methodFile(method)?.source;
       const parts: KeyParts = {
         model: { name: names.modelName, hash: modelHash },
         example: { id: example.id, hash },

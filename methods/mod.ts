@@ -36,8 +36,9 @@ export {
   type AnyMethod,
   isMethodPath,
   loadMethod,
+  type MethodFile,
+  methodFile,
   METHODS,
-  methodSource,
   resolveMethod,
 } from "./registry.ts";
 export { adakv, type AdaKvOptions, type AdaptiveOptions } from "./adakv.ts";

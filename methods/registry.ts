@@ -101,11 +101,19 @@ export function isMethodPath(nameOrPath: string): boolean {
   return /[/\\]|\.(ts|js|mts|mjs)$/.test(nameOrPath);
 }
 
-const SOURCES = new WeakMap<AnyMethod, string>();
+/** The file of a method of the user's own. */
+export interface MethodFile {
+  /** Path or address, as given. */
+  path: string;
+  /** SHA-256 of its content. */
+  source: string;
+}
 
-/** SHA-256 of the file that a method of the user's was loaded from; undefined for the project's own. */
-export function methodSource(method: AnyMethod): string | undefined {
-  return SOURCES.get(method);
+const FILES = new WeakMap<AnyMethod, MethodFile>();
+
+/** The file that a method of the user's was loaded from; undefined for the project's own. */
+export function methodFile(method: AnyMethod): MethodFile | undefined {
+  return FILES.get(method);
 }
 
 /**
@@ -125,10 +133,9 @@ export async function loadMethod(nameOrPath: string): Promise<AnyMethod> {
       `Cannot load a method from "${nameOrPath}" as the name "${method.name}" is taken: records are kept by name; give it another`,
     );
   }
-  SOURCES.set(
-    method,
-    createHash("sha256").update(Deno.readFileSync(new URL(url))).digest("hex"),
-  );
+  const source = createHash("sha256")
+    .update(Deno.readFileSync(new URL(url))).digest("hex");
+  FILES.set(method, { path: nameOrPath, source });
   return method;
 }
 

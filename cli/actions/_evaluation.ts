@@ -32,6 +32,7 @@ import {
 } from "../../eval/records/mod.ts";
 import { runPrepared } from "../../eval/runner.ts";
 import type { EvalRecord } from "../../eval/records/mod.ts";
+import { methodFile } from "../../methods/mod.ts";
 import { type Call, text } from "../spec.ts";
 import { type Count, EvaluationProgress } from "./_progress.ts";
 
@@ -169,11 +170,13 @@ function optionsOf(
     runs: runs.map(({ task, configurations, seed, protocol }): Json => ({
       task: task.name,
       options: task.options,
+      recipe: task.recipe,
       seed,
       protocol: plain(protocol ?? {}),
       configurations: configurations.map(
         ({ method, options, granularity }): Json => ({
           method: method.name,
+          file: methodFile(method)?.path ?? null,
           options: plain(options),
           granularity,
         }),
