@@ -46,7 +46,7 @@ export interface Progress {
 /** Options of {@linkcode runPrepared}. */
 export interface RunOptions extends ScheduleOptions {
   /** Where records go. */
-  store: RecordStore;
+  store: Pick<RecordStore, "append">;
   /** Called when records are written: all counts that changed. */
   onProgress?: (progress: readonly Progress[]) => void;
 }

@@ -42,3 +42,14 @@ export {
 } from "./program.ts";
 export { ABI_VERSION } from "./_symbols.ts";
 export { decode, type Decoded, type DecodeOptions } from "./decode.ts";
+export type {
+  Granularity,
+  GroupReduce,
+  LayerContext,
+  ModelShape,
+  Observation,
+  Policy,
+  QuerySet,
+  Scores,
+  Selection,
+} from "../methods/types.ts";

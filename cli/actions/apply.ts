@@ -1,9 +1,8 @@
 // deno-lint-ignore-file no-console -- the command line prints
-import { applyMethod } from "../../eval/apply.ts";
-import { Device } from "../../ffi/mod.ts";
+import { probe } from "../../eval/probe.ts";
 import { loadMethod } from "../../methods/mod.ts";
 import type { Granularity } from "../../methods/types.ts";
-import { readTensor, writeSafetensors } from "../../models/mod.ts";
+import { writeSafetensors } from "../../models/mod.ts";
 import { type Call, text, UsageError } from "../spec.ts";
 import { methodOptions, printJson } from "./_runtime.ts";
 
@@ -29,43 +28,22 @@ export async function applyAction({ flags, rest }: Call): Promise<number> {
       }`,
     );
   }
-  const input = text(flags, "input")!;
-  const [q, k, v] = ["q", "k", "v"].map((role) => {
-    const name = text(flags, role)!;
-    const tensor = readTensor(input, name);
-    if (tensor.shape.length !== 3) {
-      throw new UsageError(
-        `Cannot use tensor "${name}" of ${input} as its shape must be [heads, tokens, headDim]: it is [${tensor.shape}]`,
-      );
-    }
-    return tensor;
-  });
-  const [queryHeads, tokens, headDim] = q!.shape as [number, number, number];
-  if (
-    k!.shape[1] !== tokens || k!.shape[2] !== headDim ||
-    String(v!.shape) !== String(k!.shape)
-  ) {
-    throw new UsageError(
-      `Cannot apply as q, k and v must have equal tokens and headDim: they are [${
-        q!.shape
-      }], [${k!.shape}], [${v!.shape}]`,
-    );
-  }
-  using device = new Device();
   const output = text(flags, "output");
-  const applied = applyMethod({
+  const applied = await probe({
+    input: text(flags, "input")!,
     method,
     options: { ...options, ...methodOptions([method], rest) },
-    q: Float32Array.from(q!.data),
-    k: Float32Array.from(k!.data),
-    v: Float32Array.from(v!.data),
-    shape: { queryHeads, kvHeads: k!.shape[0]!, headDim },
+    names: {
+      q: text(flags, "q")!,
+      k: text(flags, "k")!,
+      v: text(flags, "v")!,
+    },
     granularity: text(flags, "granularity") as Granularity,
     layer: flags.layer as number,
-    layers: Math.max(flags.layers as number, (flags.layer as number) + 1),
-    device,
+    layers: flags.layers as number,
     rows: output !== undefined,
   });
+  const { headDim } = applied;
   if (output !== undefined) {
     writeSafetensors(
       output,

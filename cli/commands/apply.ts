@@ -52,6 +52,7 @@ Example:
     return {
       read: paths(text(flags, "input"), ...methodPaths(text(flags, "method"))),
       write: outputFile(text(flags, "output")),
+      sys: ["systemMemoryInfo"],
       native: true,
     };
   },

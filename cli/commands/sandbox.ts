@@ -4,7 +4,10 @@ import { deviceOf } from "./_shared.ts";
 
 /** The toolkit's own code and packages: what a script needs to read in order to import it. */
 const TOOLKIT = [
+  "deno.json",
   "mod.ts",
+  "build/libkvf.so",
+  "build/libkvf_cuda.so",
   "compat",
   "eval",
   "ffi",

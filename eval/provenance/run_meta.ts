@@ -1,7 +1,8 @@
 /**
  * The facts that every run writes down: program, machine, permissions, options, hashes.
  *
- * Permissions: read of the library file; sys `systemMemoryInfo`; what {@linkcode sourceState} may read.
+ * Permissions: read of the library file; where they are given, sys `systemMemoryInfo` and what {@linkcode sourceState}
+ * reads.
  *
  * @module
  */
@@ -54,7 +55,7 @@ export function runMeta(facts: RunFacts): RunMeta {
       arch: Deno.build.arch,
       cpu: gpu ? Deno.build.arch : info.name,
       cores: navigator.hardwareConcurrency,
-      memoryBytes: Deno.systemMemoryInfo().total,
+      memoryBytes: systemMemory(),
       gpu: gpu ? info.name : null,
       gpuMemoryBytes: gpu ? info.totalBytes : null,
     },
@@ -62,6 +63,14 @@ export function runMeta(facts: RunFacts): RunMeta {
     options,
     hashes: { ...hashes, library: fileHash(device.path) },
   };
+}
+
+/** Memory of the machine, bytes; null where it may not be asked for. */
+function systemMemory(): number | null {
+  const kind = "systemMemoryInfo";
+  return isGranted({ name: "sys", kind })
+    ? Deno.systemMemoryInfo().total
+    : null;
 }
 
 /** SHA-256 of a file. */

@@ -114,7 +114,7 @@ export interface Hardware {
   /** Logical processors. */
   cores: number;
   /** Main memory. */
-  memoryBytes: number;
+  memoryBytes: number | null;
   /** Accelerator, in words, if one was used. */
   gpu: string | null;
   /** Its memory. */
@@ -235,7 +235,7 @@ export const RunMetaSchema: z.ZodType<RunMeta> = z.strictObject({
     arch: z.string(),
     cpu: z.string(),
     cores: count,
-    memoryBytes: bytes,
+    memoryBytes: bytes.nullable(),
     gpu: z.string().nullable(),
     gpuMemoryBytes: bytes.nullable(),
   }),

@@ -34,7 +34,14 @@ const GROUPS: Readonly<Record<string, readonly string[]>> = {
  * @throws TypeError for unknown names and options, RangeError for wrong values
  */
 export async function expandPlan(plan: Plan): Promise<TaskRun[]> {
-  const configurations = await configurationsOf(plan);
+  return taskRuns(plan, await configurationsOf(plan));
+}
+
+/** Tasks of a plan, each for the same configurations. */
+export function taskRuns(
+  plan: Pick<Plan, "tasks" | "seeds" | "protocol">,
+  configurations: readonly Configuration[],
+): TaskRun[] {
   return plan.tasks.flatMap((one) =>
     (GROUPS[one.name] ?? [one.name]).flatMap((name) =>
       combinations(one.grid).flatMap((values) =>

@@ -3,7 +3,7 @@
  *
  * @module
  */
-export { expandPlan, planPaths } from "./expand.ts";
+export { expandPlan, planPaths, taskRuns } from "./expand.ts";
 export {
   combinations,
   parsePlan,

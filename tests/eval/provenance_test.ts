@@ -155,7 +155,7 @@ Deno.test({
     });
     assertEquals(parseRunMeta(meta), meta);
     assertEquals(meta.shard, "2/3");
-    assert(meta.hardware.memoryBytes > 0);
+    assert(meta.hardware.memoryBytes! > 0);
     assert(/^[0-9a-f]{64}$/.test(meta.hashes.library!));
     assertEquals(meta.versions.deno, Deno.version.deno);
   },
