@@ -1,4 +1,5 @@
 #!/usr/bin/env -S deno run -q --no-prompt --config=${KVF_HOME}/deno.json --allow-read=${KVF_HOME},. --allow-ffi=${KVF_HOME}/build/libkvf.so --allow-sys=systemMemoryInfo
+// deno-lint-ignore-file no-console -- a script prints
 /** Scores one method on the needle test: evaluate_method.ts MODEL METHOD BUDGET */
 import { evaluate } from "@kvcache-factory/kvf";
 
