@@ -18,7 +18,9 @@ import {
   type Cell,
   type Column,
   formatBytes,
+  formatNumber,
   type IntervalCell,
+  NOISE_MARK,
   type Table,
 } from "./tables/mod.ts";
 
@@ -165,6 +167,28 @@ const COMMON: Column<BenchmarkRow>[] = [
   { title: "ms/token", cell: (row) => row.msPerToken },
   { title: "examples", cell: (row) => row.n, digits: 0 },
 ];
+
+/** The table for a terminal: no intervals, titles over two lines. */
+export function narrow<Row>(table: Table<Row>): Table<Row> {
+  return {
+    ...table,
+    columns: table.columns.map((column): Column<Row> => ({
+      ...column,
+      title: column.title.replace(/[_ ]/, "\n"),
+      cell: (row) => {
+        const cell = column.cell(row);
+        if (typeof cell !== "object" || cell === null) return cell;
+        return `${formatNumber(cell.value, 1)}${
+          cell.noise === true ? ` ${NOISE_MARK}` : ""
+        }`;
+      },
+    })),
+    notes:
+      table.notes?.map((note) =>
+        note.replace(/In brackets[^.]*\. /, "Intervals: see the files. ")
+      ) ?? [],
+  };
+}
 
 /** LongBench's table: data sets, then both averages in use. */
 export function longbenchTable(

@@ -3,7 +3,9 @@
  *
  * @module
  */
+import type { Task } from "../tasks/types.ts";
 import type { Configuration } from "./engine/mod.ts";
+import { createMetric } from "./metrics/mod.ts";
 import { canonicalJson, type EvalRecord, readRecords } from "./records/mod.ts";
 
 /**
@@ -27,6 +29,34 @@ export async function recordsOfKeys(
     throw new RangeError(
       `Cannot make a table as every record must be there: ${key} is missing in "${folder}"`,
     );
+  });
+}
+
+/**
+ * Records scored as their tasks score now. How an answer is scored is no part of a record's key, since the answer does not
+ * depend on it; so a record may have been written under another variant of the metric.
+ *
+ * @param records records of the tasks
+ * @param tasks the tasks; those of one name score alike
+ */
+export function scoredAs(
+  records: readonly EvalRecord[],
+  tasks: readonly Pick<Task, "name" | "metric" | "metricOptions">[],
+): EvalRecord[] {
+  const metrics = new Map(
+    tasks.map(({ name, metric, metricOptions }) => [
+      name,
+      createMetric(metric, metricOptions),
+    ]),
+  );
+  return records.map((record) => {
+    const { name, variant, score } = metrics.get(record.task.name)!;
+    const metric = { name, variant };
+    return canonicalJson(metric) === canonicalJson(record.metric) ? record : {
+      ...record,
+      metric,
+      score: score(record.text, record.answers),
+    };
   });
 }
 

@@ -4,7 +4,7 @@
  * @module
  */
 import { basename, join } from "@std/path";
-import { recordsOfKeys } from "../../eval/collect.ts";
+import { recordsOfKeys, scoredAs } from "../../eval/collect.ts";
 import type { Configuration } from "../../eval/engine/mod.ts";
 import type { EvalRecord } from "../../eval/records/mod.ts";
 import { type Table, toCsv, toMarkdown } from "../../eval/tables/mod.ts";
@@ -46,7 +46,7 @@ export async function runBenchmark(
   });
   return {
     model: basename(modelPath),
-    records: await recordsOfKeys(out, keys),
+    records: scoredAs(await recordsOfKeys(out, keys), tasks),
     finished,
   };
 }

@@ -4,6 +4,7 @@ import {
   LONGBENCH_RULES,
   longbenchBinTable,
   longbenchTable,
+  narrow,
 } from "../../eval/benchmark_tables.ts";
 import { type Table, toTerminal } from "../../eval/tables/mod.ts";
 import {
@@ -82,8 +83,8 @@ export async function evalLongbenchAction(call: Call): Promise<number> {
   if (finished > 0) {
     console.error(`${finished} finished records were there already`);
   }
-  console.log(toTerminal(table));
-  if (bins) console.log(toTerminal(bins));
+  console.log(toTerminal(narrow(table)));
+  if (bins) console.log(toTerminal(narrow(bins)));
   if (text(flags, "prompts") === undefined) {
     console.log(
       "Prompts are worded in our own way: scores compare with each other, not with published ones (--prompts dataset2prompt.json).",

@@ -26,7 +26,7 @@ export async function evalNeedleAction(call: Call): Promise<number> {
   const haystack = text(flags, "haystack");
   const task = needleTask({
     lengths: flags.lengths as number[],
-    depths: flags.depths as number,
+    depths: flags.depths as number | number[],
     depthSpacing: flags.spacing as "linear" | "sigmoid",
     examplesPerCell: flags.examples as number,
     seed: flags.seed as number,

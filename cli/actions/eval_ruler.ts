@@ -2,6 +2,7 @@
 import {
   type BenchmarkRow,
   benchmarkRows,
+  narrow,
   RULER_RULES,
   rulerSummaryTable,
   rulerTable,
@@ -45,6 +46,7 @@ function tasksOf({ flags }: Call): Task[] {
             chains: flags.chains,
             hops: flags.hops,
             alpha: flags.alpha,
+            clean: flags.clean,
             shot: flags.shot === false ? false : undefined,
           }).filter(([, value]) => value !== undefined),
         ) as RulerOptions,
@@ -94,9 +96,9 @@ export async function evalRulerAction(call: Call): Promise<number> {
     console.error(`${finished} finished records were there already`);
   }
   for (const { name, table } of tables) {
-    console.log(`${name}\n${toTerminal(table)}`);
+    console.log(`${name}\n${toTerminal(narrow(table))}`);
   }
-  console.log(toTerminal(summary));
+  console.log(toTerminal(narrow(summary)));
   for (const { markdown, csv } of files) {
     console.log(`table: ${markdown} and ${csv}`);
   }

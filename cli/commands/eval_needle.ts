@@ -9,7 +9,15 @@ import {
   integers,
   modelFlags,
   protocolFlags,
+  real,
 } from "./_shared.ts";
+
+/** A number of depths, or a list of them. */
+function depths(value: string): number | number[] {
+  return value.includes(",")
+    ? value.split(",").map(real(0, 100))
+    : integer(2)(value);
+}
 
 /** `kvf eval needle`: the needle-in-a-haystack grid for several methods. */
 export const evalNeedle: CommandSpec = {
@@ -30,8 +38,10 @@ export const evalNeedle: CommandSpec = {
           ),
       )
       .addOption(
-        new Option("--depths <n>", "number of depths from 0 to 100 %")
-          .argParser(integer(2)).default(10),
+        new Option(
+          "--depths <n>",
+          "number of depths from 0 to 100 %, or the depths, comma-separated",
+        ).argParser(depths).default(10 as number | number[]),
       )
       .addOption(
         new Option("--examples <n>", "examples per cell").argParser(integer(1))

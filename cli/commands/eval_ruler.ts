@@ -50,6 +50,10 @@ export const evalRuler: CommandSpec = {
         new Option("--max-new-tokens <n>", "instead of the task's number")
           .argParser(integer(1)),
       )
+      .option(
+        "--no-clean",
+        "score answers as they are, without RULER's cleaning",
+      )
       .addOption(
         new Option("--chains <n>", "chains of variables, for vt")
           .argParser(integer(1)),

@@ -57,6 +57,9 @@ export const RULER_SCHEMA = z.strictObject({
   hotpot: z.string().min(1).optional().describe(
     "HotpotQA file (distractor form), for qa_2; invented questions where missing",
   ),
+  clean: z.boolean().default(true).describe(
+    "RULER's cleaning of answers before they are scored; KVCache-Factory has none",
+  ),
   chains: z.int().min(1).default(1).describe("Chains of variables, for vt"),
   hops: z.int().min(1).default(4).describe("Assignments per chain, for vt"),
   shot: z.boolean().default(true).describe("Worked example, for vt"),
@@ -277,6 +280,7 @@ export function rulerTask(name: string, options: RulerOptions): RulerTask {
   return {
     name,
     metric: kind.metric,
+    metricOptions: { clean: resolved.clean },
     options: recordable(name, { ...resolved, maxNewTokens }),
     recipe: { name, options: givenOptions(options) },
     count,
@@ -315,7 +319,7 @@ function fileTask(
   name: string,
   kind: Kind,
   folder: string,
-  { length, count, maxNewTokens = kind.newTokens }: Resolved,
+  { length, count, clean, maxNewTokens = kind.newTokens }: Resolved,
 ): Omit<RulerTask, "recipe"> {
   const { records, fingerprint: data } = readRuler(folder, length, name);
   const taken = Math.min(count, records.length);
@@ -340,6 +344,7 @@ function fileTask(
   return {
     name,
     metric: kind.metric,
+    metricOptions: { clean },
     options: { length, data, maxNewTokens },
     count: taken,
     example,
