@@ -30,7 +30,7 @@ extern "C" {
 #endif
 
 #define KVF_API __attribute__((visibility("default")))
-#define KVF_ABI_VERSION 6
+#define KVF_ABI_VERSION 7
 /* Rows of one page. */
 #define KVF_PAGE_ROWS 32
 
@@ -413,6 +413,12 @@ KVF_API int32_t kvf_scores_mass(kvf_cache *cache, uint32_t sequence, uint32_t la
 /* Euclidean norm of each row's key (what = 0) or value (1): [n_stored_head, rows]. Returns the id. */
 KVF_API int32_t kvf_scores_norm(kvf_cache *cache, uint32_t sequence, uint32_t layer, uint32_t what, char *err,
                                 uint32_t err_cap);
+/*
+ * What each key channel carries: the mean square of the last `window` queries in it, times the mean square of all keys.
+ * The group's query heads are reduced by `reduce` before the product. Result: [n_stored_head, head_dim]. Returns the id.
+ */
+KVF_API int32_t kvf_scores_channels(kvf_cache *cache, uint32_t sequence, uint32_t layer, uint32_t window,
+                                    uint32_t reduce, char *err, uint32_t err_cap);
 /* Pooling along the rows, stride 1, same length. kind: 0 maximum, 1 average (borders count as 0); width odd. */
 KVF_API int32_t kvf_scores_pool(kvf_cache *cache, uint32_t scores, uint32_t kind, uint32_t width, char *err,
                                 uint32_t err_cap);
@@ -500,6 +506,60 @@ KVF_API int32_t kvf_retain_merged(kvf_cache *cache, uint32_t sequence, uint32_t 
  */
 KVF_API int32_t kvf_spread_values(kvf_cache *cache, uint32_t sequence, uint32_t layer, uint32_t shares, uint32_t first,
                                   uint32_t span, char *err, uint32_t err_cap);
+/* ---- Packed rows ---- */
+
+enum kvf_axis { KVF_PER_CHANNEL = 0, KVF_PER_TOKEN = 1 };
+enum kvf_levels {
+    KVF_LEVELS_EVEN = 0,  /* evenly spaced between the lowest and the highest value of a group */
+    KVF_LEVELS_FITTED = 1 /* 2^bits levels per stored head, fitted to the rows that are packed first */
+};
+enum kvf_format_flag {
+    KVF_PACK_ONCE = 1,     /* pack what kvf_pack finds; rows that are appended later stay plain */
+    KVF_KEYS_UNROTATED = 2 /* keys are packed as they were before rotation and rotated when they are read */
+};
+
+/*
+ * How rows are packed, KVF_PAGE_ROWS to a page. Per channel, the rows of a page share a scale; per token, a group of
+ * channels of a row does. Scales and offsets are f16, so values beyond 65504 saturate.
+ */
+typedef struct kvf_format {
+    uint32_t size;
+    uint32_t flags;          /* kvf_format_flag */
+    uint32_t residual;       /* newest rows that stay plain at least */
+    uint32_t key_channels;   /* channels of the keys that are stored; 0: all. Needs KVF_PACK_ONCE. */
+    uint32_t key_bits;       /* 2, 3, 4 or 8; 0: elements of row_dtype, and the rest of the key_ fields is 0 */
+    uint32_t key_axis;       /* kvf_axis */
+    uint32_t key_group;      /* channels of a group with KVF_PER_TOKEN, a multiple of 16; 0: all. Per channel: 0 */
+    uint32_t key_levels;     /* kvf_levels; fitted ones need at most 4 bits */
+    uint32_t key_outliers;   /* elements of a page that are stored as they are: those farthest from their group's middle */
+    uint32_t key_rank;       /* rank of a correction of what the codes lose, fitted to the rows that are packed first */
+    uint32_t value_bits;     /* the same for values */
+    uint32_t value_axis;
+    uint32_t value_group;
+    uint32_t value_levels;
+    uint32_t value_outliers;
+    uint32_t value_rank;
+} kvf_format;
+
+/*
+ * Packs rows of one layer, per stored head: all but the newest `residual`, whole pages of them; with KVF_PACK_ONCE all of
+ * those, the last page partly filled. Unless KVF_PACK_ONCE, the format stays with the layer, and whenever `residual` plain
+ * rows and a page more are there a decode step packs the oldest ones first. Attention and scores read the packed rows;
+ * rows that kvf_retain leaves packed and whole stay as they are, others are unpacked and packed anew.
+ * rows:     0, or a selection of what to pack; the others stay plain. Needs KVF_PACK_ONCE.
+ * channels: 0, or a selection of key channels, key_channels of them for every head
+ */
+KVF_API int32_t kvf_pack(kvf_cache *cache, uint32_t sequence, uint32_t layer, const kvf_format *format, uint32_t rows,
+                         uint32_t channels, char *err, uint32_t err_cap);
+/* bytes: [2] f64, written: of one packed page, and of what the packed pages of a stored head share. */
+KVF_API int32_t kvf_format_bytes(kvf_cache *cache, const kvf_format *format, double *bytes, char *err,
+                                 uint32_t err_cap);
+/* Rows in packed pages. rows: [n_layer, n_stored_head] u32, written. */
+KVF_API int32_t kvf_sequence_packed(kvf_cache *cache, uint32_t sequence, uint32_t *rows, uint32_t n_rows, char *err,
+                                    uint32_t err_cap);
+
+/* ---- Reading ---- */
+
 /* What a head holds, as f32. what: 0 keys, 1 values. rows: [rows, head_dim], written. */
 KVF_API int32_t kvf_read_rows(kvf_cache *cache, uint32_t sequence, uint32_t layer, uint32_t head, uint32_t what,
                               float *rows, double rows_bytes, char *err, uint32_t err_cap);

@@ -77,3 +77,12 @@ export function readRowCounts(
   callSequence(state, "kvf_sequence_rows", rows, rows.length);
   return rows;
 }
+
+/** How many of them are packed: `[layers, storedHeads]`. */
+export function readPackedCounts(
+  state: SequenceState,
+): Uint32Array<ArrayBuffer> {
+  const rows = new Uint32Array(state.shape.layers * state.storedHeads);
+  callSequence(state, "kvf_sequence_packed", rows, rows.length);
+  return rows;
+}

@@ -209,6 +209,26 @@ export const OP = new Struct([
   ["decay", "f32"],
 ]);
 
+/** `kvf_format` */
+export const FORMAT = new Struct([
+  ["size", "u32"],
+  ["flags", "u32"],
+  ["residual", "u32"],
+  ["key_channels", "u32"],
+  ["key_bits", "u32"],
+  ["key_axis", "u32"],
+  ["key_group", "u32"],
+  ["key_levels", "u32"],
+  ["key_outliers", "u32"],
+  ["key_rank", "u32"],
+  ["value_bits", "u32"],
+  ["value_axis", "u32"],
+  ["value_group", "u32"],
+  ["value_levels", "u32"],
+  ["value_outliers", "u32"],
+  ["value_rank", "u32"],
+]);
+
 /** All structs by their C name. */
 export const STRUCTS = {
   kvf_device_options: DEVICE_OPTIONS,
@@ -220,6 +240,7 @@ export const STRUCTS = {
   kvf_sampling: SAMPLING,
   kvf_observe: OBSERVE,
   kvf_op: OP,
+  kvf_format: FORMAT,
 };
 
 /** `enum kvf_dtype`, by our names. */
@@ -285,6 +306,12 @@ export const STATISTICS = {
   window: 2,
   hits: 3,
 } as const;
+/** `enum kvf_axis`, by our names. */
+export const AXES = ["channel", "token"] as const;
+/** `enum kvf_levels`, by our names. */
+export const LEVELS = ["even", "fitted"] as const;
+/** `enum kvf_format_flag` */
+export const FORMAT_FLAGS = { once: 1, unrotated: 2 } as const;
 /** `enum kvf_status`: kind of error by status. */
 export const STATUS_KINDS = {
   [-1]: "argument",

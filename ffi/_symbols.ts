@@ -18,7 +18,7 @@ const model = "pointer" as Deno.NativeTypedPointer<ModelPointer>;
 const cache = "pointer" as Deno.NativeTypedPointer<CachePointer>;
 
 /** Version of the ABI that this table describes. */
-export const ABI_VERSION = 6;
+export const ABI_VERSION = 7;
 
 const PREFILL_LAYERS = [
   model,
@@ -425,6 +425,18 @@ export const SYMBOLS = {
     ],
     result: "i32", // id
   },
+  kvf_scores_channels: {
+    parameters: [
+      cache,
+      "u32", // sequence
+      "u32", // layer
+      "u32", // window
+      "u32", // reduce
+      "buffer", // err, written
+      "u32", // err_cap, bytes
+    ],
+    result: "i32",
+  },
   kvf_scores_pool: {
     parameters: [
       cache,
@@ -657,6 +669,44 @@ export const SYMBOLS = {
     ],
     result: "i32",
   },
+
+  // ---- Packed rows ----
+  kvf_pack: {
+    parameters: [
+      cache,
+      "u32", // sequence
+      "u32", // layer
+      "buffer", // format
+      "u32", // rows
+      "u32", // channels
+      "buffer", // err, written
+      "u32", // err_cap, bytes
+    ],
+    result: "i32",
+  },
+  kvf_format_bytes: {
+    parameters: [
+      cache,
+      "buffer", // format
+      "buffer", // bytes [2] f64, written
+      "buffer", // err, written
+      "u32", // err_cap, bytes
+    ],
+    result: "i32",
+  },
+  kvf_sequence_packed: {
+    parameters: [
+      cache,
+      "u32", // sequence
+      "buffer", // rows [n_layer, n_stored_head] u32, written
+      "u32", // n_rows
+      "buffer", // err, written
+      "u32", // err_cap, bytes
+    ],
+    result: "i32",
+  },
+
+  // ---- Reading ----
   kvf_read_rows: {
     parameters: [
       cache,

@@ -3,13 +3,14 @@
  *
  * @module
  */
-import type { Granularity, ModelShape } from "../methods/types.ts";
+import type { Granularity, ModelShape, PackFormat } from "../methods/types.ts";
 import { checkChoice, checkInteger } from "./_check.ts";
 import { Native } from "./_native.ts";
 import { CACHE_CONFIG, DTYPES, LEDGER } from "./_structs.ts";
 import type { CachePointer } from "./_symbols.ts";
 import { type Device, nativeDevice } from "./device.ts";
 import type { Dtype } from "./model.ts";
+import { encodeFormat, PAGE_ROWS } from "./format.ts";
 import { createSequence, type Sequence } from "./sequence.ts";
 
 /** Shape of a cache. */
@@ -38,8 +39,7 @@ export interface Ledger {
   peakBytes: number;
 }
 
-/** Rows of one page: `KVF_PAGE_ROWS`. */
-export const PAGE_ROWS = 32;
+export { PAGE_ROWS };
 
 let nativeOf: (cache: Cache) => Native<CachePointer>;
 
@@ -115,6 +115,22 @@ export class Cache implements Disposable {
   get pageBytes(): number {
     const { library, pointer } = this.#native;
     return library.functions.kvf_cache_page_bytes(pointer);
+  }
+
+  /**
+   * Bytes of one page of {@linkcode PAGE_ROWS} rows packed in a format, and of what the packed pages of a stored head
+   * have in common.
+   * @param channels key channels that are kept, 0 for all
+   */
+  packedBytes(
+    format: PackFormat,
+    channels = 0,
+  ): { page: number; shared: number } {
+    const { library, pointer } = this.#native;
+    const bytes = new Float64Array(2);
+    const encoded = encodeFormat(format, this.config.headDim, channels);
+    library.status("kvf_format_bytes", pointer, encoded, bytes);
+    return { page: bytes[0] ?? 0, shared: bytes[1] ?? 0 };
   }
 
   /** A new, empty sequence. */

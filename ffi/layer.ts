@@ -8,6 +8,7 @@ import type {
   Granularity,
   GroupReduce,
   LayerContext,
+  PackFormat,
   Policy,
   QuerySet,
   Scores,
@@ -30,6 +31,7 @@ import {
 } from "./_state.ts";
 import { REDUCES, WINDOW_FLAGS } from "./_structs.ts";
 import type { CachePointer } from "./_symbols.ts";
+import { encodeFormat } from "./format.ts";
 import { querySetKey } from "./observe.ts";
 
 /** The arguments of a function of a cache, without the cache and the error buffer. */
@@ -408,6 +410,17 @@ export class NativeLayer implements LayerContext, Disposable {
     return this.#scores("kvf_scores_norm", this.layer, 1);
   }
 
+  channelScores(
+    options: { window: number; groupReduce: GroupReduce },
+  ): Scores {
+    return this.#scores(
+      "kvf_scores_channels",
+      this.layer,
+      this.#checkWindow("score channels", options.window),
+      reduceCode(options.groupReduce),
+    );
+  }
+
   uniform(seed: number, rows: number = this.length): Scores {
     checkInteger("draw scores", "seed", seed);
     const counts = this.rowCounts();
@@ -536,12 +549,45 @@ export class NativeLayer implements LayerContext, Disposable {
     );
   }
 
+  pack(
+    format: PackFormat,
+    chosen: { rows?: Selection; channels?: Selection } = {},
+  ): void {
+    const action = "pack rows";
+    const { rows, channels } = chosen;
+    const kept = channels?.read()[0]?.length ?? 0;
+    const encoded = encodeFormat(format, this.headDim, kept);
+    const [rowsId = 0, channelsId = 0] = [rows, channels].map((selection) => {
+      if (selection === undefined) return 0;
+      this.#checkHeads(action, selection.heads);
+      return selectionId(action, selection, this.#scope);
+    });
+    this.#scope.check();
+    callSequence(
+      this.#state,
+      "kvf_pack",
+      this.layer,
+      encoded,
+      rowsId,
+      channelsId,
+    );
+  }
+
   [Symbol.dispose](): void {
     this.#scope.dispose();
   }
 
   get #kept() {
     return this.#state.kept[this.layer];
+  }
+
+  #checkWindow(action: string, window: number): number {
+    const { windowQueries } = this.#state.observation;
+    checkInteger(action, "window", window, 1);
+    if (window <= windowQueries) return window;
+    throw new RangeError(
+      `Cannot ${action} as window must be at most the ${windowQueries} queries that prefill recorded: window is ${window}`,
+    );
   }
 
   #checkHeads(action: string, heads: number): void {

@@ -16,7 +16,12 @@ import {
   checkLength,
 } from "./_check.ts";
 import { Native } from "./_native.ts";
-import { callSequence, readRowCounts, type SequenceState } from "./_state.ts";
+import {
+  callSequence,
+  readPackedCounts,
+  readRowCounts,
+  type SequenceState,
+} from "./_state.ts";
 import { GRANULARITIES, SEQUENCE_INFO } from "./_structs.ts";
 import type { CachePointer } from "./_symbols.ts";
 import type { Cache } from "./cache.ts";
@@ -141,11 +146,19 @@ export class Sequence implements Disposable {
 
   /** Rows held, per layer and stored head. */
   rows(): number[][] {
-    const rows = readRowCounts(this.#state);
+    return this.#perLayer(readRowCounts(this.#state));
+  }
+
+  /** Rows in packed pages, per layer and stored head. */
+  packedRows(): number[][] {
+    return this.#perLayer(readPackedCounts(this.#state));
+  }
+
+  #perLayer(counts: Uint32Array): number[][] {
     const { storedHeads } = this;
     return Array.from(
       { length: this.cache.config.layers },
-      (_, i) => [...rows.subarray(i * storedHeads, (i + 1) * storedHeads)],
+      (_, i) => [...counts.subarray(i * storedHeads, (i + 1) * storedHeads)],
     );
   }
 

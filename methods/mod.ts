@@ -14,6 +14,8 @@ export type {
   Observation,
   OptionSchema,
   OptionSpec,
+  PackedPart,
+  PackFormat,
   PageOptions,
   Policy,
   QuerySet,

@@ -76,6 +76,34 @@ export interface Observation {
   columnMasses?: QuerySet[];
 }
 
+/** How the keys or the values of packed rows are stored. */
+export interface PackedPart {
+  /** Bits of a code: 2, 3, 4 or 8. */
+  bits: number;
+  /** Whose elements share a scale: the rows of a page in one channel, or a group of channels of one token. */
+  axis: "channel" | "token";
+  /** Channels of a group with axis `token`, a multiple of 16; all when missing. */
+  group?: number;
+  /** Evenly spaced levels (default), or levels fitted to what is packed first, with at most 4 bits. */
+  levels?: "even" | "fitted";
+  /** Share of the elements that are stored as they are: those farthest from the middle of their group. Default 0. */
+  outliers?: number;
+  /** Rank of a correction of what the codes lose, fitted to what is packed first. Default 0. */
+  rank?: number;
+}
+
+/** How rows are packed, a page at a time. */
+export interface PackFormat {
+  /** Newest rows that stay plain at least. Default 0. */
+  residual?: number;
+  /** Pack what is there now; rows that come later stay plain. Default: decode goes on packing. */
+  once?: boolean;
+  /** Keys; missing: as they are. `unrotated`: as they were before rotation, which happens when they are read. */
+  keys?: PackedPart & { unrotated?: boolean };
+  /** Values; missing: as they are. */
+  values?: PackedPart;
+}
+
 /** Facts about a model's attention that policies may depend on. */
 export interface ModelShape {
   /** Decoder layers. */
@@ -118,6 +146,14 @@ export interface LayerContext extends ModelShape {
   keyNorm(): Scores;
   /** Euclidean norm of each row's value: `[storedHeads, length]`. */
   valueNorm(): Scores;
+  /**
+   * What each key channel carries, `[storedHeads, headDim]`: the mean square of the last `window` queries in it,
+   * reduced over the group, times the mean square of the keys. Needs `observe.windowQueries >= window`.
+   */
+  channelScores(options: {
+    window: number;
+    groupReduce: GroupReduce;
+  }): Scores;
   /** Uniform draws in (0, 1] keyed by seed, layer, head and row: `[storedHeads, rows]`; `rows` is `length` if missing. */
   uniform(seed: number, rows?: number): Scores;
   /** Scores from numbers of the policy's own: `[heads, rows]`. */
@@ -143,6 +179,16 @@ export interface LayerContext extends ModelShape {
    * @param shares `[storedHeads, length]`
    */
   spreadValues(shares: Scores, options: { first: number; span: number }): void;
+  /**
+   * Packs the layer's rows but for the newest `residual`; the format stays with the layer, so that decode packs the rows
+   * that come later, unless `once`.
+   * @param chosen `rows`: pack these instead, the others stay plain (needs `once`); `channels`: key channels to store,
+   * as many in every head (needs `once`)
+   */
+  pack(
+    format: PackFormat,
+    chosen?: { rows?: Selection; channels?: Selection },
+  ): void;
 }
 
 /** A running statistic of every row, inside a step program. Opaque: it names what the library keeps. */

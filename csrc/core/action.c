@@ -17,6 +17,7 @@ typedef struct keep {
     uint32_t n_row;
     kv_table fresh;  /* pages to gather into; empty when nothing moves or rows move in place */
     float *merged;   /* backend memory: keys, then values of the kept rows; NULL when nothing is merged into them */
+    kv_packing was;  /* how the rows were packed, while they are plain for merging */
 } keep;
 
 #define NO_MERGE UINT32_MAX
@@ -73,7 +74,7 @@ static int32_t take_pages(kvf_cache *cache, const kv_sequence *s, uint32_t layer
     for (uint32_t h = 0; h < s->n_stored_head; h++) {
         const kv_table *t = kv_table_of(s, layer, h);
         const uint32_t need = pages_for(keeps[h].n_row);
-        if (keeps[h].n_row == t->rows || owns(cache, t, need)) continue;
+        if (keeps[h].n_row == t->rows || t->format != NULL || owns(cache, t, need)) continue;
         const int32_t status = kv_table_grow(&keeps[h].fresh, need, err);
         if (status != KVF_OK) return status;
         keeps[h].fresh.rows = keeps[h].n_row;
@@ -83,7 +84,7 @@ static int32_t take_pages(kvf_cache *cache, const kv_sequence *s, uint32_t layer
     if (n_page >= KV_NO_TOKEN) return kv_fail(err, KVF_ERR_MEMORY, "Cannot retain rows as %.0f pages must be available", (double)n_page);
     uint32_t *page = malloc((size_t)n_page * sizeof *page);
     if (page == NULL) return kv_fail(err, KVF_ERR_MEMORY, "Cannot retain rows as %.0f pages must be available", (double)n_page);
-    const int32_t status = kv_pages_take(cache, page, (uint32_t)n_page, err);
+    const int32_t status = kv_pages_take(cache, page, (uint32_t)n_page, cache->page_bytes, err);
     const uint32_t *next = page;
     for (uint32_t h = 0; h < s->n_stored_head && status == KVF_OK; h++) {
         kv_table *fresh = &keeps[h].fresh;
@@ -92,6 +93,17 @@ static int32_t take_pages(kvf_cache *cache, const kv_sequence *s, uint32_t layer
         next += fresh->n_page;
     }
     free(page);
+    return status;
+}
+
+/* A table with a format: its rows are packed, or will be. */
+static int32_t repack(kvf_cache *cache, kv_table *t, const keep *k, kv_err err) {
+    const size_t bytes = k->n_row * sizeof *k->rows;
+    uint32_t *rows = malloc(bytes > 0 ? bytes : 1);
+    if (rows == NULL) return kv_fail(err, KVF_ERR_MEMORY, "Cannot retain rows as %zu bytes must be available", bytes);
+    int32_t status = bytes > 0 ? be_download(cache->dev, rows, k->rows, bytes, err) : KVF_OK;
+    if (status == KVF_OK) status = kv_table_repack(cache, t, rows, k->n_row, err);
+    free(rows);
     return status;
 }
 
@@ -107,7 +119,10 @@ static int32_t move_rows(kvf_cache *cache, kv_sequence *s, uint32_t layer, keep 
     for (uint32_t h = 0; h < s->n_stored_head && status == KVF_OK; h++) {
         kv_table *t = kv_table_of(s, layer, h);
         if (keeps[h].n_row == t->rows) continue;
-        if (keeps[h].fresh.n_page > 0) {
+        if (t->format != NULL) {
+            status = repack(cache, t, &keeps[h], err);
+            if (status != KVF_OK) return status;
+        } else if (keeps[h].fresh.n_page > 0) {
             kv_table_free(cache, t);
             *t = keeps[h].fresh;
             keeps[h].fresh = (kv_table){0};
@@ -150,6 +165,28 @@ static int32_t replace_merged(kvf_cache *cache, kv_sequence *s, uint32_t layer, 
     return status;
 }
 
+/* Before merging: kept rows are written to, so they must be plain. */
+static int32_t unpack(kvf_cache *cache, kv_sequence *s, uint32_t layer, keep *keeps, kv_err err) {
+    int32_t status = KVF_OK;
+    for (uint32_t h = 0; h < s->n_stored_head && status == KVF_OK; h++) {
+        kv_table *t = kv_table_of(s, layer, h);
+        if (t->format != NULL) status = kv_table_unpack(cache, t, &keeps[h].was, err);
+    }
+    return status;
+}
+
+/* The end of it, whatever happened between: every table gets its format back. */
+static int32_t pack_again(kvf_cache *cache, kv_sequence *s, uint32_t layer, keep *keeps, kv_err err) {
+    int32_t status = KVF_OK;
+    for (uint32_t h = 0; h < s->n_stored_head; h++) {
+        kv_table *t = kv_table_of(s, layer, h);
+        const uint32_t packed = keeps[h].was.packed;
+        const int32_t one = kv_table_pack_again(cache, t, &keeps[h].was, packed < t->rows ? packed : t->rows, err);
+        if (status == KVF_OK) status = one;
+    }
+    return status;
+}
+
 /* merge: a kvf_merge, or NO_MERGE. */
 static int32_t retain(kvf_cache *cache, uint32_t sequence, uint32_t layer, uint32_t selection, uint32_t first,
                       uint32_t last, uint32_t merge, kv_err err) {
@@ -179,12 +216,15 @@ static int32_t retain(kvf_cache *cache, uint32_t sequence, uint32_t layer, uint3
         status = kv_fail(err, KVF_ERR_MEMORY, "Cannot retain rows as %zu bytes must be available", n_row * sizeof *room);
     }
     if (status == KVF_OK) status = choose(cache, s, layer, sel, first, last, keeps, room, err);
+    if (status == KVF_OK && merge != NO_MERGE) status = unpack(cache, s, layer, keeps, err);
     if (status == KVF_OK) status = take_pages(cache, s, layer, keeps, err);
     if (status == KVF_OK && merge != NO_MERGE) status = merge_rows(cache, s, layer, merge, keeps, err);
     if (status == KVF_OK) status = move_rows(cache, s, layer, keeps, err);
     if (status == KVF_OK && merge != NO_MERGE) status = replace_merged(cache, s, layer, keeps, err);
     if (status == KVF_OK && merge != NO_MERGE) status = kv_step_rekey(cache, s, layer, err);
     if (keeps != NULL) {
+        const int32_t packed = pack_again(cache, s, layer, keeps, err);
+        if (status == KVF_OK) status = packed;
         for (uint32_t h = 0; h < s->n_stored_head; h++) {
             kv_table_free(cache, &keeps[h].fresh);
             be_free(cache->dev, keeps[h].merged);
@@ -233,13 +273,18 @@ static int32_t spread_values(kvf_cache *cache, uint32_t sequence, uint32_t layer
     }
     if (in->n_row <= span || first >= in->n_row - span) return KVF_OK;
     int32_t status = kv_layer_order(cache, s, layer, err);
+    keep *keeps = calloc(s->n_stored_head, sizeof *keeps);
+    if (keeps == NULL) return kv_fail(err, KVF_ERR_MEMORY, "Cannot spread values as memory ran out");
+    if (status == KVF_OK) status = unpack(cache, s, layer, keeps, err);
     for (uint32_t h = 0; h < s->n_stored_head && status == KVF_OK; h++) {
         status = kv_table_own(cache, kv_table_of(s, layer, h), err);
     }
     for (uint32_t h = 0; h < s->n_stored_head && status == KVF_OK; h++) {
         status = be_spread_values(cache, kv_table_of(s, layer, h), in->values + (size_t)h * in->n_row, first, span, err);
     }
-    return status;
+    const int32_t packed = pack_again(cache, s, layer, keeps, err);
+    free(keeps);
+    return status == KVF_OK ? packed : status;
 }
 
 int32_t kvf_spread_values(kvf_cache *cache, uint32_t sequence, uint32_t layer, uint32_t shares, uint32_t first,

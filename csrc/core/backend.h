@@ -44,7 +44,7 @@ double be_model_step_bytes(const kvf_model *model);
 uint32_t be_page_bytes(const kvf_cache_config *config);
 /*
  * dst's rows [0, n) become src's rows `rows` (backend memory, ascending); both tables hold pages for their rows, and none
- * of dst's pages is one of src's. Sets no `rows`.
+ * of dst's pages is one of src's. dst's are plain; src's packed ones are unpacked. Sets no `rows`.
  */
 int32_t be_gather_rows(kvf_cache *cache, kv_table *dst, const kv_table *src, const uint32_t *rows, uint32_t n,
                        kv_err err);
@@ -53,6 +53,30 @@ int32_t be_gather_rows(kvf_cache *cache, kv_table *dst, const kv_table *src, con
  * rows[i] >= i). No other table holds the first ceil(n / KVF_PAGE_ROWS) pages. Sets no `rows`.
  */
 int32_t be_compact_rows(kvf_cache *cache, kv_table *t, const uint32_t *rows, uint32_t n, kv_err err);
+/* ---- Packed rows: layouts in packed.h ---- */
+
+typedef struct kv_pack_job {
+    kv_format *format;
+    const void *frame; /* NULL where the format has none */
+    const void *from;  /* a plain page */
+    void *to;          /* a packed page */
+    uint32_t n_row;    /* the first n_row slots are packed */
+} kv_pack_job;
+
+/*
+ * Fills a frame page for rows that are about to be packed: n_row rows in plain pages `pages` (host list of backend
+ * memory). channels: [key_channels] host, or NULL.
+ */
+int32_t be_pack_fit(kvf_cache *cache, kv_format *format, const void *const *pages, uint32_t n_row,
+                    const uint16_t *channels, void *frame, kv_err err);
+int32_t be_pack_pages(kvf_cache *cache, const kv_pack_job *jobs, uint32_t n_job, kv_err err);
+/* Fills format->impl, which may stay NULL; a build that cannot pack refuses. */
+int32_t be_format_open(kvf_cache *cache, kv_format *format, kv_err err);
+/* Frees format->impl, if anything. */
+void be_format_close(kvf_cache *cache, kv_format *format);
+
+/* ---- Reading and writing ---- */
+
 /* host f32 [rows, head_dim]; what: 0 keys, 1 values. */
 int32_t be_read_rows(kvf_cache *cache, const kv_table *t, uint32_t what, float *to_host, kv_err err);
 int32_t be_read_positions(kvf_cache *cache, const kv_table *t, uint32_t *to_host, kv_err err);
@@ -129,6 +153,9 @@ int32_t be_scores_window(kvf_cache *cache, kv_sequence *s, uint32_t layer, uint3
                          uint32_t reduce, float *out, uint32_t n_row, kv_err err);
 /* All n_window recorded queries; to_host: [n_head, n_block, n_block]. */
 int32_t be_attention_map(kvf_cache *cache, kv_sequence *s, uint32_t layer, uint32_t block, float *to_host, kv_err err);
+/* out: [n_stored_head, head_dim] */
+int32_t be_scores_channels(kvf_cache *cache, kv_sequence *s, uint32_t layer, uint32_t window, uint32_t reduce, float *out,
+                           kv_err err);
 int32_t be_scores_mass(kvf_cache *cache, kv_sequence *s, uint32_t layer, uint32_t mass, uint32_t reduce, float *out,
                        uint32_t n_row, kv_err err);
 /*

@@ -103,19 +103,42 @@ void kv_model_release(kvf_model *model);
 
 /*
  * A plain page holds KVF_PAGE_ROWS rows of one stored head: keys, values and one u32 position per row. How they are
- * laid out inside is the backend's choice; its size is page_bytes.
+ * laid out inside is the backend's choice; its size is the cache's page_bytes. A packed page holds as many rows in a
+ * format (packed.h); its size is the format's page_bytes.
  */
 typedef struct kv_page {
-    void *data;    /* backend memory, page_bytes long */
-    uint32_t refs; /* tables that hold it; 0: free */
-    uint32_t next; /* next free index, while refs is 0 */
+    void *data;     /* backend memory */
+    uint32_t refs;  /* tables that hold it; 0: free */
+    uint32_t next;  /* next free index, while refs is 0 */
+    uint32_t bytes; /* of data */
 } kv_page;
 
+/*
+ * How the packed pages of tables hold their rows. One per distinct description in use, kept by the tables that have it;
+ * compared by content.
+ */
+typedef struct kv_format {
+    struct kv_format *next; /* in the cache's list */
+    uint32_t refs;          /* tables that have it */
+    kvf_format config;
+    float *inv_freq;        /* [head_dim / 2] angles per position, when keys are packed as they were before rotation */
+    uint32_t page_bytes;    /* of one packed page */
+    uint32_t frame_bytes;   /* of what a table's packed pages have in common (its frame page); 0: nothing */
+    void *impl;             /* backend's own, may stay NULL; be_format_close frees it */
+} kv_format;
+
+/*
+ * A table's rows: the first `packed` rows lie in packed pages, KVF_PAGE_ROWS each, the last of which may be partly
+ * filled; the rest follows in plain pages, beginning with a new one. Positions ascend within each of the two parts.
+ */
 typedef struct kv_table {
-    uint32_t *page;  /* [n_page] indices into the cache's pages */
-    uint32_t n_page; /* always ceil(rows / KVF_PAGE_ROWS), except while rows are being appended */
+    uint32_t *page;  /* [n_page] indices into the cache's pages: packed ones, then plain ones */
+    uint32_t n_page; /* always kv_table_pages, except while rows are being appended */
     uint32_t cap_page;
     uint32_t rows;
+    uint32_t packed;   /* rows in packed pages; 0 without a format */
+    uint32_t frame;    /* index of the frame page + 1; 0: none */
+    kv_format *format; /* NULL: plain rows only */
 } kv_table;
 
 /* ---- Ids ---- */
@@ -259,6 +282,7 @@ struct kv_sequence {
     kv_table *table;         /* [n_layer * n_stored_head] */
     kv_prefill *prefill;     /* while prefilling */
     kv_observations *observe;
+    float *inv_freq;         /* [head_dim / 2] of the model that prefilled it; NULL: recorded, or empty */
     float *logits;           /* [vocab], backend memory; NULL before the end of prefill */
     uint32_t vocab;          /* of logits */
     uint32_t pending;        /* sampled token that was not run yet, or KV_NO_TOKEN; a stop token is never run */
@@ -279,14 +303,16 @@ struct kvf_cache {
     kvf_device *dev;
     kvf_cache_config config;
     uint32_t group;
-    uint32_t page_bytes;
+    uint32_t page_bytes; /* of a plain page */
     kv_page *page;       /* [cap_page] */
     uint32_t n_page;     /* slots ever used */
     uint32_t cap_page;
     uint32_t free_page;  /* head of the free list, KV_NO_TOKEN: empty */
     uint32_t held_page;  /* pages with refs > 0 */
     size_t live_bytes;   /* memory of step programs, beside the pages */
+    uint64_t held_bytes; /* of the pages held */
     double peak_bytes;   /* highest kv_held_bytes since the last reset */
+    kv_format *formats;  /* those in use */
     kv_ids sequences;    /* of kv_sequence; their addresses do not change */
     kv_ids objects;      /* of kv_object */
     void *impl;          /* backend's own, may stay NULL; be_cache_close frees it */
@@ -294,7 +320,7 @@ struct kvf_cache {
 
 /* Memory held now. */
 static inline double kv_held_bytes(const kvf_cache *cache) {
-    return (double)cache->held_page * cache->page_bytes + (double)cache->live_bytes;
+    return (double)cache->held_bytes + (double)cache->live_bytes;
 }
 
 /* The program of a layer, or NULL. */
@@ -315,9 +341,42 @@ static inline kv_table *kv_table_of(const kv_sequence *s, uint32_t layer, uint32
     return &s->table[(size_t)layer * s->n_stored_head + head];
 }
 
-/* Address of row `row`'s page. */
+static inline uint32_t kv_packed_pages(const kv_table *t) {
+    return t->packed / KVF_PAGE_ROWS + (t->packed % KVF_PAGE_ROWS != 0);
+}
+
+/* Pages that the table's rows need. */
+static inline uint32_t kv_table_pages(const kv_table *t) {
+    const uint32_t plain = t->rows - t->packed;
+    return kv_packed_pages(t) + plain / KVF_PAGE_ROWS + (plain % KVF_PAGE_ROWS != 0);
+}
+
+/* Index within the table of row `row`'s page, and the row's slot in it. */
+static inline uint32_t kv_page_of(const kv_table *t, uint32_t row) {
+    return row < t->packed ? row / KVF_PAGE_ROWS : kv_packed_pages(t) + (row - t->packed) / KVF_PAGE_ROWS;
+}
+static inline uint32_t kv_slot_of(const kv_table *t, uint32_t row) {
+    return (row < t->packed ? row : row - t->packed) % KVF_PAGE_ROWS;
+}
+
+/* First row of page `page` of the table, and the number of its rows. */
+static inline uint32_t kv_page_first(const kv_table *t, uint32_t page) {
+    const uint32_t n = kv_packed_pages(t);
+    return page < n ? page * KVF_PAGE_ROWS : t->packed + (page - n) * KVF_PAGE_ROWS;
+}
+static inline uint32_t kv_page_rows(const kv_table *t, uint32_t page) {
+    const uint32_t n = (page < kv_packed_pages(t) ? t->packed : t->rows) - kv_page_first(t, page);
+    return n < KVF_PAGE_ROWS ? n : KVF_PAGE_ROWS;
+}
+
+/* Memory of row `row`'s page. */
 static inline void *kv_page_data(const kvf_cache *cache, const kv_table *t, uint32_t row) {
-    return cache->page[t->page[row / KVF_PAGE_ROWS]].data;
+    return cache->page[t->page[kv_page_of(t, row)]].data;
+}
+
+/* Memory of the table's frame page, NULL where there is none. */
+static inline void *kv_frame_data(const kvf_cache *cache, const kv_table *t) {
+    return t->frame == 0 ? NULL : cache->page[t->frame - 1].data;
 }
 
 /* Query heads that read one stored head: group with kv_head granularity, else 1. */
@@ -336,15 +395,18 @@ bool kv_check_head(const kv_sequence *s, uint32_t head, const char *action, kv_e
  * Page memory comes from be_alloc page by page and goes back to be_free with the last reference: nothing is held back,
  * so resident_bytes is all there is.
  *
- * Takes n fresh pages (one reference each) into page[0, n). All or nothing; fails with KVF_ERR_MEMORY at the limit.
+ * Takes n fresh pages of `bytes` bytes (one reference each) into page[0, n). All or nothing; fails with KVF_ERR_MEMORY
+ * at the limit.
  */
-int32_t kv_pages_take(kvf_cache *cache, uint32_t *page, uint32_t n, kv_err err);
+int32_t kv_pages_take(kvf_cache *cache, uint32_t *page, uint32_t n, uint32_t bytes, kv_err err);
 void kv_page_retain(kvf_cache *cache, uint32_t page);
 void kv_page_release(kvf_cache *cache, uint32_t page);
 /* Room for n_page page indices in the table. */
 int32_t kv_table_grow(kv_table *t, uint32_t n_page, kv_err err);
-/* Releases all pages and the index array. */
+/* Releases all pages, the format and the index array. */
 void kv_table_free(kvf_cache *cache, kv_table *t);
+/* Makes the empty table `to` hold the pages, rows and format of `from`. */
+int32_t kv_table_share(kvf_cache *cache, kv_table *to, const kv_table *from, kv_err err);
 
 /*
  * Makes room for n more rows in one table, all writable: copies a shared tail page first. Does not change `rows`; the
@@ -364,8 +426,44 @@ int32_t kv_check_limit(const kvf_cache *cache, double bytes, kv_err err);
 static inline void kv_note_peak(kvf_cache *cache) {
     if (kv_held_bytes(cache) > cache->peak_bytes) cache->peak_bytes = kv_held_bytes(cache);
 }
-/* Releases the pages beyond ceil(rows / KVF_PAGE_ROWS) (after a failed or cancelled append). */
+
+/* Releases the pages beyond kv_table_pages (after a failed or cancelled append). */
 void kv_table_trim(kvf_cache *cache, kv_table *t);
+
+/* ---- Packed rows (format.c) ---- */
+
+/* The format of a description, one reference taken; a new one where none is in use. Checks it. inv_freq: NULL allowed. */
+int32_t kv_format_find(kvf_cache *cache, const kvf_format *config, const float *inv_freq, kv_format **out, kv_err err);
+void kv_format_retain(kv_format *format);
+/*
+ * Whether a layer with a format may have the program: one that looks at whole rows in their places, or writes them, may
+ * not, nor may masses meet rows that do not fill their pages. Either may be NULL.
+ */
+int32_t kv_check_format_step(const kv_format *format, const kv_step *step, const char *action, kv_err err);
+/* NULL allowed. */
+void kv_format_release(kvf_cache *cache, kv_format *format);
+/*
+ * Packs every whole page of rows that the format of a table of a layer no longer wants plain: what decode calls before
+ * a step, and retain after moving rows. Tables without a format, or whose format packs once, stay as they are.
+ */
+int32_t kv_pack_due(kvf_cache *cache, kv_sequence *s, kv_err err);
+/*
+ * Keeps rows `rows` (host, n of them, ascending) of a table with packed rows: pages at the front that stay whole
+ * stay as they are, other packed rows are unpacked and packed again as far as the format wants it.
+ */
+int32_t kv_table_repack(kvf_cache *cache, kv_table *t, const uint32_t *rows, uint32_t n, kv_err err);
+
+/* How a table was packed before kv_table_unpack; owns the references. */
+typedef struct kv_packing {
+    kv_format *format; /* NULL: it had none */
+    uint32_t frame;
+    uint32_t packed;
+} kv_packing;
+
+/* Makes all rows plain for an action that writes to them, and takes the format off the table, into *was. */
+int32_t kv_table_unpack(kvf_cache *cache, kv_table *t, kv_packing *was, kv_err err);
+/* Gives the format back and packs: n rows where it packs once, else what it wants. *was is empty then. */
+int32_t kv_table_pack_again(kvf_cache *cache, kv_table *t, kv_packing *was, uint32_t n, kv_err err);
 
 /* The model is live, ready, on the cache's device (which the caller has) and of the cache's shape. */
 int32_t kv_check_model(const kvf_model *model, const kvf_cache *cache, const char *action, kv_err err);
@@ -378,6 +476,8 @@ void kv_observations_release(kvf_cache *cache, kv_observations *observe);
 /* Bytes of a sequence's pages: by arithmetic over its row counts, and by walking its tables. */
 double kv_promised_bytes(const kvf_cache *cache, const kv_sequence *s);
 double kv_owned_bytes(const kvf_cache *cache, const kv_sequence *s);
+/* A copy of [head_dim / 2] angles, to be freed; NULL without memory. */
+float *kv_copy_angles(const kvf_cache *cache, const float *inv_freq);
 /* NULL allowed. */
 void kv_sequence_destroy(kvf_cache *cache, kv_sequence *s);
 void kv_object_destroy(kvf_cache *cache, kv_object *object);

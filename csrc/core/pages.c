@@ -3,7 +3,7 @@
  *
  * A page's memory is allocated when the first table takes it and freed when the last one lets it go. Nothing is kept
  * back: what the ledger calls resident is all that the pool has, and a row that was evicted with its page is gone. Only
- * the slots (16 bytes each) are recycled, by a free list.
+ * the slots are recycled, by a free list.
  */
 #include <stdlib.h>
 #include <string.h>
@@ -26,7 +26,7 @@ static int32_t grow_slots(kvf_cache *cache, uint32_t n, kv_err err) {
     const uint64_t least = (uint64_t)cache->held_page + n;
     if (cap < least) cap = least;
     if (cap < 64) cap = 64;
-    if (cap >= KV_NO_TOKEN) return no_memory((size_t)least * cache->page_bytes, err);
+    if (cap >= KV_NO_TOKEN) return no_memory((size_t)least * sizeof *cache->page, err);
     kv_page *page = realloc(cache->page, (size_t)cap * sizeof *page);
     if (page == NULL) return no_memory((size_t)cap * sizeof *page, err);
     cache->page = page;
@@ -36,7 +36,8 @@ static int32_t grow_slots(kvf_cache *cache, uint32_t n, kv_err err) {
 
 /* Puts a slot without memory on the free list. */
 static void give_slot(kvf_cache *cache, uint32_t index) {
-    cache->page[index] = (kv_page){NULL, 0, cache->free_page};
+    cache->held_bytes -= cache->page[index].bytes;
+    cache->page[index] = (kv_page){NULL, 0, cache->free_page, 0};
     cache->free_page = index;
     cache->held_page--;
 }
@@ -50,21 +51,21 @@ int32_t kv_check_limit(const kvf_cache *cache, double need, kv_err err) {
                    need, limit - held, limit);
 }
 
-static int32_t check_limit(const kvf_cache *cache, uint64_t n, kv_err err) {
-    return kv_check_limit(cache, (double)n * cache->page_bytes, err);
+static int32_t check_limit(const kvf_cache *cache, uint64_t n, uint32_t bytes, kv_err err) {
+    return kv_check_limit(cache, (double)n * bytes, err);
 }
 
-int32_t kv_pages_take(kvf_cache *cache, uint32_t *page, uint32_t n, kv_err err) {
+int32_t kv_pages_take(kvf_cache *cache, uint32_t *page, uint32_t n, uint32_t bytes, kv_err err) {
     if (n == 0) return KVF_OK;
-    int32_t status = check_limit(cache, n, err);
+    int32_t status = check_limit(cache, n, bytes, err);
     if (status != KVF_OK) return status;
     status = grow_slots(cache, n, err);
     if (status != KVF_OK) return status;
     for (uint32_t i = 0; i < n; i++) {
-        void *data = be_alloc(cache->dev, cache->page_bytes);
+        void *data = be_alloc(cache->dev, bytes);
         if (data == NULL) {
             while (i > 0) kv_page_release(cache, page[--i]);
-            return no_memory((size_t)n * cache->page_bytes, err);
+            return no_memory((size_t)n * bytes, err);
         }
         uint32_t index = cache->free_page;
         if (index != KV_NO_TOKEN) {
@@ -72,8 +73,9 @@ int32_t kv_pages_take(kvf_cache *cache, uint32_t *page, uint32_t n, kv_err err) 
         } else {
             index = cache->n_page++;
         }
-        cache->page[index] = (kv_page){data, 1, KV_NO_TOKEN};
+        cache->page[index] = (kv_page){data, 1, KV_NO_TOKEN, bytes};
         cache->held_page++;
+        cache->held_bytes += bytes;
         page[i] = index;
     }
     kv_note_peak(cache);
@@ -107,11 +109,30 @@ static void release_from(kvf_cache *cache, kv_table *t, uint32_t first) {
 
 void kv_table_free(kvf_cache *cache, kv_table *t) {
     release_from(cache, t, 0);
+    if (t->frame != 0) kv_page_release(cache, t->frame - 1);
+    kv_format_release(cache, t->format);
     free(t->page);
     *t = (kv_table){0};
 }
 
-void kv_table_trim(kvf_cache *cache, kv_table *t) { release_from(cache, t, pages_for(t->rows)); }
+int32_t kv_table_share(kvf_cache *cache, kv_table *to, const kv_table *from, kv_err err) {
+    const int32_t status = kv_table_grow(to, from->n_page, err);
+    if (status != KVF_OK) return status;
+    for (uint32_t i = 0; i < from->n_page; i++) {
+        to->page[i] = from->page[i];
+        kv_page_retain(cache, to->page[i]);
+    }
+    to->n_page = from->n_page;
+    to->rows = from->rows;
+    to->packed = from->packed;
+    to->frame = from->frame;
+    if (to->frame != 0) kv_page_retain(cache, to->frame - 1);
+    to->format = from->format;
+    if (to->format != NULL) kv_format_retain(to->format);
+    return KVF_OK;
+}
+
+void kv_table_trim(kvf_cache *cache, kv_table *t) { release_from(cache, t, kv_table_pages(t)); }
 
 int32_t kv_table_own(kvf_cache *cache, kv_table *t, kv_err err) {
     uint32_t n = 0;
@@ -119,7 +140,7 @@ int32_t kv_table_own(kvf_cache *cache, kv_table *t, kv_err err) {
     if (n == 0) return KVF_OK;
     uint32_t *copy = malloc(n * sizeof *copy);
     if (copy == NULL) return no_memory(n * sizeof *copy, err);
-    int32_t status = kv_pages_take(cache, copy, n, err);
+    int32_t status = kv_pages_take(cache, copy, n, cache->page_bytes, err);
     if (status == KVF_OK) {
         uint32_t used = 0;
         for (uint32_t i = 0; i < t->n_page && status == KVF_OK; i++) {
@@ -141,15 +162,16 @@ int32_t kv_table_reserve(kvf_cache *cache, kv_table *t, uint32_t n, kv_err err) 
     if (n > UINT32_MAX - KVF_PAGE_ROWS - t->rows) {
         return kv_fail(err, KVF_ERR_ARG, "Cannot reserve rows as a head must hold fewer than 2^32: %u and %u more", t->rows, n);
     }
-    const uint32_t tail = t->rows / KVF_PAGE_ROWS;
-    const bool shared = t->rows % KVF_PAGE_ROWS != 0 && cache->page[t->page[tail]].refs > 1;
-    const uint32_t need = pages_for(t->rows + n);
+    const uint32_t plain = t->rows - t->packed;
+    const uint32_t tail = kv_packed_pages(t) + plain / KVF_PAGE_ROWS;
+    const bool shared = plain % KVF_PAGE_ROWS != 0 && cache->page[t->page[tail]].refs > 1;
+    const uint32_t need = kv_packed_pages(t) + pages_for(plain + n);
     const uint32_t had = t->n_page;
     if (!shared && need <= had) return KVF_OK;
     /* The copy of the tail is taken along with the new pages, as the last one, so that all or none are there. */
     const uint32_t more = need > had ? need - had : 0;
     int32_t status = kv_table_grow(t, had + more + 1, err);
-    if (status == KVF_OK) status = kv_pages_take(cache, t->page + had, more + shared, err);
+    if (status == KVF_OK) status = kv_pages_take(cache, t->page + had, more + shared, cache->page_bytes, err);
     if (status != KVF_OK) return status;
     t->n_page = had + more;
     if (shared) {
@@ -170,13 +192,13 @@ int32_t kv_layer_reserve_prefill(kvf_cache *cache, kv_sequence *s, uint32_t laye
     const uint32_t n_page = pages_for(n);
     const uint32_t n_kv_head = cache->config.n_kv_head;
     const uint32_t n_sharing = s->n_stored_head / n_kv_head; /* tables of one group */
-    int32_t status = check_limit(cache, (uint64_t)n_page * n_kv_head, err);
+    int32_t status = check_limit(cache, (uint64_t)n_page * n_kv_head, cache->page_bytes, err);
     for (uint32_t h = 0; h < s->n_stored_head && status == KVF_OK; h++) {
         kv_table *t = kv_table_of(s, layer, h);
         status = kv_table_grow(t, n_page, err);
         if (status != KVF_OK) break;
         if (h % n_sharing == 0) {
-            status = kv_pages_take(cache, t->page, n_page, err);
+            status = kv_pages_take(cache, t->page, n_page, cache->page_bytes, err);
             if (status == KVF_OK) t->n_page = n_page;
         } else {
             const kv_table *first = kv_table_of(s, layer, h - h % n_sharing);

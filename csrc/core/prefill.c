@@ -164,6 +164,12 @@ static int32_t prefill_begin(kvf_model *model, kvf_cache *cache, uint32_t sequen
         return no_memory((size_t)n_token * sizeof *tokens, err);
     }
     memcpy(p->tokens, tokens, (size_t)n_token * sizeof *tokens);
+    free(s->inv_freq);
+    s->inv_freq = kv_copy_angles(cache, model->inv_freq);
+    if (s->inv_freq == NULL) {
+        undo_begin(cache, s);
+        return no_memory(cache->config.head_dim, err);
+    }
     status = be_prefill_begin(model, cache, s, err);
     if (status != KVF_OK) undo_begin(cache, s);
     return status;

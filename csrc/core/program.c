@@ -441,6 +441,9 @@ static int32_t sequence_program(kvf_cache *cache, uint32_t sequence, uint32_t la
     kv_step *step = step_new(s, err);
     if (step == NULL) return KVF_ERR_MEMORY;
     status = arrange(s, layer, step, ops, n, err);
+    for (uint32_t h = 0; h < s->n_stored_head && status == KVF_OK; h++) {
+        status = kv_check_format_step(kv_table_of(s, layer, h)->format, step, ACTION, err);
+    }
     if (status == KVF_OK) status = fill_step(cache, s, layer, step, err);
     if (status == KVF_OK && s->step == NULL) {
         s->step = calloc(cache->config.n_layer, sizeof *s->step);

@@ -117,6 +117,37 @@ int32_t kvf_attention_map(kvf_cache *cache, uint32_t sequence, uint32_t layer, u
     return status;
 }
 
+static int32_t scores_channels(kvf_cache *cache, uint32_t sequence, uint32_t layer, uint32_t window, uint32_t reduce,
+                               kv_err err) {
+    static const char *const action = "score the channels";
+    kv_sequence *s = kv_find_sequence(cache, sequence, action, err);
+    if (s == NULL || !kv_check_layer(cache, layer, action, err)) return KVF_ERR_ARG;
+    int32_t status = check_reduce(reduce, action, err);
+    if (status != KVF_OK) return status;
+    const kv_observations *o = s->observe;
+    if (o == NULL || o->window_q[layer] == NULL) {
+        return kv_fail(err, KVF_ERR_STATE, "Cannot %s as the layer's queries must be there: none were recorded or kept", action);
+    }
+    if (window == 0 || window > o->n_window) {
+        return kv_fail(err, KVF_ERR_ARG, "Cannot %s as window must be between 1 and the %u recorded queries: %u", action,
+                       o->n_window, window);
+    }
+    kv_object *out = kv_scores_new(cache, s->n_stored_head, cache->config.head_dim, &status, err);
+    if (out == NULL) return status;
+    status = be_scores_channels(cache, s, layer, window, reduce, out->values, err);
+    return kv_object_publish(cache, out, status, err);
+}
+
+int32_t kvf_scores_channels(kvf_cache *cache, uint32_t sequence, uint32_t layer, uint32_t window, uint32_t reduce,
+                            char *text, uint32_t cap) {
+    const kv_err err = {text, cap};
+    int32_t status = kv_enter(cache, KV_CACHE, "score the channels", err);
+    if (status != KVF_OK) return status;
+    status = scores_channels(cache, sequence, layer, window, reduce, err);
+    kv_leave(cache->dev);
+    return status;
+}
+
 static int32_t scores_mass(kvf_cache *cache, uint32_t sequence, uint32_t layer, uint32_t mass, uint32_t reduce, kv_err err) {
     static const char *const action = "score by column mass";
     kv_sequence *s = kv_find_sequence(cache, sequence, action, err);

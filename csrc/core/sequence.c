@@ -33,19 +33,31 @@ static size_t n_table(const kvf_cache *cache, const kv_sequence *s) {
 }
 
 double kv_promised_bytes(const kvf_cache *cache, const kv_sequence *s) {
-    uint64_t n_page = 0;
+    uint64_t bytes = 0;
     for (size_t i = 0; i < n_table(cache, s); i++) {
-        n_page += ((uint64_t)s->table[i].rows + KVF_PAGE_ROWS - 1) / KVF_PAGE_ROWS;
+        const kv_table *t = &s->table[i];
+        const uint64_t n_packed = kv_packed_pages(t);
+        bytes += (kv_table_pages(t) - n_packed) * cache->page_bytes;
+        if (n_packed > 0) bytes += n_packed * t->format->page_bytes + t->format->frame_bytes;
     }
-    return (double)n_page * cache->page_bytes + kv_step_promised(cache, s);
+    return (double)bytes + kv_step_promised(cache, s);
 }
 
 double kv_owned_bytes(const kvf_cache *cache, const kv_sequence *s) {
-    uint64_t n_page = 0;
+    uint64_t bytes = 0;
     for (size_t i = 0; i < n_table(cache, s); i++) {
-        for (uint32_t j = 0; j < s->table[i].n_page; j++) n_page += cache->page[s->table[i].page[j]].refs > 0;
+        const kv_table *t = &s->table[i];
+        for (uint32_t j = 0; j < t->n_page; j++) bytes += cache->page[t->page[j]].bytes;
+        if (t->frame != 0) bytes += cache->page[t->frame - 1].bytes;
     }
-    return (double)n_page * cache->page_bytes + kv_step_owned(cache, s);
+    return (double)bytes + kv_step_owned(cache, s);
+}
+
+float *kv_copy_angles(const kvf_cache *cache, const float *inv_freq) {
+    const size_t bytes = cache->config.head_dim / 2 * sizeof *inv_freq;
+    float *copy = malloc(bytes > 0 ? bytes : 1);
+    if (copy != NULL) memcpy(copy, inv_freq, bytes);
+    return copy;
 }
 
 void kv_observations_release(kvf_cache *cache, kv_observations *observe) {
@@ -82,6 +94,7 @@ void kv_sequence_destroy(kvf_cache *cache, kv_sequence *s) {
     for (size_t i = 0; i < n_table(cache, s); i++) kv_table_free(cache, &s->table[i]);
     be_sequence_close(cache, s);
     be_free(cache->dev, s->logits);
+    free(s->inv_freq);
     free(s->table);
     free(s);
 }
@@ -123,15 +136,8 @@ static int32_t share_tables(kvf_cache *cache, kv_sequence *copy, const kv_sequen
     for (uint32_t layer = 0; layer < cache->config.n_layer; layer++) {
         for (uint32_t h = 0; h < copy->n_stored_head; h++) {
             const kv_table *from = kv_table_of(s, layer, h / n_sharing);
-            kv_table *to = kv_table_of(copy, layer, h);
-            const int32_t status = kv_table_grow(to, from->n_page, err);
+            const int32_t status = kv_table_share(cache, kv_table_of(copy, layer, h), from, err);
             if (status != KVF_OK) return status;
-            for (uint32_t i = 0; i < from->n_page; i++) {
-                to->page[i] = from->page[i];
-                kv_page_retain(cache, to->page[i]);
-            }
-            to->n_page = from->n_page;
-            to->rows = from->rows;
         }
     }
     return KVF_OK;
@@ -152,6 +158,10 @@ static int32_t sequence_fork(kvf_cache *cache, uint32_t sequence, uint32_t granu
     if (copy == NULL) return KVF_ERR_MEMORY;
     int32_t status = share_tables(cache, copy, s, err);
     if (status == KVF_OK) status = kv_step_fork(cache, copy, s, err);
+    if (status == KVF_OK && s->inv_freq != NULL) {
+        copy->inv_freq = kv_copy_angles(cache, s->inv_freq);
+        if (copy->inv_freq == NULL) status = kv_fail(err, KVF_ERR_MEMORY, "Cannot fork the sequence as memory ran out");
+    }
     if (status == KVF_OK && s->logits != NULL) {
         const size_t bytes = (size_t)s->vocab * sizeof(float);
         copy->logits = be_alloc(cache->dev, bytes);
@@ -230,14 +240,15 @@ int32_t kvf_sequence_describe(kvf_cache *cache, uint32_t sequence, kvf_sequence_
     return status;
 }
 
-static int32_t sequence_rows(kvf_cache *cache, uint32_t sequence, uint32_t *rows, uint32_t n_rows, kv_err err) {
+/* Per table, its rows or how many of them are packed. */
+static int32_t count_rows(kvf_cache *cache, uint32_t sequence, bool packed, uint32_t *rows, uint32_t n_rows, kv_err err) {
     const kv_sequence *s = kv_find_sequence(cache, sequence, "read the row counts", err);
     if (s == NULL) return KVF_ERR_ARG;
     if (rows == NULL || n_rows < n_table(cache, s)) {
         return kv_fail(err, KVF_ERR_ARG, "Cannot read the row counts as rows must have %zu elements: %u", n_table(cache, s),
                        rows == NULL ? 0 : n_rows);
     }
-    for (size_t i = 0; i < n_table(cache, s); i++) rows[i] = s->table[i].rows;
+    for (size_t i = 0; i < n_table(cache, s); i++) rows[i] = packed ? s->table[i].packed : s->table[i].rows;
     return KVF_OK;
 }
 
@@ -246,7 +257,17 @@ int32_t kvf_sequence_rows(kvf_cache *cache, uint32_t sequence, uint32_t *rows, u
     const kv_err err = {text, cap};
     int32_t status = kv_enter(cache, KV_CACHE, "read the row counts", err);
     if (status != KVF_OK) return status;
-    status = sequence_rows(cache, sequence, rows, n_rows, err);
+    status = count_rows(cache, sequence, false, rows, n_rows, err);
+    kv_leave(cache->dev);
+    return status;
+}
+
+int32_t kvf_sequence_packed(kvf_cache *cache, uint32_t sequence, uint32_t *rows, uint32_t n_rows, char *text,
+                            uint32_t cap) {
+    const kv_err err = {text, cap};
+    int32_t status = kv_enter(cache, KV_CACHE, "read the row counts", err);
+    if (status != KVF_OK) return status;
+    status = count_rows(cache, sequence, true, rows, n_rows, err);
     kv_leave(cache->dev);
     return status;
 }

@@ -13,6 +13,7 @@
 #include <stdint.h>
 
 #include "../core/backend.h"
+#include "../core/packed.h"
 #include "layout.h"
 
 /* Columns of one packed weight panel. */
@@ -43,6 +44,15 @@ typedef struct cpu_ops {
     /* out[m, head_dim] += p[m, n_row] . values of a page's first n_row slots. */
     void (*page_values[3])(float *out, size_t ld_out, const float *p, size_t ld_p, const void *page, uint32_t m,
                            uint32_t n_row, uint32_t head_dim);
+    /* The same with tiles in f32: keys [n_line][KVF_PAGE_ROWS], values [n_row][ld]. */
+    void (*tile_scores)(float *s, size_t ld_s, const float *q, size_t ld_q, const float *tile, uint32_t m,
+                        uint32_t n_line);
+    void (*tile_values)(float *out, size_t ld_out, const float *p, size_t ld_p, const float *tile, size_t ld, uint32_t m,
+                        uint32_t n_row, uint32_t head_dim);
+    /* tile [n_line][ld] of a packed part that has bits, but for its outliers. */
+    void (*unpack_tile)(float *tile, const kv_part *part, const uint8_t *page, const uint8_t *frame);
+    /* Rotates keys [2 * half][KVF_PAGE_ROWS] by their positions, or back; tables as cpu_turns has them. */
+    void (*turn_tile)(float *tile, const uint32_t *position, uint32_t half, const float *low, const float *high, bool back);
 
     /* out = x / sqrt(mean(x^2) + eps) * weight */
     void (*rms_norm)(float *out, const float *x, const float *weight, uint32_t n, float eps);

@@ -290,7 +290,9 @@ static int32_t forward(kvf_model *model, kvf_cache *cache, kv_sequence **s, cons
     kvf_device *dev = model->dev;
     const size_t width = (size_t)c->n_head * c->head_dim, half = c->head_dim / 2;
     const size_t ld = cpu_padded((c->n_head + 2 * c->n_kv_head) * c->head_dim), ld_logits = cpu_padded(c->vocab);
-    int32_t status = reserve(cache, s, n, err);
+    int32_t status = KVF_OK;
+    for (uint32_t b = 0; b < n && status == KVF_OK; b++) status = kv_pack_due(cache, s[b], err);
+    if (status == KVF_OK) status = reserve(cache, s, n, err);
     if (status != KVF_OK) return status;
     uint32_t most = 0; /* items of any layer */
     for (uint32_t layer = 0; layer < c->n_layer; layer++) {

@@ -151,7 +151,7 @@ int32_t cpu_project(kvf_model *model, const cpu_layer *layer, const float *x, fl
 
 void cpu_write_row(const kvf_cache *cache, const kv_table *t, uint32_t row, uint32_t position, const float *k,
                    const float *v) {
-    const uint32_t dim = cache->config.head_dim, dtype = cache->config.row_dtype, slot = row % KVF_PAGE_ROWS;
+    const uint32_t dim = cache->config.head_dim, dtype = cache->config.row_dtype, slot = kv_slot_of(t, row);
     void *page = kv_page_data(cache, t, row);
     void *values = cpu_page_values(page, dim, dtype);
     for (uint32_t i = 0; i < dim; i++) {

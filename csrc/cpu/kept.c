@@ -5,12 +5,14 @@
 #include <math.h>
 #include <string.h>
 
+#include "packed.h"
 #include "program.h"
+#include "tiles.h"
 
 /* Queries whose products are computed together. */
 #define TILE 8
 
-static size_t padded(uint32_t rows) { return ((size_t)rows + KVF_PAGE_ROWS - 1) / KVF_PAGE_ROWS * KVF_PAGE_ROWS; }
+static size_t padded(uint32_t rows) { return CPU_SPAN_FLOATS((size_t)rows); }
 
 size_t cpu_kept_floats(uint32_t rows) { return (TILE + 1) * padded(rows); }
 
@@ -19,11 +21,11 @@ static void soften(const kvf_cache *cache, const kv_table *t, uint32_t position,
     const cpu_ops *ops = cpu_ops_of(cache->dev);
     const float scale = 1.0f / sqrtf((float)cache->config.head_dim);
     uint32_t visible = t->rows;
-    for (uint32_t row = 0; position + 1 < seen && row < t->rows; row += KVF_PAGE_ROWS) {
-        const uint32_t *own = cpu_page_positions(kv_page_data(cache, t, row), cache->config.head_dim, cache->config.row_dtype);
-        for (uint32_t i = 0; i < KVF_PAGE_ROWS && row + i < t->rows; i++) {
+    for (uint32_t page = 0; position + 1 < seen && page < kv_table_pages(t); page++) {
+        const uint32_t *own = cpu_positions_of(cache, t, page);
+        for (uint32_t i = 0; i < kv_page_rows(t, page); i++) {
             if (own[i] <= position) continue;
-            x[row + i] = -INFINITY;
+            x[kv_page_first(t, page) + i] = -INFINITY;
             visible--;
         }
     }
@@ -46,10 +48,7 @@ static uint32_t probabilities(const kvf_cache *cache, const kv_sequence *s, uint
     uint32_t m = window - first < most ? window - first : most;
     m = size - at < m ? size - at : m; /* the ring's end */
     const float *q = step->ring + ((size_t)head * size + at) * dim;
-    for (uint32_t row = 0; row < t->rows; row += KVF_PAGE_ROWS) {
-        cpu_ops_of(cache->dev)->page_scores[cache->config.row_dtype](x + row, padded(t->rows), q, dim,
-                                                                     kv_page_data(cache, t, row), m, dim);
-    }
+    cpu_table_scores(cache, t, (cpu_span){0, 0, t->rows}, q, dim, m, 0, x, padded(t->rows));
     for (uint32_t i = 0; i < m; i++) soften(cache, t, position + i, seen, flags, x + i * padded(t->rows));
     return m;
 }

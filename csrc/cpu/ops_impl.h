@@ -185,13 +185,33 @@ static inline const float *page_f32(float *buffer, const void *data, size_t n, u
     return buffer;
 }
 
+static void tile_scores(float *s, size_t ld_s, const float *q, size_t ld_q, const float *keys, uint32_t m, uint32_t n_line) {
+    zero_rows(s, ld_s, m, KVF_PAGE_ROWS);
+    for (uint32_t at = 0; at < KVF_PAGE_ROWS; at += TILE_PANELS * CPU_PANEL) {
+        add_product(s + at, ld_s, q, ld_q, (panels){keys + at, KVF_PAGE_ROWS, CPU_PANEL}, m, TILE_PANELS, n_line);
+    }
+}
+
 static inline void scores_of(float *s, size_t ld_s, const float *q, size_t ld_q, const void *page, uint32_t m,
                              uint32_t head_dim, uint32_t dtype) {
     float buffer[256 * KVF_PAGE_ROWS] __attribute__((aligned(64)));
-    const float *keys = page_f32(buffer, page, (size_t)head_dim * KVF_PAGE_ROWS, dtype);
-    zero_rows(s, ld_s, m, KVF_PAGE_ROWS);
-    for (uint32_t at = 0; at < KVF_PAGE_ROWS; at += TILE_PANELS * CPU_PANEL) {
-        add_product(s + at, ld_s, q, ld_q, (panels){keys + at, KVF_PAGE_ROWS, CPU_PANEL}, m, TILE_PANELS, head_dim);
+    tile_scores(s, ld_s, q, ld_q, page_f32(buffer, page, (size_t)head_dim * KVF_PAGE_ROWS, dtype), m, head_dim);
+}
+
+static void tile_values(float *out, size_t ld_out, const float *p, size_t ld_p, const float *values, size_t ld, uint32_t m,
+                        uint32_t n_row, uint32_t head_dim) {
+    uint32_t d = 0;
+    for (uint32_t n = TILE_PANELS; n > 0; n /= 2) {
+        for (; d + n * CPU_PANEL <= head_dim; d += n * CPU_PANEL) {
+            add_product(out + d, ld_out, p, ld_p, (panels){values + d, ld, CPU_PANEL}, m, n, n_row);
+        }
+    }
+    for (; d < head_dim; d++) {
+        for (uint32_t i = 0; i < m; i++) {
+            float sum = out[i * ld_out + d];
+            for (uint32_t j = 0; j < n_row; j++) sum += p[i * ld_p + j] * values[j * ld + d];
+            out[i * ld_out + d] = sum;
+        }
     }
 }
 
@@ -200,19 +220,7 @@ static inline void values_of(float *out, size_t ld_out, const float *p, size_t l
     float buffer[256 * KVF_PAGE_ROWS] __attribute__((aligned(64)));
     const uint8_t *at = (const uint8_t *)page + cpu_page_values_offset(head_dim, dtype);
     const float *values = page_f32(buffer, at, (size_t)n_row * head_dim, dtype);
-    uint32_t d = 0;
-    for (uint32_t n = TILE_PANELS; n > 0; n /= 2) {
-        for (; d + n * CPU_PANEL <= head_dim; d += n * CPU_PANEL) {
-            add_product(out + d, ld_out, p, ld_p, (panels){values + d, head_dim, CPU_PANEL}, m, n, n_row);
-        }
-    }
-    for (; d < head_dim; d++) {
-        for (uint32_t i = 0; i < m; i++) {
-            float sum = out[i * ld_out + d];
-            for (uint32_t j = 0; j < n_row; j++) sum += p[i * ld_p + j] * values[j * head_dim + d];
-            out[i * ld_out + d] = sum;
-        }
-    }
+    tile_values(out, ld_out, p, ld_p, values, head_dim, m, n_row, head_dim);
 }
 
 #define PAGE_KERNELS(suffix, dtype)                                                                                     \
@@ -227,6 +235,8 @@ static inline void values_of(float *out, size_t ld_out, const float *p, size_t l
 PAGE_KERNELS(f32, KVF_F32)
 PAGE_KERNELS(f16, KVF_F16)
 PAGE_KERNELS(bf16, KVF_BF16)
+
+#include "packed_impl.h"
 
 /* ---- Elementwise ---- */
 
@@ -366,6 +376,10 @@ const cpu_ops *OPS_NAME(void) {
         .panel_product = {product_f32, product_f16, product_bf16},
         .page_scores = {scores_f32, scores_f16, scores_bf16},
         .page_values = {values_f32, values_f16, values_bf16},
+        .tile_scores = tile_scores,
+        .tile_values = tile_values,
+        .unpack_tile = unpack_tile,
+        .turn_tile = turn_tile,
         .rms_norm = rms_norm,
         .swiglu = swiglu,
         .axpy = axpy,

@@ -4,6 +4,7 @@
  * Evicting a row moves one row: the last one takes its place. Which rows go is decided by (statistic, position), never by
  * where a row lies, so the choice is the same as if the rows were in order.
  */
+#include "packed.h"
 #include "program.h"
 
 #include <math.h>
@@ -475,8 +476,7 @@ int32_t be_live_start(kvf_cache *cache, kv_sequence *s, uint32_t layer, uint32_t
     const uint32_t readers = kv_readers(cache, s);
     const kv_observations *o = step->mass.from == KV_NO_TOKEN ? NULL : s->observe;
     for (uint32_t row = 0; row < t->rows; row++) {
-        const uint32_t position = cpu_page_positions(kv_page_data(cache, t, row), cache->config.head_dim,
-                                                     cache->config.row_dtype)[row % KVF_PAGE_ROWS];
+        const uint32_t position = cpu_positions_of(cache, t, kv_page_of(t, row))[kv_slot_of(t, row)];
         for (uint32_t r = 0; r < readers; r++) {
             float x = 0;
             if (o != NULL && position < o->n_token) {

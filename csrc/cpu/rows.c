@@ -6,7 +6,7 @@
 #include <string.h>
 
 #include "convert.h"
-#include "cpu.h"
+#include "packed.h"
 
 /* Dimensions that one chunk of a move takes. */
 #define MOVE_DIMS 16
@@ -39,7 +39,7 @@ typedef struct move_job {
         const type *from[KVF_PAGE_ROWS];                                                                                \
         for (uint32_t i = 0; i < n; i++) {                                                                              \
             const uint32_t r = j->rows[row + i];                                                                        \
-            from[i] = (const type *)cpu_page_keys(kv_page_data(j->cache, j->src, r)) + r % KVF_PAGE_ROWS;               \
+            from[i] = (const type *)cpu_page_keys(kv_page_data(j->cache, j->src, r)) + kv_slot_of(j->src, r);           \
         }                                                                                                               \
         for (uint32_t d = first; d < first + n_dim; d++) {                                                              \
             type *out = (type *)cpu_page_keys(to) + (size_t)d * KVF_PAGE_ROWS;                                          \
@@ -84,10 +84,39 @@ static void move_rows(kvf_cache *cache, const kv_table *dst, const kv_table *src
     cpu_parallel(cache->dev, (cache->config.head_dim + MOVE_DIMS - 1) / MOVE_DIMS, move_chunk, &j);
 }
 
+/* One page of rows of a table with packed rows, which become plain. */
+static void unpack_chunk(void *arg, uint32_t chunk, uint32_t thread) {
+    (void)thread;
+    const move_job *j = arg;
+    const uint32_t dim = j->cache->config.head_dim, dtype = j->cache->config.row_dtype;
+    const uint32_t first = chunk * KVF_PAGE_ROWS, n = j->n - first < KVF_PAGE_ROWS ? j->n - first : KVF_PAGE_ROWS;
+    void *to = kv_page_data(j->cache, j->dst, first);
+    float keys[CPU_TILE_FLOATS], values[CPU_TILE_FLOATS];
+    uint32_t held = KV_NO_TOKEN; /* page of the source in the tiles */
+    for (uint32_t i = 0; i < n; i++) {
+        const uint32_t row = j->rows[first + i], page = kv_page_of(j->src, row), slot = kv_slot_of(j->src, row);
+        if (page != held) {
+            cpu_page_tile(j->cache, j->src, page, 0, keys);
+            cpu_page_tile(j->cache, j->src, page, 1, values);
+            held = page;
+        }
+        for (uint32_t d = 0; d < dim; d++) {
+            cpu_put(cpu_page_keys(to), (size_t)d * KVF_PAGE_ROWS + i, dtype, keys[(size_t)d * KVF_PAGE_ROWS + slot]);
+            cpu_put(cpu_page_values(to, dim, dtype), (size_t)i * dim + d, dtype, values[(size_t)slot * dim + d]);
+        }
+        cpu_page_positions(to, dim, dtype)[i] = cpu_positions_of(j->cache, j->src, page)[slot];
+    }
+}
+
 int32_t be_gather_rows(kvf_cache *cache, kv_table *dst, const kv_table *src, const uint32_t *rows, uint32_t n,
                        kv_err err) {
     (void)err;
-    move_rows(cache, dst, src, rows, n);
+    if (src->packed == 0) {
+        move_rows(cache, dst, src, rows, n);
+        return KVF_OK;
+    }
+    move_job j = {cache, dst, src, rows, n};
+    cpu_parallel(cache->dev, (n + KVF_PAGE_ROWS - 1) / KVF_PAGE_ROWS, unpack_chunk, &j);
     return KVF_OK;
 }
 
@@ -178,14 +207,14 @@ int32_t be_order_rows(kvf_cache *cache, kv_sequence *s, uint32_t layer, uint32_t
 
 int32_t be_read_rows(kvf_cache *cache, const kv_table *t, uint32_t what, float *to_host, kv_err err) {
     (void)err;
-    const uint32_t dim = cache->config.head_dim, dtype = cache->config.row_dtype;
-    for (uint32_t row = 0; row < t->rows; row++) {
-        void *page = kv_page_data(cache, t, row);
-        const void *from = what == 0 ? cpu_page_keys(page) : cpu_page_values(page, dim, dtype);
-        const size_t slot = row % KVF_PAGE_ROWS;
-        float *out = to_host + (size_t)row * dim;
-        for (uint32_t d = 0; d < dim; d++) {
-            out[d] = cpu_get(from, what == 0 ? d * (size_t)KVF_PAGE_ROWS + slot : slot * dim + d, dtype);
+    const uint32_t dim = cache->config.head_dim;
+    float tile[CPU_TILE_FLOATS];
+    for (uint32_t page = 0; page < kv_table_pages(t); page++) {
+        cpu_page_tile(cache, t, page, what, tile);
+        for (uint32_t i = 0; i < kv_page_rows(t, page); i++) {
+            for (uint32_t d = 0; d < dim; d++) {
+                *to_host++ = what == 0 ? tile[(size_t)d * KVF_PAGE_ROWS + i] : tile[(size_t)i * dim + d];
+            }
         }
     }
     return KVF_OK;
@@ -193,9 +222,10 @@ int32_t be_read_rows(kvf_cache *cache, const kv_table *t, uint32_t what, float *
 
 int32_t be_read_positions(kvf_cache *cache, const kv_table *t, uint32_t *to_host, kv_err err) {
     (void)err;
-    const uint32_t dim = cache->config.head_dim, dtype = cache->config.row_dtype;
-    for (uint32_t row = 0; row < t->rows; row++) {
-        to_host[row] = cpu_page_positions(kv_page_data(cache, t, row), dim, dtype)[row % KVF_PAGE_ROWS];
+    for (uint32_t page = 0; page < kv_table_pages(t); page++) {
+        const uint32_t n = kv_page_rows(t, page);
+        memcpy(to_host, cpu_positions_of(cache, t, page), n * sizeof *to_host);
+        to_host += n;
     }
     return KVF_OK;
 }

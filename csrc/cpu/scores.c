@@ -58,46 +58,13 @@ void cpu_reduce_group(kvf_device *dev, const float *in, float *out, uint32_t n_h
     cpu_parallel(dev, n_head * j.n_part, reduce_chunk, &j);
 }
 
-/* ---- Column masses and norms ---- */
+/* ---- Column masses ---- */
 
 int32_t be_scores_mass(kvf_cache *cache, kv_sequence *s, uint32_t layer, uint32_t mass, uint32_t reduce, float *out,
                        uint32_t n_row, kv_err err) {
     (void)err;
     const float *in = s->observe->mass[(size_t)layer * s->observe->n_mass + mass];
     cpu_reduce_group(cache->dev, in, out, s->n_stored_head, kv_readers(cache, s), n_row, reduce);
-    return KVF_OK;
-}
-
-typedef struct norm_job {
-    const kvf_cache *cache;
-    const kv_table *t;
-    uint32_t what;
-    float *out; /* [rows] */
-} norm_job;
-
-/* One page: squares are added up in ascending order of the dimension. */
-static void norm_chunk(void *arg, uint32_t chunk, uint32_t thread) {
-    (void)thread;
-    const norm_job *j = arg;
-    const uint32_t dim = j->cache->config.head_dim, dtype = j->cache->config.row_dtype;
-    const uint32_t first = chunk * KVF_PAGE_ROWS;
-    const uint32_t n = j->t->rows - first < KVF_PAGE_ROWS ? j->t->rows - first : KVF_PAGE_ROWS;
-    void *page = kv_page_data(j->cache, j->t, first);
-    const void *from = j->what == 0 ? cpu_page_keys(page) : cpu_page_values(page, dim, dtype);
-    float sum[KVF_PAGE_ROWS] = {0};
-    for (uint32_t d = 0; d < dim; d++) {
-        for (uint32_t i = 0; i < n; i++) {
-            const float x = cpu_get(from, j->what == 0 ? (size_t)d * KVF_PAGE_ROWS + i : (size_t)i * dim + d, dtype);
-            sum[i] += x * x;
-        }
-    }
-    for (uint32_t i = 0; i < n; i++) j->out[first + i] = sqrtf(sum[i]);
-}
-
-int32_t be_scores_norm(kvf_cache *cache, const kv_table *t, uint32_t what, float *out, kv_err err) {
-    (void)err;
-    norm_job j = {cache, t, what, out};
-    cpu_parallel(cache->dev, (t->rows + KVF_PAGE_ROWS - 1) / KVF_PAGE_ROWS, norm_chunk, &j);
     return KVF_OK;
 }
 

@@ -1,15 +1,18 @@
 /* Attention over the rows of one table, page by page. */
 #include <math.h>
+#include <string.h>
 
+#include "packed.h"
 #include "tiles.h"
 
 #define CHUNK_PAGES (CPU_CHUNK_ROWS / KVF_PAGE_ROWS)
 
-uint32_t cpu_n_chunk(const kv_table *t) { return (t->rows + CPU_CHUNK_ROWS - 1) / CPU_CHUNK_ROWS; }
+uint32_t cpu_n_chunk(const kv_table *t) { return (kv_table_pages(t) + CHUNK_PAGES - 1) / CHUNK_PAGES; }
 
 cpu_span cpu_chunk(const kv_table *t, uint32_t chunk) {
-    const uint32_t first = chunk * CPU_CHUNK_ROWS;
-    return (cpu_span){chunk * CHUNK_PAGES, first, t->rows - first < CPU_CHUNK_ROWS ? t->rows - first : CPU_CHUNK_ROWS};
+    const uint32_t first_page = chunk * CHUNK_PAGES, n_page = kv_table_pages(t), end_page = first_page + CHUNK_PAGES;
+    const uint32_t first = kv_page_first(t, first_page);
+    return (cpu_span){first_page, first, (end_page < n_page ? kv_page_first(t, end_page) : t->rows) - first};
 }
 
 /* Hides the rows of a page that have left the sliding window. */
@@ -20,11 +23,53 @@ static void hide(const uint32_t *position, uint32_t n, uint32_t oldest, uint32_t
     }
 }
 
+/* The kept channels of queries [m, ld_q], closed up: [m, n]. */
+static void keep_channels(const uint16_t *channels, uint32_t n, const float *q, size_t ld_q, uint32_t m, float *out) {
+    for (uint32_t r = 0; r < m; r++) {
+        for (uint32_t i = 0; i < n; i++) out[r * n + i] = q[r * ld_q + channels[i]];
+    }
+}
+
+/* Queries that meet packed pages at the same time. */
+#define QUERY_BLOCK 32
+
+/* Scores of the span's packed pages; returns how many rows that are. */
+static uint32_t packed_scores(const kvf_cache *cache, const kv_table *t, cpu_span span, const float *q, size_t ld_q,
+                              uint32_t m, uint32_t oldest, float *scores, size_t ld_s) {
+    const cpu_packed p = cpu_packed_of(cache, t);
+    const uint32_t n_channel = p.layout.n_channel, end = kv_packed_pages(t);
+    const uint16_t *channels = cpu_packed_channels(&p);
+    float tile[CPU_TILE_FLOATS] __attribute__((aligned(64)));
+    float kept[QUERY_BLOCK * 256];
+    uint32_t row = 0;
+    for (uint32_t page = span.first_page; page < end && row < span.n; page++) {
+        const uint8_t *data = cache->page[t->page[page]].data;
+        const uint32_t n = kv_page_rows(t, page);
+        const float *keys = cpu_packed_keys(&p, data, tile);
+        for (uint32_t r = 0; r < m; r += QUERY_BLOCK) {
+            const uint32_t some = m - r < QUERY_BLOCK ? m - r : QUERY_BLOCK;
+            const float *from = q + r * ld_q;
+            size_t ld = ld_q;
+            if (channels != NULL) {
+                keep_channels(channels, n_channel, from, ld_q, some, kept);
+                from = kept;
+                ld = n_channel;
+            }
+            p.ops->tile_scores(scores + r * ld_s + row, ld_s, from, ld, keys, some, n_channel);
+        }
+        if (oldest > 0) hide(cpu_packed_positions(&p, data), n, oldest, m, scores + row, ld_s);
+        row += n;
+    }
+    return row;
+}
+
 void cpu_table_scores(const kvf_cache *cache, const kv_table *t, cpu_span span, const float *q, size_t ld_q, uint32_t m,
                       uint32_t oldest, float *scores, size_t ld_s) {
     const uint32_t dim = cache->config.head_dim, dtype = cache->config.row_dtype;
     const cpu_ops *ops = cpu_ops_of(cache->dev);
-    for (uint32_t row = 0; row < span.n; row += KVF_PAGE_ROWS) {
+    uint32_t row = 0;
+    if (span.first < t->packed) row = packed_scores(cache, t, span, q, ld_q, m, oldest, scores, ld_s);
+    for (; row < span.n; row += KVF_PAGE_ROWS) {
         void *page = kv_page_data(cache, t, span.first + row);
         const uint32_t n = span.n - row < KVF_PAGE_ROWS ? span.n - row : KVF_PAGE_ROWS;
         ops->page_scores[dtype](scores + row, ld_s, q, ld_q, page, m, dim);
@@ -32,11 +77,29 @@ void cpu_table_scores(const kvf_cache *cache, const kv_table *t, cpu_span span, 
     }
 }
 
+/* Adds the values of the span's packed pages; returns how many rows that are. */
+static uint32_t packed_values(const kvf_cache *cache, const kv_table *t, cpu_span span, const float *p, size_t ld_p,
+                              uint32_t m, float *out, size_t ld_out) {
+    const cpu_packed packed = cpu_packed_of(cache, t);
+    const uint32_t ld = cpu_packed_ld(&packed), end = kv_packed_pages(t);
+    float tile[CPU_TILE_FLOATS] __attribute__((aligned(64)));
+    uint32_t row = 0;
+    for (uint32_t page = span.first_page; page < end && row < span.n; page++) {
+        const uint32_t n = kv_page_rows(t, page);
+        const float *values = cpu_packed_values(&packed, cache->page[t->page[page]].data, tile);
+        packed.ops->tile_values(out, ld_out, p + row, ld_p, values, ld, m, n, cache->config.head_dim);
+        row += n;
+    }
+    return row;
+}
+
 void cpu_table_values(const kvf_cache *cache, const kv_table *t, cpu_span span, const float *p, size_t ld_p, uint32_t m,
                       float *out, size_t ld_out) {
     const uint32_t dim = cache->config.head_dim, dtype = cache->config.row_dtype;
     const cpu_ops *ops = cpu_ops_of(cache->dev);
-    for (uint32_t row = 0; row < span.n; row += KVF_PAGE_ROWS) {
+    uint32_t row = 0;
+    if (span.first < t->packed) row = packed_values(cache, t, span, p, ld_p, m, out, ld_out);
+    for (; row < span.n; row += KVF_PAGE_ROWS) {
         const uint32_t n = span.n - row < KVF_PAGE_ROWS ? span.n - row : KVF_PAGE_ROWS;
         ops->page_values[dtype](out, ld_out, p + row, ld_p, kv_page_data(cache, t, span.first + row), m, n, dim);
     }

@@ -7,7 +7,7 @@
 
 #include "cpu.h"
 
-/* Rows [first, first + n) of a table: what one chunk of decode attention covers. */
+/* Rows [first, first + n) of a table, beginning with page first_page: what one chunk of decode attention covers. */
 typedef struct cpu_span {
     uint32_t first_page, first, n;
 } cpu_span;
@@ -18,8 +18,10 @@ cpu_span cpu_chunk(const kv_table *t, uint32_t chunk);
 
 /*
  * scores[r * ld_s + i] = q[r] . key of row span.first + i, for m queries [m, ld_q] and i < span.n; -inf where the row's
- * position is before `oldest`. ld_s >= CPU_CHUNK_ROWS; what lies between span.n and CPU_CHUNK_ROWS is overwritten.
+ * position is before `oldest`. ld_s >= CPU_SPAN_FLOATS(span.n), or CPU_CHUNK_ROWS for a chunk; what lies between span.n and
+ * there is overwritten.
  */
+#define CPU_SPAN_FLOATS(n) (((n) + 2 * KVF_PAGE_ROWS - 1) / KVF_PAGE_ROWS * KVF_PAGE_ROWS)
 void cpu_table_scores(const kvf_cache *cache, const kv_table *t, cpu_span span, const float *q, size_t ld_q, uint32_t m,
                       uint32_t oldest, float *scores, size_t ld_s);
 /* out[m, ld_out] += p[m, ld_p] . values of the span's rows; p[r * ld_p + i] belongs to row span.first + i. */

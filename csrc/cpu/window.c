@@ -5,7 +5,7 @@
 #include <math.h>
 #include <string.h>
 
-#include "cpu.h"
+#include "tiles.h"
 
 /* Slots of cpu_scratch. */
 enum { SLOT_SOFTMAX = 16, SLOT_SUMS = 17 };
@@ -23,7 +23,7 @@ typedef struct window_job {
     uint32_t layer, window, flags, reduce;
     uint32_t n_row;   /* of the result */
     uint32_t n_token; /* rows of the layer */
-    size_t n_padded;  /* n_token, whole pages */
+    size_t n_padded;  /* room for n_token scores */
     float *out;       /* [n_head, n_row] summed over the queries; with REDUCE_FIRST [n_stored_head, n_row] */
     float *work;      /* [n_thread, tile + 1, n_padded] */
     uint32_t tile;
@@ -37,12 +37,7 @@ static const float *window_query(const window_job *j, uint32_t head, uint32_t i)
 /* Unscaled products of m queries, `ld_q` apart, with the first n rows of a table: [m, n_padded]. */
 static void products(const window_job *j, const kv_table *t, const float *q, size_t ld_q, uint32_t m, uint32_t n,
                      float *to) {
-    const kvf_cache *cache = j->cache;
-    const uint32_t dim = cache->config.head_dim;
-    const cpu_ops *ops = cpu_ops_of(cache->dev);
-    for (uint32_t row = 0; row < n; row += KVF_PAGE_ROWS) {
-        ops->page_scores[cache->config.row_dtype](to + row, j->n_padded, q, ld_q, kv_page_data(cache, t, row), m, dim);
-    }
+    cpu_table_scores(j->cache, t, (cpu_span){0, 0, n}, q, ld_q, m, 0, to, j->n_padded);
 }
 
 /* Products of window query i become exp(score - highest), with zeros behind what the query sees; returns their sum. */
@@ -114,7 +109,7 @@ int32_t be_scores_window(kvf_cache *cache, kv_sequence *s, uint32_t layer, uint3
     const bool first = group > 1 && (flags & KVF_WINDOW_REDUCE_FIRST);
     const uint32_t most = first ? group : window;
     j.tile = most < QUERY_TILE ? most : QUERY_TILE;
-    j.n_padded = ((size_t)j.n_token + KVF_PAGE_ROWS - 1) / KVF_PAGE_ROWS * KVF_PAGE_ROWS;
+    j.n_padded = CPU_SPAN_FLOATS((size_t)j.n_token);
     const size_t work = (size_t)dev->info.n_thread * (j.tile + 1) * j.n_padded * sizeof(float);
     j.work = cpu_scratch(dev, SLOT_SOFTMAX, work);
     if (j.work == NULL) return no_memory(err, work);
@@ -176,7 +171,7 @@ int32_t be_attention_map(kvf_cache *cache, kv_sequence *s, uint32_t layer, uint3
     map_job j = {.window = {.cache = cache, .s = s, .layer = layer, .window = o->n_window, .n_token = o->n_token,
                             .tile = QUERY_TILE},
                  .block = block, .n_block = (o->n_token - 1) / block + 1, .map = to_host};
-    j.window.n_padded = ((size_t)o->n_token + KVF_PAGE_ROWS - 1) / KVF_PAGE_ROWS * KVF_PAGE_ROWS;
+    j.window.n_padded = CPU_SPAN_FLOATS((size_t)o->n_token);
     const size_t work = (size_t)dev->info.n_thread * (QUERY_TILE + 1) * j.window.n_padded * sizeof(float);
     j.window.work = cpu_scratch(dev, SLOT_SOFTMAX, work);
     if (j.window.work == NULL) return no_memory(err, work);

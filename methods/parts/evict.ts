@@ -183,9 +183,9 @@ function createPolicy<O>(
     canStep: spec.decode !== undefined,
     ...(observation === undefined ? {} : { observation }),
   });
-  if (schedule !== undefined && quantiser !== undefined) {
+  if (schedule?.kind === "step" && quantiser !== undefined) {
     throw new RangeError(
-      `Cannot run "${name}" with quant "${options.quant}" as rows that may be evicted later must be plain: schedule is "${options.schedule}"`,
+      `Cannot run "${name}" with quant "${options.quant}" as rows that are evicted in steps must be plain: schedule is "${options.schedule}"`,
     );
   }
   if (schedule?.kind === "step" && (options.merge ?? "none") !== "none") {

@@ -92,12 +92,14 @@ export function fakeLayer(
     columnMass: (queries, reduce) => record("columnMass", queries, reduce),
     keyNorm: () => record("keyNorm"),
     valueNorm: () => record("valueNorm"),
+    channelScores: (options) => record("channelScores", options),
     uniform: (seed) => record("uniform", seed),
     fromArray: () => record("fromArray"),
     select: (rows) => selection(rows.map((list) => Uint32Array.from(list))),
     retain(selection, range = {}) {
       calls.push(["retain", selection?.read().map((r) => r.length), range]);
     },
+    pack: (format, chosen = {}) => void calls.push(["pack", format, chosen]),
     spreadValues: (_, options) => void calls.push(["spreadValues", options]),
     ...facts,
   };
