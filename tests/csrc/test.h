@@ -117,15 +117,20 @@ static inline void check_books(kvf_cache *cache) {
         const kv_sequence *s = cache->sequences.slot[i].item;
         if (s == NULL) continue;
         for (size_t t = 0; t < (size_t)cache->config.n_layer * s->n_stored_head; t++) {
-            CHECK(s->table[t].n_page == (s->table[t].rows + KVF_PAGE_ROWS - 1) / KVF_PAGE_ROWS);
+            CHECK(s->table[t].n_page == kv_table_pages(&s->table[t]));
+            CHECK(s->table[t].packed <= s->table[t].rows);
+            CHECK(s->table[t].packed == 0 ? s->table[t].frame == 0 : s->table[t].format != NULL);
+            if (s->table[t].frame != 0) refs[s->table[t].frame - 1]++;
             for (uint32_t j = 0; j < s->table[t].n_page; j++) refs[s->table[t].page[j]]++;
         }
     }
     uint32_t held = 0;
+    double bytes = 0;
     for (uint32_t i = 0; i < cache->n_page; i++) {
         CHECK(cache->page[i].refs == refs[i]);
         CHECK((cache->page[i].data != NULL) == (refs[i] > 0));
         held += refs[i] > 0;
+        bytes += refs[i] > 0 ? cache->page[i].bytes : 0;
     }
     free(refs);
     const kvf_ledger ledger = ledger_of(cache);
@@ -137,7 +142,7 @@ static inline void check_books(kvf_cache *cache) {
         if (s != NULL) live += kv_step_owned(cache, s);
     }
     CHECK(live == (double)cache->live_bytes);
-    CHECK(ledger.resident_bytes == (double)held * cache->page_bytes + live);
+    CHECK(ledger.resident_bytes == bytes + live);
     CHECK(ledger.peak_bytes >= ledger.resident_bytes);
     CHECK(cache->config.limit_bytes == 0 || ledger.peak_bytes <= cache->config.limit_bytes);
 }
