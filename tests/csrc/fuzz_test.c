@@ -316,6 +316,46 @@ static void programs(kvf_cache *c, uint32_t s, uint32_t layer) {
     check(kvf_sequence_program(c, s, layer, below(30) ? ops : NULL, below(50) ? n : rnd(), ERR));
 }
 
+/* Calls of kvf_pack that were right. */
+static uint32_t n_packed;
+
+/* Mostly a format that is allowed. */
+static kvf_format any_format(void) {
+    static const uint32_t BITS[] = {2, 3, 4, 8, 0};
+    kvf_format f = {.size = sizeof f, .flags = below(3) ? 0 : number(4), .residual = below(3) ? below(40) : number(100),
+                    .key_bits = BITS[below(5)], .value_bits = BITS[below(5)]};
+    if (f.key_bits > 0) {
+        f.key_axis = below(2);
+        f.key_levels = f.key_bits < 8 && below(3) == 0;
+        f.key_outliers = below(3) ? 0 : number(40);
+        f.key_rank = below(3) ? 0 : number(6);
+    }
+    if (f.value_bits > 0) {
+        f.value_axis = below(2);
+        f.value_group = f.value_axis == KVF_PER_TOKEN ? 16 * below(3) : 0;
+        f.value_outliers = below(3) ? 0 : number(40);
+        f.value_rank = below(3) ? 0 : number(6);
+    }
+    if (below(6) == 0) f.key_channels = number(8), f.flags |= KVF_PACK_ONCE;
+    if (below(10) == 0) ((uint32_t *)&f)[below(16)] = rnd() >> below(32);
+    return f;
+}
+
+static void packs(void) {
+    kvf_cache *c = below(4) ? caches[0] : any_cache();
+    const uint32_t s = any_id(sequence_ids), layer = number(2);
+    const kvf_format f = any_format();
+    double bytes[2];
+    switch (below(6)) {
+        case 0: check(kvf_format_bytes(c, below(20) ? &f : NULL, maybe(bytes), ERR)); break;
+        case 1: check(kvf_sequence_packed(c, s, maybe(words), number(300), ERR)); break;
+        case 2: remember(object_ids, check(kvf_scores_channels(c, s, layer, number(9), number(3), ERR))); break;
+        default:
+            n_packed += check(kvf_pack(c, s, layer, below(20) ? &f : NULL, below(4) ? 0 : any_id(object_ids),
+                                       f.key_channels > 0 || below(9) == 0 ? any_id(object_ids) : 0, ERR)) == KVF_OK;
+    }
+}
+
 static void actions(void) {
     kvf_cache *c = any_cache();
     const uint32_t s = any_id(sequence_ids), layer = number(2), head = number(4);
@@ -345,7 +385,8 @@ int main(void) {
             case 0: lives(); break;
             case 1: weights(); break;
             default:
-                switch (below(8)) {
+                switch (below(9)) {
+                    case 8: packs(); break;
                     case 0: sequences(); break;
                     case 1:
                     case 2:
@@ -379,5 +420,6 @@ int main(void) {
     kvf_cache_free(cache);
     for (uint32_t i = 0; i < N_DEVICE; i++) kvf_device_free(devices[i]);
     CHECK(kvf_live_handles() == 0);
+    CHECK(n_packed > 100);
     return 0;
 }
