@@ -1,90 +1,131 @@
 // deno-lint-ignore-file no-console -- the command line prints
 import {
-  type Configuration,
-  generate,
-  labelOf,
-  LanguageModel,
-} from "../../eval/engine/mod.ts";
+  benchConfigurations,
+  type BenchRow,
+  type Spread,
+} from "../../eval/bench.ts";
+import { labelsOf, LanguageModel } from "../../eval/engine/mod.ts";
+import {
+  formatBytes,
+  type IntervalCell,
+  type Table,
+  toTerminal,
+} from "../../eval/tables/mod.ts";
 import { type Call, text, UsageError } from "../spec.ts";
 import {
-  bytes,
   configurationsOf,
-  median,
   openModel,
-  printColumns,
   printJson,
+  progressBar,
 } from "./_runtime.ts";
-
-interface Row {
-  configuration: string;
-  promptTokens: number;
-  batch: number;
-  prefillMs: number;
-  prefillTokensPerSecond: number;
-  decodeMsPerStep: number;
-  decodeTokensPerSecond: number;
-  /** Bytes that a step reads over its time, as a share of the read bandwidth of this run. */
-  bandwidthShare: number;
-  residentBytes: number;
-  peakBytes: number;
-  spread: { prefillMs: [number, number]; decodeMsPerStep: [number, number] };
-}
 
 /** `kvf bench`. */
 export async function benchAction(call: Call): Promise<number> {
   const { flags } = call;
   const configurations = await configurationsOf(call);
   using model = await benchModel(call);
-  const bandwidth = model.device.readBandwidth(512 * 2 ** 20);
-  const rows: Row[] = [];
-  for (const length of flags.lengths as number[]) {
-    for (const configuration of configurations) {
-      rows.push(await measure(model, configuration, length, flags, bandwidth));
-    }
+  const readBandwidth = model.device.readBandwidth(512 * 2 ** 20);
+  const bar = progressBar("bench", flags.json === true);
+  let rows: BenchRow[];
+  try {
+    rows = await benchConfigurations(model, configurations, {
+      lengths: flags.lengths as number[],
+      batch: flags.batch as number,
+      newTokens: flags.newTokens as number,
+      repeats: flags.repeats as number,
+      readBandwidth,
+      onProgress: (done, total) => bar.set(done, total),
+    });
+  } finally {
+    bar.stop();
   }
   const device = model.device.info();
+  const labels = labelsOf(configurations);
+  const named = rows.map((row) => ({
+    ...row,
+    label: labels[configurations.indexOf(row.configuration)]!,
+  }));
   if (flags.json) {
+    const { dtype, cacheDtype } = model.facts;
     printJson({
       device,
-      readBandwidth: bandwidth,
+      readBandwidth,
+      weightBytes: model.native.bytes,
+      ...{ dtype, cacheDtype },
       repeats: flags.repeats,
       newTokens: flags.newTokens,
-      rows,
+      rows: named.map(({ label, configuration, ...row }) => ({
+        configuration: label,
+        method: configuration.method.name,
+        options: configuration.options,
+        granularity: configuration.granularity,
+        ...row,
+      })),
     });
     return 0;
   }
   console.log(
-    `${device.name}; reads ${
-      (bandwidth / 1e9).toFixed(1)
-    } GB/s; median of ${flags.repeats}`,
+    `${device.name}; reads ${(readBandwidth / 1e9).toFixed(1)} GB/s; weights ${
+      formatBytes(model.native.bytes)
+    } in ${model.facts.dtype}; median [lowest, highest] of ${flags.repeats}`,
   );
-  printColumns([
-    [
-      "configuration",
-      "prompt",
-      "batch",
-      "prefill ms",
-      "tok/s",
-      "ms/step",
-      "tok/s",
-      "of bandwidth",
-      "cache",
-      "peak",
-    ],
-    ...rows.map((row) => [
-      row.configuration,
-      String(row.promptTokens),
-      String(row.batch),
-      row.prefillMs.toFixed(0),
-      row.prefillTokensPerSecond.toFixed(0),
-      row.decodeMsPerStep.toFixed(2),
-      row.decodeTokensPerSecond.toFixed(1),
-      `${(100 * row.bandwidthShare).toFixed(0)} %`,
-      bytes(row.residentBytes),
-      bytes(row.peakBytes),
-    ]),
-  ]);
+  console.log(toTerminal(benchTable(named)));
   return 0;
+}
+
+type NamedRow = BenchRow & { label: string };
+
+function benchTable(rows: readonly NamedRow[]): Table<NamedRow> {
+  const range = ({ median, low, high }: Spread): IntervalCell => ({
+    value: median,
+    low,
+    high,
+  });
+  const bytes = { format: formatBytes };
+  return {
+    rows,
+    columns: [
+      { title: "configuration", cell: ({ label }) => label },
+      { title: "prompt", digits: 0, cell: ({ promptTokens }) => promptTokens },
+      { title: "batch", digits: 0, cell: ({ batch }) => batch },
+      {
+        title: "first token ms",
+        digits: 0,
+        cell: ({ firstTokenMs }) => range(firstTokenMs),
+      },
+      {
+        title: "prefill tok/s",
+        digits: 0,
+        cell: ({ prefillTokensPerSecond }) => prefillTokensPerSecond,
+      },
+      {
+        title: "policy ms",
+        digits: 1,
+        cell: ({ compressMs }) => compressMs.median,
+      },
+      {
+        title: "ms/step",
+        cell: ({ decodeMsPerStep }) => range(decodeMsPerStep),
+      },
+      {
+        title: "tok/s",
+        digits: 1,
+        cell: ({ decodeTokensPerSecond }) => decodeTokensPerSecond,
+      },
+      {
+        title: "samples/s",
+        cell: ({ samplesPerSecond }) => samplesPerSecond,
+      },
+      {
+        title: "of bandwidth",
+        format: (share) => `${(100 * share).toFixed(0)} %`,
+        cell: ({ bandwidthShare }) => bandwidthShare,
+      },
+      { title: "promised", ...bytes, cell: (row) => row.promisedBytes },
+      { title: "resident", ...bytes, cell: (row) => row.residentBytes },
+      { title: "peak", ...bytes, cell: (row) => row.peakBytes },
+    ],
+  };
 }
 
 function benchModel({ flags }: Call): Promise<LanguageModel> {
@@ -107,48 +148,4 @@ function benchModel({ flags }: Call): Promise<LanguageModel> {
       ? {}
       : { cacheDtype: flags.cacheDtype as "f32" | "f16" | "bf16" }),
   }));
-}
-
-async function measure(
-  model: LanguageModel,
-  configuration: Configuration,
-  length: number,
-  flags: Call["flags"],
-  bandwidth: number,
-): Promise<Row> {
-  const batch = flags.batch as number, newTokens = flags.newTokens as number;
-  const vocab = model.native.config.vocab;
-  // Any text does for timing; a fixed pattern keeps the run reproducible.
-  const prompt = Array.from({ length }, (_, i) => (i * 7919 + 13) % vocab);
-  const copies = Array.from({ length: batch }, () => configuration);
-  const prefill: number[] = [], decode: number[] = [];
-  let last: Awaited<ReturnType<typeof generate>>[number] | undefined;
-  for (let i = 0; i < (flags.repeats as number) + 1; i++) {
-    const generations = await generate(model, prompt, copies, {
-      maxNewTokens: newTokens,
-      chunk: newTokens,
-    });
-    last = generations[0]!;
-    if (i === 0) continue; // warm-up
-    prefill.push(last.timing.prefillMs + last.timing.compressMs);
-    decode.push(last.timing.decodeMsPerToken);
-  }
-  const prefillMs = median(prefill), step = median(decode);
-  const read = model.native.stepBytes + batch * last!.cache.residentBytes;
-  return {
-    configuration: labelOf(configuration),
-    promptTokens: length,
-    batch,
-    prefillMs,
-    prefillTokensPerSecond: 1e3 * length / prefillMs,
-    decodeMsPerStep: step,
-    decodeTokensPerSecond: 1e3 * batch / step,
-    bandwidthShare: read / (step / 1e3) / bandwidth,
-    residentBytes: last!.cache.residentBytes,
-    peakBytes: last!.cache.peakBytes,
-    spread: {
-      prefillMs: [Math.min(...prefill), Math.max(...prefill)],
-      decodeMsPerStep: [Math.min(...decode), Math.max(...decode)],
-    },
-  };
 }

@@ -14,7 +14,7 @@ export const bench: CommandSpec = {
   methodFlags: true,
   declare(command) {
     command.description(
-      "Time prefill and decode apart, with the cache's bytes",
+      "Time to first token, decode speed, bytes and the share of read bandwidth, with their spread",
     );
     modelFlags(command, false);
     command
