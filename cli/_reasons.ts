@@ -11,15 +11,18 @@ export const REASONS: Readonly<Record<string, string>> = {
     "sample data of others, where it lies beside the project",
   "read ./.git": "the commit that goes into every record",
   "read ./build": "what was compiled before, to see what is stale",
+  "read ./build/libkvf.so": "the library, whose hash goes into every run",
   "read ./csrc": "the sources of the library",
   "read ./README.md": "the page whose table of methods is written",
   "write ./README.md": "the table of methods",
+  "read ./data": "data of the user's: LongBench, ready RULER records, essays",
   "read ./models": "model folders",
   "read ./node_modules/@resvg/resvg-wasm":
     "the rasteriser that makes PNG files",
   "read ./node_modules/dejavu-fonts-ttf": "the font of the pictures",
   "read ./node_modules/jieba-wasm":
     "the Chinese word segmentation of the metrics",
+  "read ./plans": "plans of sweeps",
   "read ./results": "records of earlier runs, so that none is computed twice",
   "read ./tests/csrc": "the C tests",
   "write ./build": "compiled files",
@@ -36,6 +39,8 @@ export const REASONS: Readonly<Record<string, string>> = {
   "run deno":
     "commands in processes of their own, each with permissions of its own",
   "run ./build/native_test": "the C tests, one after the other",
+  "sys systemMemoryInfo":
+    "the memory that is free, so that an evaluation keeps within it",
   "env INIT_CWD":
     "the folder that relative paths of the command line start from",
 };

@@ -16,6 +16,8 @@ interface Probe {
   mini?: boolean;
   /** True when OUT holds records before the run. */
   records?: boolean;
+  /** Files that lie in OUT before the run. */
+  files?: Record<string, string>;
   /** Entries whose need this run cannot show, and why. */
   excused?: Record<string, string>;
   /** Runs that show the need of single entries, where one run for all would take too long. */
@@ -68,6 +70,51 @@ const PROBES: Record<string, Probe> = {
       ...["--lengths", "256", "--depths", "2"],
     ],
     excused: { "read ./.git": COMMIT },
+  },
+  "longbench": {
+    // Chinese, as only that needs the word segmentation.
+    args: [
+      ...["run", "cli/main.ts", "eval", "longbench", ...NEEDLE],
+      ...["--data", "OUT", "--datasets", "multifieldqa_zh"],
+      ...["--max-new-tokens", "2"],
+    ],
+    files: {
+      "multifieldqa_zh.jsonl": JSON.stringify({
+        input: "谁？",
+        context: "段落",
+        answers: ["某人"],
+        length: 6,
+        dataset: "multifieldqa_zh",
+        language: "zh",
+        "all_classes": null,
+        _id: "0",
+      }),
+    },
+    excused: {
+      "read ./.git": COMMIT,
+      "read ./data": "the probe's data lies in results",
+    },
+  },
+  "ruler": {
+    args: [
+      ...["run", "cli/main.ts", "eval", "ruler", ...NEEDLE],
+      ...["--tasks", "vt", "--lengths", "256", "--limit", "1"],
+    ],
+    excused: {
+      "read ./.git": COMMIT,
+      "read ./data": "the probe's data lies in results",
+    },
+  },
+  "tables": {
+    args: [
+      ...["run", "cli/tables.ts", "ruler", "--examples=1"],
+      ...["--methods=fullkv", "--length=512", "--results=OUT"],
+      ...["--page=OUT/page.md"],
+    ],
+    excused: {
+      "read ./.git": COMMIT,
+      "write ./docs": "the probe's page lies in results",
+    },
   },
   "docs": { args: ["run", "tasks/methods_page.ts"] },
   "sweep": {
@@ -161,12 +208,12 @@ function miniature(): string {
 async function attempt(
   args: string[],
   set: Record<string, string[]>,
-  { mini = false, records = false }: Probe,
+  { mini = false, records = false, files = {} }: Probe,
 ): Promise<{ code: number; err: string }> {
   const root = mini ? miniature() : ROOT;
   const out = `${ROOT}/results/permissions-${crypto.randomUUID()}`;
   const place = (text: string) =>
-    text.replace("MINI", root).replace("OUT", out);
+    text.replaceAll("MINI", root).replaceAll("OUT", out);
   const absolute = (entry: string) => entry.replace(/^\.(?=\/|$)/, root);
   const flags = Object.entries(set).filter(([, entries]) => entries.length > 0)
     .map(([kind, entries]) =>
@@ -174,6 +221,10 @@ async function attempt(
     );
   const [verb, ...rest] = args;
   if (records) await writeRecords(out, sampleFolder());
+  for (const [name, text] of Object.entries(files)) {
+    Deno.mkdirSync(out, { recursive: true });
+    Deno.writeTextFileSync(`${out}/${name}`, text);
+  }
   try {
     const { code, stdout, stderr } = await new Deno.Command("deno", {
       args: [
