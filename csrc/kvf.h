@@ -30,7 +30,7 @@ extern "C" {
 #endif
 
 #define KVF_API __attribute__((visibility("default")))
-#define KVF_ABI_VERSION 7
+#define KVF_ABI_VERSION 8
 /* Rows of one page. */
 #define KVF_PAGE_ROWS 32
 
@@ -385,7 +385,8 @@ KVF_API int32_t kvf_program_rows(kvf_cache *cache, uint32_t sequence, uint32_t l
 enum kvf_window_flag {
     KVF_WINDOW_MEAN = 1,         /* mean over the window's queries instead of the sum */
     KVF_WINDOW_ALL_ROWS = 2,     /* all rows instead of only those before the window */
-    KVF_WINDOW_REDUCE_FIRST = 4  /* reduce over the group before summing over the queries */
+    KVF_WINDOW_REDUCE_FIRST = 4, /* reduce over the group before summing over the queries */
+    KVF_WINDOW_HITS = 8          /* counts the queries that give at least the average, 1 / rows seen, in place of summing */
 };
 
 /* From the caller's values, or zeros when values is NULL. values: [n_head, n_row] f32. Returns the id. */

@@ -3,7 +3,12 @@
  *
  * @module
  */
-import { Cache, type Device, type RecordedLayer } from "../ffi/mod.ts";
+import {
+  Cache,
+  type Device,
+  mergeObservations,
+  type RecordedLayer,
+} from "../ffi/mod.ts";
 import {
   type Granularity,
   type Method,
@@ -31,7 +36,7 @@ export interface ApplyRequest<Options> extends RecordedLayer {
   rows?: boolean;
 }
 
-/** What a method kept. */
+/** What a method kept, or, where it keeps everything, what it would read for the last query. */
 export interface Applied<Options> {
   /** Options as resolved. */
   options: Options;
@@ -66,19 +71,39 @@ export function applyMethod<Options>(
   const policy = method.create(options, shape);
   using cache = new Cache(device, { ...shape, rowDtype: "f32" });
   using sequence = cache.sequence(granularity);
-  sequence.record(tokens, policy.observe);
+  // The last query shows what a method that chooses per query would read.
+  sequence.record(
+    tokens,
+    mergeObservations([policy.observe, { windowQueries: 1 }]),
+  );
   sequence.recordLayer(layer, request);
   sequence.prepare(policy, layer);
   sequence.act(policy, layer);
   const heads = Array.from({ length: sequence.storedHeads }, (_, h) => h);
+  const read = heads.map((head) => sequence.attendedRows(layer, head));
+  const rowsOf = (what: "keys" | "values") =>
+    heads.map((head) =>
+      take(sequence.readRows(layer, head, what), read[head]!, shape.headDim)
+    );
   return {
     options,
-    positions: heads.map((head) => [...sequence.positions(layer, head)]),
-    ...(request.rows
-      ? {
-        keys: heads.map((head) => sequence.readRows(layer, head, "keys")),
-        values: heads.map((head) => sequence.readRows(layer, head, "values")),
-      }
-      : {}),
+    positions: heads.map((head) => {
+      const positions = sequence.positions(layer, head);
+      return Array.from(read[head]!, (row) => positions[row]!);
+    }),
+    ...(request.rows ? { keys: rowsOf("keys"), values: rowsOf("values") } : {}),
   };
+}
+
+/** Chosen rows of `[.., headDim]`. */
+function take(
+  all: Float32Array<ArrayBuffer>,
+  rows: Uint32Array,
+  headDim: number,
+): Float32Array<ArrayBuffer> {
+  const out = new Float32Array(rows.length * headDim);
+  rows.forEach((row, i) =>
+    out.set(all.subarray(row * headDim, (row + 1) * headDim), i * headDim)
+  );
+  return out;
 }

@@ -13,6 +13,8 @@ import type { MergedObservation } from "./observe.ts";
 export interface KeptObservation {
   /** Queries of the last tokens. */
   windowQueries: number;
+  /** Attention chooses pages. */
+  pages: boolean;
   /** The recorded column mass that goes on. */
   mass?: {
     /** Its index among the recorded ones. */

@@ -290,7 +290,12 @@ export const MODEL_FLAGS = {
 /** `enum kvf_phase` */
 export const PHASES = { project: 1, attend: 2, all: 3 } as const;
 /** `enum kvf_window_flag` */
-export const WINDOW_FLAGS = { mean: 1, allRows: 2, reduceFirst: 4 } as const;
+export const WINDOW_FLAGS = {
+  mean: 1,
+  allRows: 2,
+  reduceFirst: 4,
+  hits: 8,
+} as const;
 /** `enum kvf_op_kind`, by our names. */
 export const OP_KINDS = {
   mass: 1,

@@ -18,7 +18,7 @@ const model = "pointer" as Deno.NativeTypedPointer<ModelPointer>;
 const cache = "pointer" as Deno.NativeTypedPointer<CachePointer>;
 
 /** Version of the ABI that this table describes. */
-export const ABI_VERSION = 7;
+export const ABI_VERSION = 8;
 
 const PREFILL_LAYERS = [
   model,

@@ -341,7 +341,7 @@ export class NativeLayer implements LayerContext, Disposable {
   observationScores(options: {
     window: number;
     groupReduce: GroupReduce;
-    over?: "sum" | "mean";
+    over?: "sum" | "mean" | "hits";
     allRows?: boolean;
     reduceFirst?: boolean;
   }): Scores {
@@ -357,12 +357,13 @@ export class NativeLayer implements LayerContext, Disposable {
       );
     }
     const { over = "sum" } = options;
-    checkChoice(action, "over", over, ["sum", "mean"]);
+    checkChoice(action, "over", over, ["sum", "mean", "hits"]);
     return this.#scores(
       "kvf_scores_window",
       this.layer,
       options.window,
       (over === "mean" ? WINDOW_FLAGS.mean : 0) |
+        (over === "hits" ? WINDOW_FLAGS.hits : 0) |
         (options.allRows ? WINDOW_FLAGS.allRows : 0) |
         (options.reduceFirst ? WINDOW_FLAGS.reduceFirst : 0),
       reduceCode(options.groupReduce),

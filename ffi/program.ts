@@ -303,8 +303,14 @@ function keepObservation(
     if (set === "all") {
       const keys = observation.columnMasses.map(querySetKey);
       merge(ops, { kind: "mass", from: keys.indexOf("all"), decay: 1 });
-    } else if ("suffix" in set) window = Math.max(window, set.suffix);
-    else {
+    } else if ("suffix" in set && !("prefix" in set)) {
+      if (set.suffix > (observation.windowQueries ?? 0)) {
+        throw new RangeError(
+          `Cannot act again during generation as observe.windowQueries must be at least the suffix of its column mass: it is ${observation.windowQueries}, suffix is ${set.suffix}`,
+        );
+      }
+      window = Math.max(window, set.suffix);
+    } else {
       throw new RangeError(
         `Cannot act again during generation as its column masses must go on with new queries: "${
           querySetKey(set)
@@ -362,8 +368,8 @@ export function setProgram(
   );
   const queries = ops.find(({ kind }) => kind === "queries");
   const mass = ops.find(({ kind }) => kind === "mass");
-  if (queries === undefined && mass === undefined) return;
   state.kept[layer] = {
+    pages: ops.some(({ kind }) => kind === "pages"),
     windowQueries: queries?.last ?? 0,
     ...(mass === undefined || mass.from === NONE ? {} : {
       mass: {

@@ -312,9 +312,13 @@ export class Sequence implements Disposable {
     );
   }
 
-  /** Rows of a stored head that the layer's page choice takes for the last query that was recorded or kept. */
-  chosenRows(layer: number, head: number): Uint32Array<ArrayBuffer> {
+  /**
+   * Rows of a stored head that the next step's attention would read, were its query the last one that was recorded or
+   * kept: all of them, or those that the layer's page choice takes.
+   */
+  attendedRows(layer: number, head: number): Uint32Array<ArrayBuffer> {
     const rows = new Uint32Array(this.#headRows("read rows", layer, head));
+    if (!this.#state.kept[layer]?.pages) return rows.map((_, i) => i);
     const count = callSequence(
       this.#state,
       "kvf_program_rows",

@@ -48,5 +48,7 @@ export const h2o: Method<H2oOptions> = defineEviction<HeavyHitterOptions>({
   observe: () => ({ columnMasses: ["all"] }),
   protect: ({ window }) => ({ last: window }),
   score: (layer, { groupReduce }) => layer.columnMass("all", groupReduce),
-  decode: (step, { groupReduce }) => step.mass({ from: "all", groupReduce }),
+  decode: (step, { groupReduce }) => ({
+    statistic: step.mass({ from: "all", groupReduce }),
+  }),
 });

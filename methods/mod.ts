@@ -76,6 +76,12 @@ export {
 } from "./parts/budgets.ts";
 export { QUANT_OPTION, type Quantiser, quantiserOf } from "./parts/quant.ts";
 export { VOTE_OPTIONS, type VoteOptions, windowVotes } from "./parts/votes.ts";
+export { quest, type QuestOptions } from "./quest.ts";
+export {
+  type PersistenceOptions,
+  scissorhands,
+  type ScissorhandsOptions,
+} from "./scissorhands.ts";
 export { snapkv, type SnapKvOptions } from "./snapkv.ts";
 export {
   type SinkOptions,

@@ -15,6 +15,8 @@ import { headkv } from "./headkv.ts";
 import { l2norm } from "./l2norm.ts";
 import { nacl } from "./nacl.ts";
 import { pyramidkv } from "./pyramidkv.ts";
+import { quest } from "./quest.ts";
+import { scissorhands } from "./scissorhands.ts";
 import { snapkv } from "./snapkv.ts";
 import { streamingllm } from "./streamingllm.ts";
 import type { Method } from "./types.ts";
@@ -37,6 +39,8 @@ export const METHODS: ReadonlyMap<string, AnyMethod> = new Map<
   ["headkv", headkv],
   ["l2norm", l2norm],
   ["nacl", nacl],
+  ["scissorhands", scissorhands],
+  ["quest", quest],
   ["cam", cam],
 ]);
 

@@ -59,6 +59,6 @@ export const streamingllm: Method<StreamingLlmOptions> = defineEviction<
   protect: ({ sinks }) => ({ first: sinks }),
   decode(step, { sinks, compat }) {
     if (compat === "paper" && sinks > 0) step.countKeptRows(sinks);
-    return step.position();
+    return { statistic: step.position() };
   },
 });

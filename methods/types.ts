@@ -130,13 +130,14 @@ export interface LayerContext extends ModelShape {
   readonly granularity: Granularity;
   /**
    * Attention probability of the last `window` queries on each row: `[storedHeads, length - window]`, or all rows with
-   * `allRows`. Summed (default) or averaged over the queries; the group's query heads are reduced after that, or
+   * `allRows`. Summed (default) or averaged over the queries, or with `hits` the number of queries that give a row at least
+   * the average probability; the group's query heads are reduced after that, or
    * before with `reduceFirst`. Needs `observe.windowQueries >= window`.
    */
   observationScores(options: {
     window: number;
     groupReduce: GroupReduce;
-    over?: "sum" | "mean";
+    over?: "sum" | "mean" | "hits";
     allRows?: boolean;
     reduceFirst?: boolean;
   }): Scores;

@@ -50,7 +50,7 @@ static int32_t scores_window(kvf_cache *cache, uint32_t sequence, uint32_t layer
     static const char *const action = "score by the window";
     kv_sequence *s = kv_find_sequence(cache, sequence, action, err);
     if (s == NULL || !kv_check_layer(cache, layer, action, err)) return KVF_ERR_ARG;
-    if ((flags & ~(uint32_t)(KVF_WINDOW_MEAN | KVF_WINDOW_ALL_ROWS | KVF_WINDOW_REDUCE_FIRST)) != 0) {
+    if ((flags & ~(uint32_t)(KVF_WINDOW_MEAN | KVF_WINDOW_ALL_ROWS | KVF_WINDOW_REDUCE_FIRST | KVF_WINDOW_HITS)) != 0) {
         return kv_fail(err, KVF_ERR_ARG, "Cannot %s as flags must be known: %u", action, flags);
     }
     int32_t status = check_reduce(reduce, action, err);

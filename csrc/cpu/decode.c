@@ -47,13 +47,18 @@ static const float *query_of(const attend_job *j, uint32_t b, uint32_t head) {
     return j->qkv + b * j->ld + (size_t)head * kv_readers(j->cache, j->s[b]) * j->cache->config.head_dim;
 }
 
+/* The first position that the sliding window shows, 0 without one. */
+static uint32_t oldest_of(const attend_job *j, const kv_sequence *s) {
+    return j->window > 0 && s->position >= j->window ? s->position - j->window + 1 : 0;
+}
+
 /* Scores of one chunk; returns how many columns there are. */
 static uint32_t chunk_scores(const attend_job *j, const item *it, const kv_table *t, const float *q, float *scores,
                              uint32_t thread) {
     const kvf_cache *cache = j->cache;
     const kv_sequence *s = j->s[it->b];
     const uint32_t dim = cache->config.head_dim, readers = kv_readers(cache, s);
-    const uint32_t oldest = j->window > 0 && s->position >= j->window ? s->position - j->window + 1 : 0;
+    const uint32_t oldest = oldest_of(j, s);
     const kv_step *step = kv_step_of(s, j->layer);
     if (step != NULL && step->pages.size != 0) {
         const act *a = &j->acts[j->act_of[it->b * cache->config.n_head + it->head]];
@@ -214,7 +219,7 @@ static void pick_act(void *arg, uint32_t index, uint32_t thread) {
     if (a->n_pick == 0) return;
     cpu_bound_row(j->cache, s, j->layer, a->head, kv_table_of(s, j->layer, a->head)->rows - 1);
     a->n_pick = cpu_pick_pages(j->cache, s, j->layer, a->head, query_of(j, a->b, a->head), j->cache->config.head_dim,
-                               j->picks + a->pick, j->work + thread * j->work_floats);
+                               oldest_of(j, s), j->picks + a->pick, j->work + thread * j->work_floats);
 }
 
 /* Lists the layer's heads with programs, keeps queries and picks pages; rows are written. Returns how many heads. */

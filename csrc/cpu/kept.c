@@ -35,7 +35,7 @@ static void soften(const kvf_cache *cache, const kv_table *t, uint32_t position,
         return;
     }
     const float factor = 1.0f / ops->exp_sum(x, t->rows, scale, max * scale), average = 1.0f / (float)visible;
-    for (uint32_t i = 0; i < t->rows; i++) x[i] = flags & CPU_HITS ? (x[i] * factor >= average ? 1.0f : 0.0f) : x[i] * factor;
+    for (uint32_t i = 0; i < t->rows; i++) x[i] = flags & KVF_WINDOW_HITS ? (x[i] * factor >= average ? 1.0f : 0.0f) : x[i] * factor;
 }
 
 /* Probabilities of up to TILE queries from the window's query `first` on, of one query head: [.., padded]. Returns how many. */

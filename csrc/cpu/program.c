@@ -91,7 +91,7 @@ static void weigh(const head_job *j, float *x, float *work) {
     const uint32_t rows = j->t->rows, dim = j->cache->config.head_dim, dtype = j->cache->config.row_dtype;
     if (op->statistic >= KVF_STAT_WINDOW) {
         cpu_kept_scores(j->cache, j->s, j->layer, j->head, j->s->position + 1, j->step->n_ring,
-                        op->statistic == KVF_STAT_HITS ? CPU_HITS : 0, op->reduce, work, work + rows);
+                        op->statistic == KVF_STAT_HITS ? KVF_WINDOW_HITS : 0, op->reduce, work, work + rows);
         ops->negate_reduced(x, work, rows, 1, KVF_SUM, rows);
         return;
     }
@@ -355,7 +355,7 @@ static uint32_t pick_rows(cpu_pick *out, uint32_t n, uint32_t first, uint32_t en
 }
 
 uint32_t cpu_pick_pages(const kvf_cache *cache, const kv_sequence *s, uint32_t layer, uint32_t head, const float *q,
-                        size_t ld_q, cpu_pick *out, float *work) {
+                        size_t ld_q, uint32_t oldest, cpu_pick *out, float *work) {
     const kv_step *step = kv_step_of(s, layer);
     const kvf_op *op = &step->pages;
     const kv_table *t = kv_table_of(s, layer, head);
@@ -364,9 +364,16 @@ uint32_t cpu_pick_pages(const kvf_cache *cache, const kv_sequence *s, uint32_t l
     const uint32_t recent = op->last < op->keep ? op->last : op->keep, end = rows - recent, take = op->keep - recent;
     if (take == 0) return pick_rows(out, 0, end, rows);
     const uint32_t n_block = end / size + (end % size != 0);
+    uint32_t hidden = 0; /* blocks that have left the sliding window */
+    while (hidden < n_block) {
+        const uint32_t last = (hidden + 1) * size < end ? (hidden + 1) * size - 1 : end - 1;
+        const uint32_t *position = cpu_page_positions(kv_page_data(cache, t, last), dim, cache->config.row_dtype);
+        if (position[last % KVF_PAGE_ROWS] >= oldest) break;
+        hidden++;
+    }
     uint32_t wanted = take / size + (take % size != 0);
-    if (op->cut && end % size != 0 && wanted < n_block) wanted++;
-    if (wanted > n_block) wanted = n_block;
+    if (op->cut && end % size != 0 && wanted < n_block - hidden) wanted++;
+    if (wanted > n_block - hidden) wanted = n_block - hidden;
 
     const uint32_t n_segment = (n_block + KV_BOUND_BLOCKS - 1) / KV_BOUND_BLOCKS;
     const size_t ld = (size_t)n_segment * KV_BOUND_BLOCKS;
@@ -402,8 +409,10 @@ uint32_t cpu_pick_pages(const kvf_cache *cache, const kv_sequence *s, uint32_t l
         }
     }
     cpu_ops_of(cache->dev)->negate_reduced(x, score, ld, readers, op->reduce, n_block);
-    for (uint32_t i = 0; i < n_block; i++) c[i] = (candidate){(uint64_t)~cpu_order_key(x[i]) << 32 | (UINT32_MAX - i), i};
-    select_first(c, n_block, wanted);
+    for (uint32_t i = hidden; i < n_block; i++) {
+        c[i - hidden] = (candidate){(uint64_t)~cpu_order_key(x[i]) << 32 | (UINT32_MAX - i), i};
+    }
+    select_first(c, n_block - hidden, wanted);
     qsort(c, wanted, sizeof *c, by_row);
     uint32_t n = 0, left = op->cut ? take : end;
     for (uint32_t i = 0; i < wanted && left > 0; i++) {
@@ -450,7 +459,7 @@ int32_t be_program_rows(kvf_cache *cache, kv_sequence *s, uint32_t layer, uint32
     if (work == NULL) return kv_fail(err, KVF_ERR_MEMORY, "Cannot choose pages as %zu bytes must be available", bytes + picks);
     cpu_pick *pick = (cpu_pick *)(void *)((uint8_t *)work + bytes);
     const uint32_t saved = cpu_fp_enter();
-    const uint32_t n = cpu_pick_pages(cache, s, layer, head, q, ld_q, pick, work);
+    const uint32_t n = cpu_pick_pages(cache, s, layer, head, q, ld_q, 0, pick, work);
     cpu_fp_leave(saved);
     uint32_t count = 0;
     for (uint32_t i = 0; i < n; i++) {

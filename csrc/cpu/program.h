@@ -23,9 +23,12 @@ size_t cpu_program_floats(const kvf_cache *cache, const kv_sequence *s, uint32_t
 void cpu_keep_queries(const kvf_cache *cache, kv_step *step, const float *q, uint32_t position);
 /* Bounds of the choice of rows that holds row `row`, after it was appended. */
 void cpu_bound_row(const kvf_cache *cache, kv_sequence *s, uint32_t layer, uint32_t head, uint32_t row);
-/* Chooses pages for the head's queries q [readers, ld_q]; out: room for all pages. Returns how many. */
+/*
+ * Chooses pages for the head's queries q [readers, ld_q], among those with a row of position `oldest` or later; out: room
+ * for all pages. Returns how many.
+ */
 uint32_t cpu_pick_pages(const kvf_cache *cache, const kv_sequence *s, uint32_t layer, uint32_t head, const float *q,
-                        size_t ld_q, cpu_pick *out, float *work);
+                        size_t ld_q, uint32_t oldest, cpu_pick *out, float *work);
 /* As cpu_table_scores and cpu_table_values, for n picks: row i of the result is slot i % KVF_PAGE_ROWS of pick i / KVF_PAGE_ROWS. */
 void cpu_pick_scores(const kvf_cache *cache, const kv_table *t, const cpu_pick *picks, uint32_t n, const float *q,
                      size_t ld_q, uint32_t m, uint32_t oldest, float *scores, size_t ld_s);
@@ -59,9 +62,8 @@ void cpu_act_on_head(const kvf_cache *cache, kv_sequence *s, uint32_t layer, uin
 size_t cpu_kept_floats(uint32_t rows);
 /*
  * What the last `window` kept queries make of one stored head's rows, in whatever order they lie: out [rows]. flags:
- * kvf_window_flag, or CPU_HITS: counts probabilities of at least 1 / rows seen instead of adding them up.
+ * kvf_window_flag.
  */
-#define CPU_HITS 0x100u
 void cpu_kept_scores(const kvf_cache *cache, const kv_sequence *s, uint32_t layer, uint32_t head, uint32_t seen,
                      uint32_t window, uint32_t flags, uint32_t reduce, float *out, float *work);
 

@@ -50,6 +50,12 @@ static float soften(const window_job *j, float *x, uint32_t i) {
     return sum;
 }
 
+/* Turns exp(score - highest) into 1 where the probability is at least the average over the rows that query i sees, else 0. */
+static void hit(const window_job *j, float *x, uint32_t i, float factor) {
+    const float average = 1.0f / (float)(j->n_token - j->window + i + 1);
+    for (uint32_t k = 0; k < j->n_row; k++) x[k] = x[k] * factor >= average ? 1.0f : 0.0f;
+}
+
 /* One query head: its queries' probabilities, summed in ascending order. */
 static void window_head(void *arg, uint32_t head, uint32_t thread) {
     const window_job *j = arg;
@@ -63,7 +69,12 @@ static void window_head(void *arg, uint32_t head, uint32_t thread) {
         products(j, t, window_query(j, head, first), j->cache->config.head_dim, m, j->n_token, x);
         for (uint32_t i = 0; i < m; i++) {
             float *row = x + i * j->n_padded;
-            ops->axpy(out, 1.0f / soften(j, row, first + i), row, j->n_row);
+            float factor = 1.0f / soften(j, row, first + i);
+            if (j->flags & KVF_WINDOW_HITS) {
+                hit(j, row, first + i, factor);
+                factor = 1.0f;
+            }
+            ops->axpy(out, factor, row, j->n_row);
         }
     }
     if (j->flags & KVF_WINDOW_MEAN) cpu_divide(out, j->n_row, j->window);
@@ -86,7 +97,11 @@ static void window_group(void *arg, uint32_t stored, uint32_t thread) {
             for (uint32_t r = 0; r < m; r++) {
                 float *row = x + r * j->n_padded;
                 const float factor = 1.0f / soften(j, row, i);
-                for (uint32_t k = 0; k < j->n_row; k++) row[k] *= factor;
+                if (j->flags & KVF_WINDOW_HITS) {
+                    hit(j, row, i, factor);
+                } else {
+                    for (uint32_t k = 0; k < j->n_row; k++) row[k] *= factor;
+                }
                 if (first + r == 0) {
                     memcpy(reduced, row, j->n_row * sizeof *row);
                 } else {

@@ -143,6 +143,9 @@ extern "C" int32_t be_scores_window(kvf_cache *cache, kv_sequence *s, uint32_t l
     const kv_observations *o = s->observe;
     const uint32_t head_dim = cache->config.head_dim, n_head = cache->config.n_head, dtype = cache->config.row_dtype;
     const float divide = flags & KVF_WINDOW_MEAN ? (float)window : 1.0f;
+    if (flags & KVF_WINDOW_HITS) {
+        return kv_fail(err, KVF_ERR_DEVICE, "Cannot count hits as the CUDA build does not do that yet: use the CPU");
+    }
     cu_view view;
     cu_queries queries = {};
     CU_PASS(cu_enter(dev, err));

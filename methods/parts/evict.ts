@@ -10,6 +10,7 @@
 import { defineMethod, integer } from "../define.ts";
 import type {
   DecodeRecorder,
+  EvictOptions,
   Granularity,
   LayerContext,
   Method,
@@ -33,7 +34,7 @@ import {
 import { choose, type RandomPart } from "./choose.ts";
 import { type Merge, MERGE_KIND, MERGE_OPTION } from "./merge.ts";
 import { QUANT_OPTION, quantiserOf } from "./quant.ts";
-import { SCHEDULE_OPTION, scheduleOf } from "./schedule.ts";
+import { keptFor, SCHEDULE_OPTION, scheduleOf } from "./schedule.ts";
 
 /** Options that every eviction method has. */
 export interface EvictionOptions {
@@ -53,6 +54,16 @@ export interface Protected {
   first?: number;
   /** Most recent rows. */
   last?: number;
+}
+
+/** How rows are evicted in steps. */
+export interface StepEviction {
+  /** What is compared, lower is worse. */
+  statistic: Statistic;
+  /** Share of a full head that goes at once; one row where missing. */
+  dropShare?: number;
+  /** Rows that stay are drawn. */
+  draw?: NonNullable<EvictOptions["draw"]>;
 }
 
 /** The part of an eviction method that is its own. `O` are its own options. */
@@ -100,10 +111,10 @@ export interface EvictionSpec<O> {
   /** See {@linkcode Method.exampleOptions}. */
   exampleOptions?(shape: ModelShape): Record<string, unknown>;
   /**
-   * Records the statistic by which rows are evicted in every step, lower is worse, and whatever else a step must do.
-   * Without it the method has no schedule `step`.
+   * Records by what rows are evicted in every step, and whatever else a step must do. Without it the method has no
+   * schedule `step`.
    */
-  decode?(step: DecodeRecorder, options: O): Statistic;
+  decode?(step: DecodeRecorder, options: O): StepEviction;
   /** False when scores of different heads cannot be compared, so that heads cannot compete for rows. Default true. */
   comparable?: boolean;
 }
@@ -178,11 +189,12 @@ function createPolicy<O>(
     );
   }
   const quantiser = quantiserOf(name, options.quant, shape);
-  const observation = spec.observe?.(options);
+  const asked = spec.observe?.(options);
   const schedule = scheduleOf(name, options.schedule, {
     canStep: spec.decode !== undefined,
-    ...(observation === undefined ? {} : { observation }),
+    ...(asked === undefined ? {} : { observation: asked }),
   });
+  const observation = keptFor(schedule, asked);
   if (schedule?.kind === "step" && quantiser !== undefined) {
     throw new RangeError(
       `Cannot run "${name}" with quant "${options.quant}" as rows that are evicted in steps must be plain: schedule is "${options.schedule}"`,
@@ -250,10 +262,20 @@ function createPolicy<O>(
 
   function decode(step: DecodeRecorder): void {
     if (spec.exempt?.(step.layer, options)) return;
-    const statistic = spec.decode!(step, options);
+    const { statistic, dropShare = 0, draw } = spec.decode!(step, options);
+    const most = caps(step);
+    const keep = most.map((n) =>
+      Math.max(first + last + 1, n - Math.floor(n * dropShare))
+    );
     step.whenRowsExceed(
-      caps(step),
-      () => step.evict(statistic, { first, last }),
+      most,
+      () =>
+        step.evict(statistic, {
+          keep,
+          first,
+          last,
+          ...(draw === undefined ? {} : { draw }),
+        }),
     );
   }
 

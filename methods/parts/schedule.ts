@@ -37,7 +37,7 @@ export function scheduleOf(
     );
   }
   const ended = can.observation?.columnMasses?.find((set) =>
-    set !== "all" && !("suffix" in set)
+    set !== "all" && ("prefix" in set || "ranges" in set)
   );
   if (ended !== undefined) {
     throw new RangeError(
@@ -47,4 +47,22 @@ export function scheduleOf(
     );
   }
   return { kind: "every", tokens: Number(schedule.slice("every:".length)) };
+}
+
+/**
+ * What prefill must record so that a method can act again: a mass of the last queries goes on with the queries
+ * themselves.
+ */
+export function keptFor(
+  schedule: Schedule | undefined,
+  observation: Observation | undefined,
+): Observation | undefined {
+  if (schedule?.kind !== "every" || observation === undefined) {
+    return observation;
+  }
+  const suffixes = (observation.columnMasses ?? []).map((set) =>
+    typeof set === "object" && "suffix" in set ? set.suffix ?? 0 : 0
+  );
+  const windowQueries = Math.max(observation.windowQueries ?? 0, ...suffixes);
+  return { ...observation, ...(windowQueries > 0 ? { windowQueries } : {}) };
 }

@@ -123,6 +123,30 @@ Deno.test("LayerContext.observationScores() can reduce the group before the quer
   });
 });
 
+Deno.test("LayerContext.observationScores() counts the queries that give at least the average", () => {
+  onLayer((layer) => {
+    const first = TOKENS - WINDOW;
+    const hits = Array.from({ length: SHAPE.queryHeads }, (_, head) => {
+      const rows = attention(tensors(TOKENS), TOKENS, head).slice(first);
+      return Array.from(
+        { length: TOKENS },
+        (_, j) =>
+          rows.filter((row, i) => (row[j] ?? 0) >= 1 / (first + i + 1)).length,
+      );
+    });
+    const options = {
+      window: WINDOW,
+      groupReduce: "sum",
+      over: "hits",
+      allRows: true,
+    } as const;
+    assertEquals(
+      [...layer.observationScores(options).read()],
+      reduce(hits, "sum").flat(),
+    );
+  });
+});
+
 Deno.test("LayerContext.observationScores() leaves query heads apart in query_head", () => {
   onLayer((layer) => {
     const scores = layer.observationScores({

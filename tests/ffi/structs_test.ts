@@ -6,8 +6,10 @@ import {
   GRANULARITIES,
   LEDGER,
   MODEL_FLAGS,
+  OP_KINDS,
   PHASES,
   REDUCES,
+  STATISTICS,
   STATUS_KINDS,
   STRUCTS,
   TENSORS,
@@ -110,6 +112,8 @@ Deno.test("flags have the values of the header", () => {
     ["kvf_model_flag", "KVF_", MODEL_FLAGS],
     ["kvf_phase", "KVF_PHASE_", PHASES],
     ["kvf_window_flag", "KVF_WINDOW_", WINDOW_FLAGS],
+    ["kvf_op_kind", "KVF_OP_", OP_KINDS],
+    ["kvf_statistic", "KVF_STAT_", STATISTICS],
   ];
   for (const [name, prefix, ours] of maps) {
     assertEquals(

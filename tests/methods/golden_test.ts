@@ -26,6 +26,9 @@ interface Golden {
     proxy_size?: number;
     mode?: "suffix" | "prefix" | "edges";
     sink_size?: number;
+    history_window?: number | null;
+    recent_size?: number;
+    page_size?: number;
     kernel_size?: number;
     pooling?: string;
     granularity: Granularity;
@@ -82,6 +85,21 @@ function ourOptions({ method, options }: Golden): Record<string, unknown> {
       const startRatio = options.start_budget_ratio;
       return { budget, window, groupReduce, startRatio, draws: "threshold" };
     }
+    case "quest":
+      return {
+        budget: options.token_budget,
+        pageSize: options.page_size,
+        window: options.recent_size,
+        denseLayers: 0,
+        compat: "reference",
+      };
+    case "scissorhands":
+      return {
+        budget: options.token_budget,
+        historyWindow: options.history_window ?? 0,
+        sinks: options.sink_size,
+        window: options.recent_size,
+      };
     case "nacl":
       return {
         budget: options.token_budget,
@@ -191,6 +209,8 @@ const SELECTING = [
   "headkv",
   "nacl",
   "cam",
+  "quest",
+  "scissorhands",
 ];
 
 for (const method of SELECTING) {

@@ -1,5 +1,5 @@
 /** Known answers of single primitives, worked out by hand. */
-import { assert } from "@std/assert";
+import { assert, assertEquals } from "@std/assert";
 import { Cache, type RecordedLayer } from "../../ffi/mod.ts";
 import type { LayerContext } from "../../methods/mod.ts";
 import { openDevice } from "../ffi/tiny.ts";
@@ -40,6 +40,24 @@ Deno.test("KA-5: spreadValues hands values on in order", () => {
   });
   const known = [1, 1, 1.5, 2.25, 2.875, 3.5625, 4.21875, 2.78125];
   assertNear(values, known.flatMap((x) => [x, x]));
+});
+
+Deno.test("KA-6: exact page choices lose the end of the best page", () => {
+  const shape = { layers: 1, queryHeads: 1, kvHeads: 1, headDim: 2 };
+  const k = Float32Array.from([5, 1, 2, 3, 9].flatMap((x) => [x, 0]));
+  const q = Float32Array.from(k, () => 1);
+  using device = openDevice();
+  using cache = new Cache(device, { ...shape, rowDtype: "f32" });
+  const read = (exact: boolean) => {
+    using sequence = cache.sequence("kv_head");
+    sequence.record(5, { windowQueries: 1 });
+    sequence.recordLayer(0, { q, k, v: k });
+    const pages = { pageRows: 2, budget: 3, exact };
+    sequence.act({ decode: (step) => step.attendByPages(pages) }, 0);
+    return [...sequence.attendedRows(0, 0)];
+  };
+  assertEquals(read(true), [0, 1, 2]);
+  assertEquals(read(false), [0, 1, 4]);
 });
 
 Deno.test("KA-8: a dropped row is merged into the row with the most similar key", () => {
