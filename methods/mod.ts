@@ -63,6 +63,7 @@ export {
   type EvictionSpec,
   type FixedBudgets,
   type Protected,
+  type StepEviction,
 } from "./parts/evict.ts";
 export {
   adaptive,

@@ -189,7 +189,7 @@ static int32_t reserve_programs(attend_job *j, uint32_t n, kv_err err) {
             for (uint32_t h = 0; h < j->s[b]->n_stored_head; h++) {
                 const kv_table *t = kv_table_of(j->s[b], layer, h);
                 if (step->pages.size != 0) picks += t->n_page;
-                if (step->mass.size != 0) probs += t->rows / CPU_CHUNK_ROWS + 1;
+                if (step->mass.size != 0) probs += cpu_n_chunk(t) + 1;
                 const size_t floats = cpu_program_floats(cache, j->s[b], layer, t->rows + 1);
                 work = floats > work ? floats : work;
             }

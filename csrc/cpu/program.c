@@ -6,6 +6,7 @@
  */
 #include "packed.h"
 #include "program.h"
+#include "tiles.h"
 
 #include <math.h>
 #include <stdlib.h>
@@ -73,14 +74,18 @@ static void add_masses(const head_job *j, const cpu_attended *a) {
         for (uint32_t c = 0; c < a->n_chunk; c++) {
             const float m = a->tail[c * a->tail_floats + r];
             const float factor = m == -INFINITY ? 0.0f : expf((m - max) * scale) / sum;
-            const uint32_t n = j->t->rows - c * CPU_CHUNK_ROWS < CPU_CHUNK_ROWS ? j->t->rows - c * CPU_CHUNK_ROWS : CPU_CHUNK_ROWS;
-            ops->blend(j->live->mass[c] + (size_t)r * KV_SEGMENT_ROWS, decay,
-                       a->prob + c * a->prob_floats + (size_t)r * CPU_CHUNK_ROWS, factor, n);
+            const cpu_span span = cpu_chunk(j->t, c);
+            const float *prob = a->prob + c * a->prob_floats + (size_t)r * CPU_CHUNK_ROWS;
+            for (uint32_t row = span.first, end = span.first + span.n; row < end;) { /* packed rows shift chunks against segments */
+                const uint32_t at = row % KV_SEGMENT_ROWS;
+                const uint32_t n = KV_SEGMENT_ROWS - at < end - row ? KV_SEGMENT_ROWS - at : end - row;
+                ops->blend(j->live->mass[row / KV_SEGMENT_ROWS] + (size_t)r * KV_SEGMENT_ROWS + at, decay, prob + (row - span.first),
+                           factor, n);
+                row += n;
+            }
         }
     }
 }
-
-_Static_assert(CPU_CHUNK_ROWS == KV_SEGMENT_ROWS, "a chunk of attention is a segment of masses");
 
 /* ---- Eviction ---- */
 
