@@ -6,12 +6,14 @@
  *     deno task peer [--prefill 2048] [--contexts 512,2048,8192] [--budget 512] [--repeats 5] [--steps 32]
  *         [--threads N] [--backend libggml-cpu-zen4.so] [--json FILE]
  *
- * llama.cpp runs with flash attention on and off, and the better of the two counts. Decode is measured behind a prompt of
+ * The rate by CPU seconds is the one to trust on a machine that has other work, with `--threads 1`: llama.cpp's threads
+ * wait for each other by spinning. llama.cpp runs with flash attention on and off, and the better of the two counts. Decode is measured behind a prompt of
  * each context, and once more on ours with the longest context compressed to `--budget` rows.
  *
  * @module
  */
 // deno-lint-ignore-file no-console -- a program that prints
+import { cpuUsage } from "node:process";
 import { parseArgs } from "@std/cli/parse-args";
 import {
   type Configuration,
@@ -38,13 +40,27 @@ const SHAPE: PeerShape = {
   context: 16384,
 };
 
-/** One measured quantity: a side of a comparison and its repetitions in milliseconds. */
+/** One repetition, in milliseconds: by the wall's clock, and of all threads of this process. */
+interface Time {
+  wall: number;
+  cpu: number;
+}
+
+/** One measured quantity: a side of a comparison and its repetitions. */
 interface Series {
   what: string;
   side: string;
   /** Tokens that one repetition takes in or makes. */
   tokens: number;
-  ms: number[];
+  times: Time[];
+}
+
+/** Times some work. */
+async function timed(work: () => void | Promise<void>): Promise<Time> {
+  const before = cpuUsage(), started = performance.now();
+  await work();
+  const wall = performance.now() - started, spent = cpuUsage(before);
+  return { wall, cpu: (spent.user + spent.system) / 1e3 };
 }
 
 function exists(path: string): boolean {
@@ -97,15 +113,15 @@ class Results {
   readonly series: Series[] = [];
 
   /** Adds one repetition. */
-  note(what: string, side: string, tokens: number, ms: number): void {
+  note(what: string, side: string, tokens: number, time: Time): void {
     let series = this.series.find((s) => s.what === what && s.side === side);
     if (series === undefined) {
-      series = { what, side, tokens, ms: [] };
+      series = { what, side, tokens, times: [] };
       this.series.push(series);
     }
-    series.ms.push(ms);
+    series.times.push(time);
     console.error(
-      `${what}, ${side}: ${(1e3 * tokens / ms).toFixed(1)} tok/s`,
+      `${what}, ${side}: ${(1e3 * tokens / time.wall).toFixed(1)} tok/s`,
     );
   }
 }
@@ -115,40 +131,41 @@ async function ourPrefill(
   model: LanguageModel,
   tokens: number[],
   policy?: Policy,
-): Promise<{ ms: number; sequence: Sequence }> {
+): Promise<{ time: Time; sequence: Sequence }> {
   const sequence = model.cache.sequence("kv_head");
-  const started = performance.now();
-  const prefill = sequence.prefill(model.native, tokens, policy?.observe);
-  await prefill.layers(0, SHAPE.layers);
-  prefill.end();
-  return { ms: performance.now() - started, sequence };
+  const time = await timed(async () => {
+    const prefill = sequence.prefill(model.native, tokens, policy?.observe);
+    await prefill.layers(0, SHAPE.layers);
+    prefill.end();
+  });
+  return { time, sequence };
 }
 
-/** Decode steps of ours on a copy of a sequence; milliseconds. */
+/** Decode steps of ours on a copy of a sequence. */
 async function ourDecode(
   model: LanguageModel,
   sequence: Sequence,
   steps: number,
-): Promise<number> {
+): Promise<Time> {
   using copy = sequence.fork();
   await decode(model.native, model.cache, [copy], 2); // warm-up, and pages of its own
-  const started = performance.now();
-  await decode(model.native, model.cache, [copy], steps);
-  return performance.now() - started;
+  return await timed(async () => {
+    await decode(model.native, model.cache, [copy], steps);
+  });
 }
 
-/** Decode steps of llama.cpp behind `length` tokens; milliseconds. */
+/** Decode steps of llama.cpp behind `length` tokens. */
 function theirDecode(
   context: LlamaContext,
   length: number,
   steps: number,
-): number {
+): Promise<Time> {
   context.cut(length);
   context.run([300]);
   context.run([301]);
-  let ms = 0;
-  for (let i = 0; i < steps; i++) ms += context.run([302 + i]);
-  return ms;
+  return timed(() => {
+    for (let i = 0; i < steps; i++) context.run([302 + i]);
+  });
 }
 
 interface Settings {
@@ -169,12 +186,12 @@ async function racePrefill(
   const tokens = prompt(length);
   const what = `prefill ${length}`;
   for (let i = 0; i <= repeats; i++) {
-    const { ms, sequence } = await ourPrefill(ours, tokens);
+    const { time, sequence } = await ourPrefill(ours, tokens);
     sequence[Symbol.dispose]();
-    if (i > 0) results.note(what, OURS, length, ms);
+    if (i > 0) results.note(what, OURS, length, time);
     for (const flash of [true, false]) {
       using context = theirs.context({ length: length + 64, threads, flash });
-      const their = context.run(tokens);
+      const their = await timed(() => context.run(tokens));
       if (i > 0) results.note(what, theirSide(flash), length, their);
     }
   }
@@ -210,16 +227,13 @@ async function raceDecode(
   for (let i = 0; i < repeats; i++) {
     results.note(what, OURS, steps, await ourDecode(ours, full, steps));
     if (compress) {
-      const ms = await ourDecode(ours, small, steps);
-      results.note(what, `${OURS}, ${budget} rows`, steps, ms);
+      const time = await ourDecode(ours, small, steps);
+      results.note(what, `${OURS}, ${budget} rows`, steps, time);
     }
-    results.note(what, theirSide(true), steps, theirDecode(on, length, steps));
-    results.note(
-      what,
-      theirSide(false),
-      steps,
-      theirDecode(off, length, steps),
-    );
+    for (const [context, flash] of [[on, true], [off, false]] as const) {
+      const time = await theirDecode(context, length, steps);
+      results.note(what, theirSide(flash), steps, time);
+    }
   }
 }
 
@@ -239,25 +253,30 @@ function median(values: number[]): number {
 
 /** One line per quantity: rates, and ours over the better of llama.cpp's. */
 function table(results: Results): string {
-  const rate = ({ tokens, ms }: Series, time = median(ms)) =>
-    1e3 * tokens / time;
+  const rates = ({ tokens, times }: Series, clock: keyof Time) =>
+    times.map((time) => 1e3 * tokens / time[clock]);
   const lines = [
-    "| what | side | tok/s | range | of llama.cpp |",
-    "| --- | --- | --- | --- | --- |",
+    "| what | side | tok/s | range | of llama.cpp | tok per CPU second | of llama.cpp |",
+    "| --- | --- | --- | --- | --- | --- | --- |",
   ];
   for (const series of results.series) {
-    const best = Math.max(
-      ...results.series.filter(({ what, side }) =>
-        what === series.what && !side.startsWith(OURS)
-      ).map((s) => rate(s)),
+    const { what, side } = series;
+    const their = results.series.filter((one) =>
+      one.what === what && !one.side.startsWith(OURS)
     );
-    const ratio = series.side.startsWith(OURS)
-      ? `${(rate(series) / best).toFixed(2)}x`
-      : "";
+    const ratio = (clock: keyof Time) => {
+      const best = Math.max(...their.map((one) => median(rates(one, clock))));
+      return side.startsWith(OURS)
+        ? `${(median(rates(series, clock)) / best).toFixed(2)}x`
+        : "";
+    };
+    const wall = rates(series, "wall");
     lines.push(
-      `| ${series.what} | ${series.side} | ${rate(series).toFixed(1)} | ${
-        rate(series, Math.max(...series.ms)).toFixed(1)
-      } to ${rate(series, Math.min(...series.ms)).toFixed(1)} | ${ratio} |`,
+      `| ${what} | ${side} | ${median(wall).toFixed(1)} | ${
+        Math.min(...wall).toFixed(1)
+      } to ${Math.max(...wall).toFixed(1)} | ${ratio("wall")} | ${
+        median(rates(series, "cpu")).toFixed(1)
+      } | ${ratio("cpu")} |`,
     );
   }
   return lines.join("\n");

@@ -190,21 +190,18 @@ export class LlamaContext implements Disposable {
     this.#context = context;
   }
 
-  /** Runs tokens behind what is in the cache; returns milliseconds. */
-  run(tokens: readonly number[]): number {
+  /** Runs tokens behind what is in the cache. */
+  run(tokens: readonly number[]): void {
     const { symbols } = this.#library;
     const ids = Int32Array.from(tokens);
     const batch = symbols.llama_batch_get_one(ids, ids.length);
-    const started = performance.now();
     const status = symbols.llama_decode(this.#context, batch);
     symbols.llama_synchronize(this.#context);
-    const ms = performance.now() - started;
     if (status !== 0) {
       throw new TypeError(
         `Cannot run llama.cpp as llama_decode must return 0: it returned ${status}`,
       );
     }
-    return ms;
   }
 
   /** Drops everything from position `length` on. */
