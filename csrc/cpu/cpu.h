@@ -129,6 +129,12 @@ cpu_pool *cpu_pool_open(uint32_t n_thread);
 void cpu_pool_close(cpu_pool *pool);
 
 /*
+ * Memory for large arrays that are read in long strides, 64-byte aligned: from 2 MiB on the system is asked for huge
+ * pages. NULL without memory; freed with free().
+ */
+void *cpu_alloc_huge(size_t bytes);
+
+/*
  * Scratch buffer `slot` of at least `bytes` bytes, 64-byte aligned, kept until the device closes; contents are lost when
  * it grows. NULL without memory. Slots 0 to 15 belong to the forward pass, 16 to 23 to rows and scores, 24 to 28
  * to step programs.

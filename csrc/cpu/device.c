@@ -4,6 +4,7 @@
 #include <stdio.h>
 #include <stdlib.h>
 #include <string.h>
+#include <sys/mman.h>
 #include <sys/sysinfo.h>
 #include <time.h>
 
@@ -76,6 +77,16 @@ void *be_alloc(kvf_device *dev, size_t bytes) {
     return aligned_alloc(64, (bytes + 63) & ~(size_t)63);
 }
 
+#define HUGE_PAGE ((size_t)2 << 20)
+
+void *cpu_alloc_huge(size_t bytes) {
+    if (bytes < HUGE_PAGE) return be_alloc(NULL, bytes);
+    void *data;
+    if (posix_memalign(&data, HUGE_PAGE, bytes) != 0) return NULL;
+    madvise(data, bytes / HUGE_PAGE * HUGE_PAGE, MADV_HUGEPAGE); /* whole pages only: none is half empty */
+    return data;
+}
+
 void be_free(kvf_device *dev, void *data) {
     (void)dev;
     free(data);
@@ -100,7 +111,7 @@ void *cpu_scratch(kvf_device *dev, uint32_t slot, size_t bytes) {
     cpu_device *cpu = cpu_dev(dev);
     if (cpu->scratch[slot].bytes < bytes) {
         free(cpu->scratch[slot].data);
-        cpu->scratch[slot].data = be_alloc(dev, bytes);
+        cpu->scratch[slot].data = cpu_alloc_huge(bytes);
         cpu->scratch[slot].bytes = cpu->scratch[slot].data == NULL ? 0 : bytes;
     }
     return cpu->scratch[slot].data;

@@ -41,13 +41,14 @@ typedef struct panels {
 } panels;
 
 /*
- * c[m, 16 * n] += a[m, k] . b[k, 16 * n]. m and n are constants at each call, so the tile lives in registers.
+ * c[m, 16 * n] = a[m, k] . b[k, 16 * n], or += where it is not `fresh`. m and n are constants at each call, so the tile
+ * lives in registers.
  */
 static inline __attribute__((always_inline)) void tile(float *c, size_t ld_c, const float *a, size_t ld_a, panels b,
-                                                       const uint32_t m, const uint32_t n, uint32_t k) {
+                                                       const uint32_t m, const uint32_t n, uint32_t k, bool fresh) {
     vf acc[TILE_ROWS][TILE_PANELS * PV];
     for (uint32_t i = 0; i < m; i++) {
-        for (uint32_t v = 0; v < n * PV; v++) acc[i][v] = load(c + i * ld_c + v * L);
+        for (uint32_t v = 0; v < n * PV; v++) acc[i][v] = fresh ? splat(0) : load(c + i * ld_c + v * L);
     }
     for (uint32_t j = 0; j < k; j++) {
         vf w[TILE_PANELS * PV];
@@ -63,24 +64,25 @@ static inline __attribute__((always_inline)) void tile(float *c, size_t ld_c, co
 }
 
 static inline __attribute__((always_inline)) void tiles(float *c, size_t ld_c, const float *a, size_t ld_a, panels b,
-                                                        uint32_t m, const uint32_t n, uint32_t k) {
+                                                        uint32_t m, const uint32_t n, uint32_t k, bool fresh) {
     for (; m >= TILE_ROWS; m -= TILE_ROWS, c += TILE_ROWS * ld_c, a += TILE_ROWS * ld_a) {
-        tile(c, ld_c, a, ld_a, b, TILE_ROWS, n, k);
+        tile(c, ld_c, a, ld_a, b, TILE_ROWS, n, k, fresh);
     }
-    for (; m >= 4; m -= 4, c += 4 * ld_c, a += 4 * ld_a) tile(c, ld_c, a, ld_a, b, 4, n, k);
-    if (m >= 2) {
-        tile(c, ld_c, a, ld_a, b, 2, n, k);
+    for (; TILE_ROWS > 4 && m >= 4; m -= 4, c += 4 * ld_c, a += 4 * ld_a) tile(c, ld_c, a, ld_a, b, 4, n, k, fresh);
+    if (TILE_ROWS > 2 && m >= 2) {
+        tile(c, ld_c, a, ld_a, b, 2, n, k, fresh);
         m -= 2, c += 2 * ld_c, a += 2 * ld_a;
     }
-    if (m == 1) tile(c, ld_c, a, ld_a, b, 1, n, k);
+    if (m == 1) tile(c, ld_c, a, ld_a, b, 1, n, k, fresh);
 }
 
-/* c[m, 16 * n] += a[m, k] . b[k, 16 * n] for any m and n up to TILE_PANELS. */
-static void add_product(float *c, size_t ld_c, const float *a, size_t ld_a, panels b, uint32_t m, uint32_t n, uint32_t k) {
+/* c[m, 16 * n] = or += a[m, k] . b[k, 16 * n] for any m and n up to TILE_PANELS. */
+static void add_product(float *c, size_t ld_c, const float *a, size_t ld_a, panels b, uint32_t m, uint32_t n, uint32_t k,
+                        bool fresh) {
     if (n == TILE_PANELS) {
-        tiles(c, ld_c, a, ld_a, b, m, TILE_PANELS, k);
+        tiles(c, ld_c, a, ld_a, b, m, TILE_PANELS, k, fresh);
     } else {
-        tiles(c, ld_c, a, ld_a, b, m, 1, k);
+        tiles(c, ld_c, a, ld_a, b, m, 1, k, fresh);
     }
 }
 
@@ -102,16 +104,11 @@ static inline void unpack(float *out, const void *panel, uint32_t dtype, uint32_
     }
 }
 
-static inline void zero_rows(float *c, size_t ld_c, uint32_t m, uint32_t n) {
-    for (uint32_t i = 0; i < m; i++) memset(c + i * ld_c, 0, n * sizeof *c);
-}
-
 static inline void product(float *c, size_t ld_c, const float *a, size_t ld_a, const void *w, size_t panel_bytes,
                            uint32_t m, uint32_t n_panel, uint32_t k, uint32_t dtype) {
     float block[TILE_PANELS][BLOCK_K * CPU_PANEL] __attribute__((aligned(64)));
     for (uint32_t i = 0; i < m; i += BLOCK_M) {
         const uint32_t rows = m - i < BLOCK_M ? m - i : BLOCK_M;
-        zero_rows(c + i * ld_c, ld_c, rows, n_panel * CPU_PANEL);
         for (uint32_t j = 0; j < k; j += BLOCK_K) {
             const uint32_t depth = k - j < BLOCK_K ? k - j : BLOCK_K;
             for (uint32_t p = 0; p < n_panel; p += TILE_PANELS) {
@@ -122,7 +119,7 @@ static inline void product(float *c, size_t ld_c, const float *a, size_t ld_a, c
                     for (uint32_t t = 0; t < n; t++) unpack(block[t], panel + t * panel_bytes, dtype, j, depth);
                     b = (panels){block[0], CPU_PANEL, BLOCK_K * CPU_PANEL};
                 }
-                add_product(c + i * ld_c + (size_t)p * CPU_PANEL, ld_c, a + i * ld_a + j, ld_a, b, rows, n, depth);
+                add_product(c + i * ld_c + (size_t)p * CPU_PANEL, ld_c, a + i * ld_a + j, ld_a, b, rows, n, depth, j == 0);
             }
         }
     }
@@ -186,9 +183,8 @@ static inline const float *page_f32(float *buffer, const void *data, size_t n, u
 }
 
 static void tile_scores(float *s, size_t ld_s, const float *q, size_t ld_q, const float *keys, uint32_t m, uint32_t n_line) {
-    zero_rows(s, ld_s, m, KVF_PAGE_ROWS);
     for (uint32_t at = 0; at < KVF_PAGE_ROWS; at += TILE_PANELS * CPU_PANEL) {
-        add_product(s + at, ld_s, q, ld_q, (panels){keys + at, KVF_PAGE_ROWS, CPU_PANEL}, m, TILE_PANELS, n_line);
+        add_product(s + at, ld_s, q, ld_q, (panels){keys + at, KVF_PAGE_ROWS, CPU_PANEL}, m, TILE_PANELS, n_line, true);
     }
 }
 
@@ -203,7 +199,7 @@ static void tile_values(float *out, size_t ld_out, const float *p, size_t ld_p, 
     uint32_t d = 0;
     for (uint32_t n = TILE_PANELS; n > 0; n /= 2) {
         for (; d + n * CPU_PANEL <= head_dim; d += n * CPU_PANEL) {
-            add_product(out + d, ld_out, p, ld_p, (panels){values + d, ld, CPU_PANEL}, m, n, n_row);
+            add_product(out + d, ld_out, p, ld_p, (panels){values + d, ld, CPU_PANEL}, m, n, n_row, false);
         }
     }
     for (; d < head_dim; d++) {

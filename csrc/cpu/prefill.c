@@ -5,7 +5,7 @@
 
 #include "forward.h"
 
-#define CHUNK 256             /* tokens whose projections and MLP are computed together */
+#define CHUNK 132             /* tokens whose projections and MLP are computed together: whole register tiles, activations in the second-level cache */
 #define KEY_BLOCK 128         /* rows of one block of the online softmax */
 #define PAGES_PER_BLOCK (KEY_BLOCK / KVF_PAGE_ROWS)
 
@@ -229,12 +229,12 @@ int32_t be_prefill_begin(kvf_model *model, kvf_cache *cache, kv_sequence *s, kv_
     activations *a = calloc(1, sizeof *a);
     if (a == NULL) return no_memory(err);
     s->prefill->impl = a;
-    a->x = be_alloc(model->dev, (n * c->hidden + 2) * sizeof(float));
-    a->qkv = be_alloc(model->dev, CHUNK * cpu_padded((c->n_head + 2 * c->n_kv_head) * c->head_dim) * sizeof(float));
-    a->q = be_alloc(model->dev, n * width * sizeof(float));
-    a->attn = be_alloc(model->dev, (n * width + 2) * sizeof(float));
-    a->cosine = be_alloc(model->dev, n * half * sizeof(float));
-    a->sine = be_alloc(model->dev, n * half * sizeof(float));
+    a->x = cpu_alloc_huge((n * c->hidden + 2) * sizeof(float));
+    a->qkv = cpu_alloc_huge(CHUNK * cpu_padded((c->n_head + 2 * c->n_kv_head) * c->head_dim) * sizeof(float));
+    a->q = cpu_alloc_huge(n * width * sizeof(float));
+    a->attn = cpu_alloc_huge((n * width + 2) * sizeof(float));
+    a->cosine = cpu_alloc_huge(n * half * sizeof(float));
+    a->sine = cpu_alloc_huge(n * half * sizeof(float));
     if (a->x == NULL || a->qkv == NULL || a->q == NULL || a->attn == NULL || a->cosine == NULL || a->sine == NULL) {
         be_prefill_abort(cache, s);
         return no_memory(err);

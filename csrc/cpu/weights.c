@@ -5,11 +5,8 @@
 #include <math.h>
 #include <stdlib.h>
 #include <string.h>
-#include <sys/mman.h>
 
 #include "convert.h"
-
-#define HUGE_PAGE ((size_t)2 << 20)
 
 static bool matrix_open(kvf_model *model, cpu_matrix *m, uint32_t n, uint32_t k) {
     cpu_weights *w = model->impl;
@@ -19,13 +16,7 @@ static bool matrix_open(kvf_model *model, cpu_matrix *m, uint32_t n, uint32_t k)
     const size_t k_even = (k + 1) & ~(size_t)1;
     m->panel_bytes = k_even * CPU_PANEL * cpu_dtype_bytes(model->config.weight_dtype);
     const size_t bytes = m->panel_bytes * m->n_panel;
-    if (bytes >= 4 * HUGE_PAGE) {
-        const size_t rounded = (bytes + HUGE_PAGE - 1) / HUGE_PAGE * HUGE_PAGE;
-        m->data = aligned_alloc(HUGE_PAGE, rounded);
-        if (m->data != NULL) madvise(m->data, rounded, MADV_HUGEPAGE);
-    } else {
-        m->data = be_alloc(model->dev, bytes);
-    }
+    m->data = cpu_alloc_huge(bytes);
     if (m->data == NULL) return false;
     memset(m->data, 0, bytes);
     w->bytes += (double)bytes;
