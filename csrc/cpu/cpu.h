@@ -21,7 +21,7 @@
 /* Rows of a decode attention chunk: chunks are merged in order, so this is part of a result's definition. */
 #define CPU_CHUNK_ROWS 512
 /* Queries of one prefill attention tile. */
-#define CPU_QUERY_TILE 64
+#define CPU_QUERY_TILE 96
 
 /* ---- Kernels of one instruction set ---- */
 
@@ -44,6 +44,8 @@ typedef struct cpu_ops {
     /* out[m, head_dim] += p[m, n_row] . values of a page's first n_row slots. */
     void (*page_values[3])(float *out, size_t ld_out, const float *p, size_t ld_p, const void *page, uint32_t m,
                            uint32_t n_row, uint32_t head_dim);
+    /* out[n_row, head_dim] = values of a page's first n_row slots, as f32: a tile of values. */
+    void (*read_values[3])(float *out, const void *page, uint32_t n_row, uint32_t head_dim);
     /* The same with tiles in f32: keys [n_line][KVF_PAGE_ROWS], values [n_row][ld]. */
     void (*tile_scores)(float *s, size_t ld_s, const float *q, size_t ld_q, const float *tile, uint32_t m,
                         uint32_t n_line);

@@ -219,6 +219,12 @@ static inline void values_of(float *out, size_t ld_out, const float *p, size_t l
     tile_values(out, ld_out, p, ld_p, values, head_dim, m, n_row, head_dim);
 }
 
+static inline void read_values(float *out, const void *page, uint32_t n_row, uint32_t head_dim, uint32_t dtype) {
+    const size_t n = (size_t)n_row * head_dim;
+    const float *values = page_f32(out, (const uint8_t *)page + cpu_page_values_offset(head_dim, dtype), n, dtype);
+    if (values != out) memcpy(out, values, n * sizeof *out);
+}
+
 #define PAGE_KERNELS(suffix, dtype)                                                                                     \
     static void scores_##suffix(float *s, size_t ld_s, const float *q, size_t ld_q, const void *page, uint32_t m,       \
                                 uint32_t head_dim) {                                                                    \
@@ -227,6 +233,9 @@ static inline void values_of(float *out, size_t ld_out, const float *p, size_t l
     static void values_##suffix(float *out, size_t ld_out, const float *p, size_t ld_p, const void *page, uint32_t m,   \
                                 uint32_t n_row, uint32_t head_dim) {                                                    \
         values_of(out, ld_out, p, ld_p, page, m, n_row, head_dim, dtype);                                               \
+    }                                                                                                                   \
+    static void read_##suffix(float *out, const void *page, uint32_t n_row, uint32_t head_dim) {                        \
+        read_values(out, page, n_row, head_dim, dtype);                                                                 \
     }
 PAGE_KERNELS(f32, KVF_F32)
 PAGE_KERNELS(f16, KVF_F16)
@@ -376,6 +385,7 @@ const cpu_ops *OPS_NAME(void) {
         .tile_values = tile_values,
         .unpack_tile = unpack_tile,
         .turn_tile = turn_tile,
+        .read_values = {read_f32, read_f16, read_bf16},
         .rms_norm = rms_norm,
         .swiglu = swiglu,
         .axpy = axpy,

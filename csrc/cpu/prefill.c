@@ -18,8 +18,7 @@ typedef struct layer_queries {
     size_t head_stride, token_stride;
     float *out; /* [n_token, n_head * head_dim], or NULL */
     float *lse; /* [n_head, n_token], or NULL */
-    float *tile; /* [n_thread, tile_floats] */
-    size_t tile_floats;
+    float *tile; /* [n_thread, buffer_floats] */
     const uint8_t *member; /* [n_token]: bit m: query belongs to mass m */
     float *const *mass;    /* [n_mass] of [n_head, n_token] */
 } layer_queries;
@@ -47,12 +46,40 @@ static void visible(const layer_queries *j, uint32_t token, uint32_t first, uint
     if (*low > *high) *low = *high;
 }
 
+/* Buffers of one thread. */
+typedef struct buffers {
+    float *scores; /* [CPU_QUERY_TILE, KEY_BLOCK] */
+    float *out;    /* [CPU_QUERY_TILE, head_dim] */
+    float *q;      /* [CPU_QUERY_TILE, head_dim] */
+    float *values; /* [KEY_BLOCK, head_dim] */
+} buffers;
+
+static size_t buffer_floats(uint32_t dim) {
+    return CPU_QUERY_TILE * (size_t)KEY_BLOCK + (2 * CPU_QUERY_TILE + KEY_BLOCK) * (size_t)dim + 64;
+}
+
+static buffers buffers_of(const layer_queries *j, uint32_t thread) {
+    const size_t dim = j->cache->config.head_dim;
+    buffers b = {.scores = j->tile + thread * buffer_floats(j->cache->config.head_dim)};
+    b.out = b.scores + CPU_QUERY_TILE * KEY_BLOCK;
+    b.q = b.out + CPU_QUERY_TILE * dim;
+    b.values = b.q + CPU_QUERY_TILE * dim;
+    return b;
+}
+
+/* The queries of a tile of one head, one after the other. */
+static void gather_queries(const layer_queries *j, uint32_t head, uint32_t start, uint32_t m, float *q) {
+    const uint32_t dim = j->cache->config.head_dim;
+    const float *from = j->q + head * j->head_stride + start * j->token_stride;
+    for (uint32_t i = 0; i < m; i++) memcpy(q + (size_t)i * dim, from + i * j->token_stride, dim * sizeof *q);
+}
+
 /* Scores of m queries on a block, unscaled: [m, KEY_BLOCK]. */
 static void block_scores(const layer_queries *j, const kv_table *t, const float *q, uint32_t m, uint32_t first,
                          uint32_t n, float *scores) {
     const uint32_t dim = j->cache->config.head_dim, dtype = j->cache->config.row_dtype;
     for (uint32_t row = 0; row < n; row += KVF_PAGE_ROWS) {
-        cpu_ops_of(j->cache->dev)->page_scores[dtype](scores + row, KEY_BLOCK, q, j->token_stride,
+        cpu_ops_of(j->cache->dev)->page_scores[dtype](scores + row, KEY_BLOCK, q, dim,
                                                       kv_page_data(j->cache, t, first + row), m, dim);
     }
 }
@@ -67,16 +94,18 @@ static void attend_chunk(void *arg, uint32_t chunk, uint32_t thread) {
     const uint32_t start = tile * CPU_QUERY_TILE;
     const uint32_t m = j->n_token - start < CPU_QUERY_TILE ? j->n_token - start : CPU_QUERY_TILE;
     const kv_table *t = table_for(j, head);
-    const float *q = j->q + head * j->head_stride + start * j->token_stride;
     const float scale = 1.0f / sqrtf((float)dim);
-    float *scores = j->tile + thread * j->tile_floats, *out = scores + CPU_QUERY_TILE * KEY_BLOCK;
+    const buffers b = buffers_of(j, thread);
+    float *scores = b.scores, *out = b.out;
+    gather_queries(j, head, start, m, b.q);
     float max[CPU_QUERY_TILE], sum[CPU_QUERY_TILE];
     memset(out, 0, (size_t)m * dim * sizeof *out);
     for (uint32_t i = 0; i < m; i++) max[i] = -INFINITY, sum[i] = 0;
     const uint32_t oldest = j->window > 0 && start >= j->window ? start - j->window + 1 : 0;
     for (uint32_t first = oldest / KEY_BLOCK * KEY_BLOCK; first < start + m; first += KEY_BLOCK) {
-        const uint32_t n = j->n_token - first < KEY_BLOCK ? j->n_token - first : KEY_BLOCK;
-        block_scores(j, t, q, m, first, n, scores);
+        /* no later row than the last query's own */
+        const uint32_t n = start + m - first < KEY_BLOCK ? start + m - first : KEY_BLOCK;
+        block_scores(j, t, b.q, m, first, n, scores);
         for (uint32_t i = 0; i < m; i++) {
             float *row = scores + i * KEY_BLOCK;
             uint32_t low, high;
@@ -98,9 +127,9 @@ static void attend_chunk(void *arg, uint32_t chunk, uint32_t thread) {
         }
         for (uint32_t row = 0; row < n; row += KVF_PAGE_ROWS) {
             const uint32_t rows = n - row < KVF_PAGE_ROWS ? n - row : KVF_PAGE_ROWS;
-            ops->page_values[dtype](out, dim, scores + row, KEY_BLOCK, kv_page_data(j->cache, t, first + row), m, rows,
-                                    dim);
+            ops->read_values[dtype](b.values + (size_t)row * dim, kv_page_data(j->cache, t, first + row), rows, dim);
         }
+        ops->tile_values(out, dim, scores, KEY_BLOCK, b.values, dim, m, n, dim);
     }
     for (uint32_t i = 0; i < m; i++) {
         if (j->out != NULL) {
@@ -121,14 +150,16 @@ static void mass_chunk(void *arg, uint32_t chunk, uint32_t thread) {
     const uint32_t n = j->n_token - first < KEY_BLOCK ? j->n_token - first : KEY_BLOCK;
     const kv_table *t = table_for(j, head);
     const float scale = 1.0f / sqrtf((float)dim);
-    float *scores = j->tile + thread * j->tile_floats;
+    const buffers b = buffers_of(j, thread);
+    float *scores = b.scores;
     float column[KV_MAX_MASS][KEY_BLOCK] = {{0}};
     for (uint32_t start = first / CPU_QUERY_TILE * CPU_QUERY_TILE; start < j->n_token; start += CPU_QUERY_TILE) {
         const uint32_t m = j->n_token - start < CPU_QUERY_TILE ? j->n_token - start : CPU_QUERY_TILE;
         uint8_t any = 0;
         for (uint32_t i = 0; i < m; i++) any |= j->member[start + i];
         if (any == 0) continue;
-        block_scores(j, t, j->q + head * j->head_stride + start * j->token_stride, m, first, n, scores);
+        gather_queries(j, head, start, m, b.q);
+        block_scores(j, t, b.q, m, first, n, scores);
         for (uint32_t i = 0; i < m; i++) {
             const uint8_t member = j->member[start + i];
             if (member == 0) continue;
@@ -151,8 +182,7 @@ static int32_t attend(layer_queries *j, kv_err err) {
     kvf_device *dev = j->cache->dev;
     kv_observations *o = j->s->observe;
     const uint32_t n_head = j->cache->config.n_head, n = j->n_token;
-    j->tile_floats = CPU_QUERY_TILE * ((size_t)KEY_BLOCK + j->cache->config.head_dim) + 64;
-    j->tile = cpu_scratch(dev, SLOT_TILE, dev->info.n_thread * j->tile_floats * sizeof(float));
+    j->tile = cpu_scratch(dev, SLOT_TILE, dev->info.n_thread * buffer_floats(j->cache->config.head_dim) * sizeof(float));
     if (j->tile == NULL) return no_memory(err);
     float *lse = NULL;
     uint8_t *member = NULL;
