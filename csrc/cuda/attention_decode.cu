@@ -5,8 +5,6 @@
  */
 #include "numbers.cuh"
 
-#define LOG2E 1.4426950408889634f
-
 enum { READER_TILE = 4, THREADS = 256 };
 
 typedef struct step_args {

@@ -6,8 +6,6 @@
  */
 #include "numbers.cuh"
 
-#define LOG2E 1.4426950408889634f
-
 /* Rows that a query may see. */
 static __device__ __forceinline__ bool visible(uint32_t query, uint32_t row, uint32_t window) {
     return row <= query && (window == 0 || query - row < window);

@@ -4,6 +4,8 @@
 
 #include "cuda.h"
 
+#define LOG2E 1.4426950408889634f
+
 static __device__ __forceinline__ float to_f32(float x) { return x; }
 static __device__ __forceinline__ float to_f32(__half x) { return __half2float(x); }
 static __device__ __forceinline__ float to_f32(__nv_bfloat16 x) { return __bfloat162float(x); }

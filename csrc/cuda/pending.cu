@@ -1,42 +1,6 @@
 /* What the CUDA build does not do yet: each is refused by name. */
 #include "cuda.h"
 
-extern "C" int32_t be_attention_map(kvf_cache *cache, kv_sequence *s, uint32_t layer, uint32_t block, float *to_host,
-                                    kv_err err) {
-    (void)cache, (void)s, (void)layer, (void)block, (void)to_host;
-    return kv_fail(err, KVF_ERR_DEVICE, "Cannot map attention as the CUDA build does not do that yet: use the CPU");
-}
-
-#define PENDING(what) return kv_fail(err, KVF_ERR_DEVICE, "Cannot " what " as the CUDA build does not do it yet")
-
-extern "C" int32_t be_merge_rows(kvf_cache *cache, const kv_table *t, const uint32_t *rows, uint32_t n, uint32_t merge,
-                                 float *k, float *v, kv_err err) {
-    PENDING("merge rows");
-}
-
-extern "C" int32_t be_replace_rows(kvf_cache *cache, kv_table *t, const float *k, const float *v, uint32_t n, kv_err err) {
-    PENDING("replace rows");
-}
-
-extern "C" int32_t be_spread_values(kvf_cache *cache, kv_table *t, const float *shares, uint32_t first, uint32_t span,
-                                    kv_err err) {
-    PENDING("spread values");
-}
-
-extern "C" int32_t be_scores_log(kvf_device *dev, const float *in, float *out, size_t n, kv_err err) {
-    PENDING("take logarithms of scores");
-}
-
-extern "C" int32_t be_scores_fill_selected(kvf_device *dev, float *inout, const uint32_t *rows, uint32_t n, float value,
-                                           kv_err err) {
-    PENDING("fill selected scores");
-}
-
-extern "C" int32_t be_scores_relative(kvf_device *dev, const float *in, float *out, uint32_t n_head, uint32_t n_row,
-                                      uint32_t lead, uint32_t span, kv_err err) {
-    PENDING("relate scores");
-}
-
 extern "C" int32_t be_program_check(const kvf_cache *cache, const kv_sequence *s, const kv_step *step, kv_err err) {
     (void)cache, (void)s, (void)step;
     return kv_fail(err, KVF_ERR_DEVICE, "Cannot set the program as the CUDA build does not run step programs yet: use the CPU");

@@ -38,19 +38,19 @@ static __global__ void positions_kernel(uint32_t *to, void *const *pages, uint32
     if (i < n) to[i] = page_positions<R>(pages[i / KVF_PAGE_ROWS], head_dim)[i % KVF_PAGE_ROWS];
 }
 
-/* A warp writes one row at its own position. */
+/* A warp writes one row; with `positions` its position too, which is its index. */
 template <typename R>
-static __global__ void write_kernel(void *const *pages, const float *k, const float *v, uint32_t first, uint32_t n,
-                                    uint32_t head_dim) {
+static __global__ void write_kernel(void *const *pages, const float *k, const float *v, uint32_t n, uint32_t head_dim,
+                                    bool positions) {
     const uint32_t i = blockIdx.x * (blockDim.x / 32) + threadIdx.x / 32, lane = threadIdx.x % 32;
     if (i >= n) return;
-    const uint32_t row = first + i, slot = row % KVF_PAGE_ROWS;
-    void *page = pages[row / KVF_PAGE_ROWS];
+    const uint32_t slot = i % KVF_PAGE_ROWS;
+    void *page = pages[i / KVF_PAGE_ROWS];
     for (uint32_t d = lane; d < head_dim; d += 32) {
         from_f32(&page_keys<R>(page)[slot * head_dim + d], k[(size_t)i * head_dim + d]);
         from_f32(&page_values<R>(page, head_dim)[slot * head_dim + d], v[(size_t)i * head_dim + d]);
     }
-    if (lane == 0) page_positions<R>(page, head_dim)[slot] = row;
+    if (lane == 0 && positions) page_positions<R>(page, head_dim)[slot] = i;
 }
 
 extern "C" int32_t be_gather_rows(kvf_cache *cache, kv_table *dst, const kv_table *src, const uint32_t *rows, uint32_t n,
@@ -137,21 +137,32 @@ extern "C" int32_t be_read_positions(kvf_cache *cache, const kv_table *t, uint32
     return be_download(cache->dev, to_host, positions, t->rows * sizeof(uint32_t), err);
 }
 
-extern "C" int32_t be_write_rows(kvf_cache *cache, kv_table *t, const float *k, const float *v, uint32_t n, kv_err err) {
+static int32_t write_rows(kvf_cache *cache, const kv_table *t, const float *k, const float *v, uint32_t n, bool positions,
+                          kv_err err) {
     const uint32_t head_dim = cache->config.head_dim;
-    void **pages, *rows;
+    void **pages;
+    CU_PASS(cu_table_push(cache, t, &pages, err));
+    CU_WITH_TYPE(cache->config.row_dtype, R,
+                 (write_kernel<R><<<cu_div_up(n, 8), 256, 0, cu_of(cache->dev)->stream>>>(pages, k, v, n, head_dim,
+                                                                                        positions)));
+    CU_LAUNCHED("writing rows");
+    return KVF_OK;
+}
+
+extern "C" int32_t be_write_rows(kvf_cache *cache, kv_table *t, const float *k, const float *v, uint32_t n, kv_err err) {
+    void *rows;
     CU_PASS(cu_enter(cache->dev, err));
     if (n == 0) return KVF_OK;
-    const size_t bytes = (size_t)n * head_dim * sizeof(float);
+    const size_t bytes = (size_t)n * cache->config.head_dim * sizeof(float);
     CU_PASS(cu_scratch(cache->dev, &rows, 2 * bytes, err));
     CU_PASS(be_upload(cache->dev, rows, k, bytes, err));
     CU_PASS(be_upload(cache->dev, (char *)rows + bytes, v, bytes, err));
-    CU_PASS(cu_table_push(cache, t, &pages, err));
-    CU_WITH_TYPE(cache->config.row_dtype, R,
-                 (write_kernel<R><<<cu_div_up(n, 8), 256, 0, cu_of(cache->dev)->stream>>>(
-                     pages, (const float *)rows, (const float *)rows + (size_t)n * head_dim, 0, n, head_dim)));
-    CU_LAUNCHED("writing rows");
-    return KVF_OK;
+    return write_rows(cache, t, (const float *)rows, (const float *)((char *)rows + bytes), n, true, err);
+}
+
+extern "C" int32_t be_replace_rows(kvf_cache *cache, kv_table *t, const float *k, const float *v, uint32_t n, kv_err err) {
+    CU_PASS(cu_enter(cache->dev, err));
+    return n == 0 ? KVF_OK : write_rows(cache, t, k, v, n, false, err);
 }
 
 /*

@@ -1,8 +1,6 @@
 /* Scores that read a layer's rows or prefill's records, and the records themselves. */
 #include "numbers.cuh"
 
-#define LOG2E 1.4426950408889634f
-
 /* ---- Records ---- */
 
 int32_t cu_observe_window(kvf_cache *cache, kv_sequence *s, uint32_t layer, const float *q, kv_err err) {
@@ -212,128 +210,59 @@ extern "C" int32_t be_scores_norm(kvf_cache *cache, const kv_table *t, uint32_t 
     return KVF_OK;
 }
 
-/* ---- Algebra ---- */
+/* ---- Maps ---- */
 
-static __global__ void pool_kernel(float *out, const float *in, uint32_t n_row, uint32_t kind, uint32_t width) {
-    const uint32_t i = blockIdx.x * blockDim.x + threadIdx.x, half = width / 2;
-    if (i >= n_row) return;
-    const float *x = in + (size_t)blockIdx.y * n_row;
-    const uint32_t low = i > half ? i - half : 0, high = half < n_row - 1 - i ? i + half : n_row - 1;
-    float value = x[low];
-    for (uint32_t k = low + 1; k <= high; k++) {
-        if (kind == 1) value += x[k];
-        else if (x[k] > value || isnan(value)) value = x[k]; /* NaN never hides a number */
+/*
+ * A block sums the probabilities of one query block [at] for the rows of one row block, and divides by the number of its
+ * recorded queries. map: [n_head, n_block, n_block], zeros
+ */
+template <typename R>
+static __global__ void __launch_bounds__(256) map_kernel(float *map, cu_view view, cu_queries queries, const float *lse,
+                                                         uint32_t block, float scale) {
+    const uint32_t at = blockIdx.y, head = blockIdx.z, n_block = gridDim.x, head_dim = view.head_dim;
+    const uint32_t n_token = queries.position + queries.n;
+    if (blockIdx.x > at) return;
+    const uint32_t row0 = blockIdx.x * block, first = max(at * block, queries.position);
+    const uint32_t end = block < n_token - at * block ? (at + 1) * block : n_token;
+    const uint32_t rows = min(block, n_token - row0);
+    if (first >= end) return;
+    void *const *pages = view.pages + (size_t)(head / view.readers) * view.cap;
+    float sum = 0;
+    for (size_t i = threadIdx.x; i < (size_t)(end - first) * rows; i += 256) {
+        const uint32_t query = first + (uint32_t)(i / rows), row = row0 + (uint32_t)(i % rows);
+        if (row > query) continue;
+        const float *q = queries.q + head * queries.head_stride + (size_t)(query - queries.position) * head_dim;
+        const R *k = page_keys<R>(pages[row / KVF_PAGE_ROWS]) + row % KVF_PAGE_ROWS * head_dim;
+        float dot = 0;
+        for (uint32_t d = 0; d < head_dim; d++) dot = fmaf(q[d], to_f32(k[d]), dot);
+        sum += exp2f(dot * scale - lse[(size_t)head * queries.n + query - queries.position] * LOG2E);
     }
-    out[(size_t)blockIdx.y * n_row + i] = kind == 1 ? value / (float)width : value;
+    sum = block_sum(sum);
+    if (threadIdx.x == 0) map[((size_t)head * n_block + at) * n_block + blockIdx.x] = sum / (float)(end - first);
 }
 
-static __global__ void affine_kernel(float *out, const float *in, size_t n, float a, float b) {
-    const size_t i = (size_t)blockIdx.x * blockDim.x + threadIdx.x;
-    if (i < n) out[i] = __fadd_rn(__fmul_rn(a, in[i]), b);
-}
-
-static __global__ void combine_kernel(float *out, const float *x, const float *y, size_t n, uint32_t what) {
-    const size_t i = (size_t)blockIdx.x * blockDim.x + threadIdx.x;
-    if (i < n) out[i] = what == 0 ? x[i] + y[i] : what == 1 ? x[i] * y[i] : x[i] < y[i] ? 1.0f : 0.0f;
-}
-
-static __global__ void fill_kernel(float *inout, uint32_t n_row, uint32_t first, uint32_t end, float value) {
-    const uint32_t i = first + blockIdx.x * blockDim.x + threadIdx.x;
-    if (i < end) inout[(size_t)blockIdx.y * n_row + i] = value;
-}
-
-static __global__ void random_kernel(float *out, uint32_t n_row, uint32_t seed, uint32_t layer) {
-    const uint32_t i = blockIdx.x * blockDim.x + threadIdx.x;
-    if (i >= n_row) return;
-    uint32_t words[4];
-    philox(i, blockIdx.y, layer, 0, seed, 0x73636f72u, words);
-    out[(size_t)blockIdx.y * n_row + i] = ((float)(words[0] >> 8) + 1.0f) * 0x1p-24f;
-}
-
-extern "C" int32_t be_scores_pool(kvf_device *dev, const float *in, float *out, uint32_t n_head, uint32_t n_row,
-                                  uint32_t kind, uint32_t width, kv_err err) {
-    CU_PASS(cu_enter(dev, err));
-    if (n_row == 0) return KVF_OK;
-    pool_kernel<<<dim3(cu_div_up(n_row, 256), n_head), 256, 0, cu_of(dev)->stream>>>(out, in, n_row, kind, width);
-    CU_LAUNCHED("pooling");
-    return KVF_OK;
-}
-
-extern "C" int32_t be_scores_affine(kvf_device *dev, const float *in, float *out, size_t n, float a, float b,
+extern "C" int32_t be_attention_map(kvf_cache *cache, kv_sequence *s, uint32_t layer, uint32_t block, float *to_host,
                                     kv_err err) {
+    kvf_device *dev = cache->dev;
+    cudaStream_t stream = cu_of(dev)->stream;
+    const kv_observations *o = s->observe;
+    const uint32_t n_head = cache->config.n_head, dtype = cache->config.row_dtype, n_block = (o->n_token - 1) / block + 1;
+    const size_t map_bytes = (size_t)n_head * n_block * n_block * sizeof(float);
+    cu_view view;
+    cu_queries queries = {};
+    void *work;
     CU_PASS(cu_enter(dev, err));
-    if (n == 0) return KVF_OK;
-    affine_kernel<<<cu_div_up(n, 256), 256, 0, cu_of(dev)->stream>>>(out, in, n, a, b);
-    CU_LAUNCHED("score algebra");
-    return KVF_OK;
-}
-
-extern "C" int32_t be_scores_combine(kvf_device *dev, const float *x, const float *y, float *out, size_t n, uint32_t what,
-                                     kv_err err) {
-    CU_PASS(cu_enter(dev, err));
-    if (n == 0) return KVF_OK;
-    combine_kernel<<<cu_div_up(n, 256), 256, 0, cu_of(dev)->stream>>>(out, x, y, n, what);
-    CU_LAUNCHED("score algebra");
-    return KVF_OK;
-}
-
-extern "C" int32_t be_scores_fill(kvf_device *dev, float *inout, uint32_t n_head, uint32_t n_row, uint32_t first,
-                                  uint32_t end, float value, kv_err err) {
-    CU_PASS(cu_enter(dev, err));
-    if (first >= end) return KVF_OK;
-    fill_kernel<<<dim3(cu_div_up(end - first, 256), n_head), 256, 0, cu_of(dev)->stream>>>(inout, n_row, first, end,
-                                                                                       value);
-    CU_LAUNCHED("score algebra");
-    return KVF_OK;
-}
-
-extern "C" int32_t be_scores_random(kvf_device *dev, float *out, uint32_t n_head, uint32_t n_row, uint32_t seed,
-                                    uint32_t layer, kv_err err) {
-    CU_PASS(cu_enter(dev, err));
-    if (n_row == 0) return KVF_OK;
-    random_kernel<<<dim3(cu_div_up(n_row, 256), n_head), 256, 0, cu_of(dev)->stream>>>(out, n_row, seed, layer);
-    CU_LAUNCHED("random scores");
-    return KVF_OK;
-}
-
-/* One block a head: the share of the head's sum that its chosen rows make up, then the scaled copy. Fixed order. */
-static __global__ void concentrate_kernel(const float *in, float *out, const uint32_t *rows, uint32_t n_row,
-                                          uint32_t count) {
-    const float *x = in + (size_t)blockIdx.x * n_row;
-    const uint32_t *chosen = rows + (size_t)blockIdx.x * count;
-    __shared__ double part[2][256];
-    double all = 0, top = 0;
-    for (uint32_t i = threadIdx.x; i < n_row; i += 256) all += x[i] == -INFINITY ? 0.0f : x[i];
-    for (uint32_t i = threadIdx.x; i < count; i += 256) top += x[chosen[i]] == -INFINITY ? 0.0f : x[chosen[i]];
-    part[0][threadIdx.x] = all;
-    part[1][threadIdx.x] = top;
-    __syncthreads();
-    for (uint32_t half = 128; half > 0; half /= 2) {
-        if (threadIdx.x < half) {
-            part[0][threadIdx.x] += part[0][threadIdx.x + half];
-            part[1][threadIdx.x] += part[1][threadIdx.x + half];
-        }
-        __syncthreads();
-    }
-    const float factor = part[0][0] > 0 ? (float)(part[1][0] / part[0][0]) : 1.0f;
-    for (uint32_t i = threadIdx.x; i < n_row; i += 256) {
-        out[(size_t)blockIdx.x * n_row + i] = x[i] == -INFINITY ? x[i] : x[i] * factor;
-    }
-}
-
-extern "C" int32_t be_scores_concentrate(kvf_device *dev, const float *in, float *out, uint32_t n_head, uint32_t n_row,
-                                         uint32_t count, kv_err err) {
-    CU_PASS(cu_enter(dev, err));
-    if (n_row == 0) return KVF_OK;
-    uint32_t counts[KV_MAX_HEAD];
-    for (uint32_t h = 0; h < n_head && h < KV_MAX_HEAD; h++) counts[h] = count;
-    uint32_t *rows = (uint32_t *)be_alloc(dev, (size_t)n_head * (count > 0 ? count : 1) * sizeof *rows);
-    if (rows == NULL) return kv_fail(err, KVF_ERR_MEMORY, "Cannot concentrate the scores as memory ran out");
-    int32_t status = count > 0 ? be_select_top(dev, in, n_head, n_row, counts, rows, err) : KVF_OK;
-    if (status == KVF_OK) {
-        concentrate_kernel<<<n_head, 256, 0, cu_of(dev)->stream>>>(in, out, rows, n_row, count);
-        if (cudaGetLastError() != cudaSuccess) status = kv_fail(err, KVF_ERR_DEVICE, "Cannot concentrate the scores as the launch failed");
-    }
-    be_free(dev, rows);
-    return status;
+    if (n_block > 65535) return kv_fail(err, KVF_ERR_ARG, "Cannot map attention as 65535 blocks are the most: %u", n_block);
+    CU_PASS(cu_scratch(dev, &work, map_bytes + (size_t)n_head * o->n_window * sizeof(float), err));
+    float *map = (float *)work, *lse = map + map_bytes / sizeof(float);
+    queries.q = o->window_q[layer], queries.head_stride = (size_t)o->n_window * cache->config.head_dim;
+    queries.n = o->n_window, queries.n_head = n_head, queries.position = o->n_token - o->n_window;
+    CU_PASS(cu_layer_view(cache, s, layer, &view, err));
+    CU_PASS(cu_attention_prefill(dev, &view, dtype, &queries, NULL, 0, 0, lse, err));
+    CU_TRY(cudaMemsetAsync(map, 0, map_bytes, stream), "mapping attention");
+    const float scale = LOG2E / sqrtf((float)cache->config.head_dim);
+    CU_WITH_TYPE(dtype, R,
+                 (map_kernel<R><<<dim3(n_block, n_block, n_head), 256, 0, stream>>>(map, view, queries, lse, block, scale)));
+    CU_LAUNCHED("mapping attention");
+    return be_download(dev, to_host, map, map_bytes, err);
 }

@@ -147,10 +147,11 @@ static void algebra(kvf_cache *cache) {
     expect(cache, id_of(kvf_scores_affine(cache, a, -2, 1, ERR)), (double[6]){-1, 5, -5, 1, -9, 2}, 2, 3, 0);
     expect(cache, id_of(kvf_scores_combine(cache, a, b, 0, ERR)), (double[6]){3, 0, 2, 7, 5.25, 3.5}, 2, 3, 0);
     expect(cache, id_of(kvf_scores_combine(cache, a, b, 1, ERR)), (double[6]){2, -4, -3, 0, 1.25, -2}, 2, 3, 0);
+    expect(cache, id_of(kvf_scores_combine(cache, a, b, 2, ERR)), (double[6]){1, 1, 0, 1, 0, 1}, 2, 3, 0);
     expect(cache, id_of(kvf_scores_fill(cache, a, 1, 3, 9, ERR)), (double[6]){1, 9, 9, 0, 9, 9}, 2, 3, 0);
     expect(cache, id_of(kvf_scores_fill(cache, a, 3, 3, 9, ERR)), (double[6]){1, -2, 3, 0, 5, -0.5}, 2, 3, 0);
     REFUSED(kvf_scores_combine(cache, a, c, 0, ERR), KVF_ERR_ARG);
-    REFUSED(kvf_scores_combine(cache, a, b, 2, ERR), KVF_ERR_ARG);
+    REFUSED(kvf_scores_combine(cache, a, b, 3, ERR), KVF_ERR_ARG);
     REFUSED(kvf_scores_fill(cache, a, 2, 1, 0, ERR), KVF_ERR_ARG);
     REFUSED(kvf_scores_fill(cache, a, 0, 4, 0, ERR), KVF_ERR_ARG);
     REFUSED(kvf_scores_create(cache, 0, 3, NULL, ERR), KVF_ERR_ARG);
