@@ -120,6 +120,7 @@ export async function evaluateCall(
     flags.quiet === true || flags.json === true,
   );
   const counts = countsOf(prepared);
+  progress.update(counts.all());
   try {
     const made = await runPrepared(model, prepared, {
       store,

@@ -30,7 +30,6 @@ export class EvaluationProgress {
   readonly #started = performance.now();
   #bars: { multi: MultiBar; byLabel: Map<string, SingleBar> } | undefined;
   #lastLine = performance.now();
-  #labels: string[] = [];
 
   /** Shows nothing yet. */
   constructor(name: string, silent: boolean) {
@@ -53,13 +52,11 @@ export class EvaluationProgress {
     const all = total(this.#name, counts);
     const shown = counts.length > MOST_BARS ? [all] : [...counts, all];
     if (!this.#bars) {
-      this.#labels = shown.map(({ label }) => label);
-      const width = Math.max(...this.#labels.map((label) => label.length));
+      const width = Math.max(...shown.map(({ label }) => label.length));
       const multi = new MultiBar({
-        format: `{label} {bar} {value}/{total} | {eta_formatted} left`,
+        format: "{label} {bar} {value}/{total} | {left} left",
         clearOnComplete: true,
         hideCursor: true,
-        etaBuffer: 50,
         stopOnComplete: false,
       }, Presets.shades_classic);
       this.#bars = {
@@ -67,29 +64,34 @@ export class EvaluationProgress {
         byLabel: new Map(
           shown.map((one) => [
             one.label,
-            multi.create(one.total, 0, { label: one.label.padEnd(width) }),
+            multi.create(one.total, 0, {
+              label: one.label.padEnd(width),
+              left: "?",
+            }),
           ]),
         ),
       };
     }
     for (const one of shown) {
-      this.#bars.byLabel.get(one.label)?.update(one.done);
+      this.#bars.byLabel.get(one.label)?.update(one.done, {
+        left: this.#left(one),
+      });
     }
   }
 
+  /** The time that is left at the pace so far. */
+  #left({ done, total }: Count): string {
+    const seconds = (performance.now() - this.#started) / 1e3;
+    return done === 0 ? "?" : duration(seconds / done * (total - done));
+  }
+
   #line(counts: readonly Count[]): string {
-    const left = (one: Count): string => {
-      const seconds = (performance.now() - this.#started) / 1e3;
-      return one.done === 0
-        ? "?"
-        : duration(seconds / one.done * (one.total - one.done));
-    };
     const all = total(this.#name, counts);
     const open = counts.filter(({ done, total }) => done < total);
     const each = open.slice(0, MOST_BARS).map((one) =>
-      `${one.label} ${one.done}/${one.total} (${left(one)})`
+      `${one.label} ${one.done}/${one.total} (${this.#left(one)})`
     );
-    return `${all.label} ${all.done}/${all.total}, ${left(all)} left: ${
+    return `${all.label} ${all.done}/${all.total}, ${this.#left(all)} left: ${
       each.join(", ")
     }`;
   }

@@ -38,6 +38,19 @@ function configurations(): Configuration[] {
       { observationWindow: 4 },
       "query_head",
     ),
+    // Methods that act during generation, at moments of their own.
+    ...crossConfigurations(
+      named("snapkv", "l2norm"),
+      [40],
+      { observationWindow: 4, schedule: "every:3" },
+      "kv_head",
+    ),
+    ...crossConfigurations(
+      named("h2o", "streamingllm"),
+      [40],
+      { schedule: "step" },
+      "kv_head",
+    ),
   ];
 }
 
