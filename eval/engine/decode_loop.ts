@@ -128,6 +128,7 @@ function take(one: Running, drawn: ArrayLike<number>): void {
     else one.tokens.push(token);
   }
   one.options.onTokens?.(one.tokens.slice(before));
+  one.options.inspect?.(one.configuration, one.sequence);
 }
 
 /** Copies one sequence's rows out of `[steps, width, vocab]`. */

@@ -181,6 +181,7 @@ function startAnswer(
   times: Pick<Running, "startedAt" | "prefillMs" | "compressMs">,
 ): Running {
   const cache = checkPromises(model, member, sequence, prompt.length);
+  options.inspect?.(member.configuration, sequence);
   sequence.setSampling({
     temperature: options.temperature ?? 0,
     topK: options.topK ?? 0,

@@ -3,6 +3,7 @@
  *
  * @module
  */
+import type { Sequence } from "../../ffi/mod.ts";
 import type { AnyMethod } from "../../methods/mod.ts";
 import type { Granularity } from "../../methods/types.ts";
 
@@ -36,6 +37,11 @@ export interface GenerationOptions {
   logits?: boolean;
   /** Called with the new tokens of every chunk of steps, for streaming. Only for a single configuration. */
   onTokens?: (tokens: readonly number[]) => void;
+  /**
+   * Called with the cache of a configuration when its policy has acted, and after every chunk of steps. It may read the
+   * cache and must not change it.
+   */
+  inspect?: (configuration: Configuration, cache: Sequence) => void;
   /** Tokens per native call; smaller streams sooner. Default 16. */
   chunk?: number;
   /** Cancels between layers and steps. */

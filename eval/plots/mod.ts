@@ -6,6 +6,8 @@
  *
  * @module
  */
+export { attentionPicture } from "./attention_picture.ts";
+export type { AttentionPanel, AttentionPicture } from "./attention_picture.ts";
 export { needleHeatMap } from "./needle_heat_map.ts";
 export type {
   NeedleOptions,
