@@ -13,6 +13,8 @@ export type {
 } from "./collect.ts";
 export { budgetSeries, sectionFigures } from "./figures.ts";
 export type { BudgetSeries, Figure } from "./figures.ts";
+export { pageHtml, pageViewOf } from "./html.ts";
+export type { PageContent, PageView } from "./html.ts";
 export { reportMarkdown } from "./markdown.ts";
 export type { IllustratedSection } from "./markdown.ts";
 export { summarise } from "./summarise.ts";

@@ -1,0 +1,657 @@
+/// <reference lib="dom" />
+/**
+ * The eviction explorer: the prompt's text, shaded by what each configuration kept. Part of the page: it runs in the
+ * browser.
+ *
+ * @module
+ */
+import type { View, ViewConfiguration } from "../../view/types.ts";
+import {
+  bytesText,
+  count,
+  make,
+  percent,
+  selectBox,
+  sliderBox,
+  styleOf,
+} from "./dom.ts";
+import { channels } from "./dom.ts";
+import { say } from "./hint.ts";
+import {
+  countLayers,
+  type LayerCounts,
+  meanScores,
+  rowCounts,
+  shadeOfScore,
+  shadeOfShare,
+  snapshotAt,
+  sumLayers,
+} from "./kept.ts";
+
+/** What all parts of a view look at. */
+export interface ViewState {
+  layer: number;
+  head: number;
+  generated: number;
+}
+
+/** A panel: one configuration. */
+interface Panel {
+  configuration: ViewConfiguration;
+  root: HTMLElement;
+  text: HTMLElement;
+  summary: HTMLElement;
+  map: HTMLCanvasElement;
+  spans: HTMLSpanElement[];
+  /** Class of a span beside its shade. */
+  base: string[];
+  /** Shade that each span has, and the one it should have. */
+  shades: Int8Array;
+  wanted: Int8Array;
+  /** Counts of the moment and head that were shown last. */
+  counts?: { generated: number; head: number; found: LayerCounts };
+}
+
+/** Added to the shade of a token that no chosen head holds. */
+const GONE = 16;
+
+/** Shade of a token that was not generated yet. */
+const FUTURE = 9;
+
+/** Spans that are shaded in one go when nothing else is to be done. */
+const SLICE = 1500;
+
+/** Shaded in this order when nothing else is chosen: at most so many panels. */
+const FIRST_PANELS = 3;
+
+/** Visible form of a token in hints. */
+function quoted(token: string): string {
+  return `“${token.replaceAll("\n", "⏎").replaceAll("\t", "⇥")}”`;
+}
+
+/** Token by token what configurations kept. */
+export class Explorer {
+  readonly #view: View;
+  readonly #state: ViewState;
+  readonly #panels: Panel[] = [];
+  readonly #info: HTMLElement;
+  #shade: "kept" | "score" = "kept";
+  #token = -1;
+  #timer: ReturnType<typeof setTimeout> | undefined;
+
+  /** Builds the explorer into `root`; `changed` is called when layer, head or step were chosen anew. */
+  constructor(
+    root: HTMLElement,
+    view: View,
+    state: ViewState,
+    changed: () => void,
+  ) {
+    this.#view = view;
+    this.#state = state;
+    this.#info = make("div", { class: "token-info" });
+    const place = make("div", { class: "text-panels" });
+    root.append(this.#controls(place, changed), this.#info, place);
+    for (const one of view.configurations) {
+      this.#panels.push(this.#panel(one));
+    }
+    const compressed = this.#panels.filter(({ configuration }) =>
+      configuration.method !== "fullkv"
+    );
+    const first = (compressed.length > 0 ? compressed : this.#panels)
+      .slice(0, FIRST_PANELS);
+    for (const panel of this.#panels) {
+      panel.root.hidden = !first.includes(panel);
+      place.append(panel.root);
+    }
+    for (const box of root.querySelectorAll<HTMLInputElement>(".shown input")) {
+      box.checked = !this.#panels[Number(box.value)]!.root.hidden;
+    }
+    this.update();
+    this.#show(view.highlights[0]?.[0] ?? 0, false);
+  }
+
+  #controls(place: HTMLElement, changed: () => void): HTMLElement {
+    const { model, configurations } = this.#view;
+    const steps = Math.max(
+      ...configurations.map(({ generated }) => generated.length),
+    );
+    const choose = (what: keyof ViewState) => (value: number) => {
+      this.#state[what] = value;
+      this.update();
+      changed();
+    };
+    const all = (what: string, n: number) => (value: number) =>
+      value < 0 ? `all ${n} ${what}s` : `${what} ${value}`;
+    const shown = make(
+      "fieldset",
+      { class: "shown" },
+      make("legend", {}, "Side by side"),
+      ...configurations.map((one, i) =>
+        make(
+          "label",
+          {},
+          make("input", {
+            type: "checkbox",
+            value: i,
+            change: (event) => {
+              const box = event.target as HTMLInputElement;
+              this.#panels[i]!.root.hidden = !box.checked;
+              this.update();
+              this.#align(place);
+            },
+          }),
+          one.name,
+        )
+      ),
+    );
+    const shade = selectBox("Shade by", [
+      ["kept", "how many layers and heads keep the token"],
+      [
+        "score",
+        `attention of the last ${this.#view.scoreWindow} prompt tokens`,
+      ],
+    ], (value) => {
+      this.#shade = value as "kept" | "score";
+      this.update();
+    });
+    return make(
+      "div",
+      { class: "controls no-print" },
+      shown,
+      sliderBox(
+        "Layer",
+        { min: -1, max: model.layers - 1, value: -1 },
+        all("layer", model.layers),
+        choose("layer"),
+      ).box,
+      sliderBox(
+        "KV head",
+        { min: -1, max: model.kvHeads - 1, value: -1 },
+        all("head", model.kvHeads),
+        choose("head"),
+      ).box,
+      sliderBox(
+        "Moment",
+        { min: 0, max: steps, value: 0 },
+        (n) => n === 0 ? "after prefill" : `after ${n} new tokens`,
+        choose("generated"),
+      ).box,
+      shade.box,
+      ...(this.#view.highlights.length > 0
+        ? [make("button", {
+          type: "button",
+          click: () => this.#show(this.#view.highlights[0]![0]),
+        }, "Go to the marked text")]
+        : []),
+    );
+  }
+
+  #panel(configuration: ViewConfiguration): Panel {
+    const { tokens, highlights } = this.#view;
+    const marked = new Set(
+      highlights.flatMap(([first, end]) =>
+        Array.from({ length: end - first }, (_, i) => first + i)
+      ),
+    );
+    const spans = [...tokens, ...configuration.generated].map((token, i) => {
+      const span = document.createElement("span");
+      span.textContent = token;
+      span.dataset.i = String(i);
+      return span;
+    });
+    const base = spans.map((_, i) => marked.has(i) ? "marked " : "");
+    const text = make(
+      "div",
+      {
+        class: "text",
+        tabindex: 0,
+        role: "group",
+        "aria-label":
+          `Prompt as ${configuration.name} keeps it; arrow keys go from token to token`,
+        mousemove: (event) => this.#hover(event),
+        click: (event) => this.#hover(event),
+        keydown: (event) => this.#key(event as KeyboardEvent),
+        scroll: () => {
+          this.#follow(text);
+          const panel = this.#panels.find((one) => one.text === text);
+          if (panel) paint(panel, visible(panel));
+        },
+      },
+      make("span", { class: "prompt" }, ...spans.slice(0, tokens.length)),
+      make("span", { class: "answer-begins", title: "The answer begins" }),
+      make("span", { class: "answer" }, ...spans.slice(tokens.length)),
+    );
+    const map = make("canvas", {
+      class: "map",
+      title: "Positions across, layers down; click to go there",
+      "aria-hidden": "true",
+      click: (event) => {
+        const { left, width } = map.getBoundingClientRect();
+        const share = ((event as MouseEvent).clientX - left) / width;
+        this.#show(Math.floor(share * tokens.length));
+      },
+    });
+    const summary = make("p", { class: "summary" });
+    const root = make(
+      "article",
+      { class: "text-panel" },
+      make("h4", {}, configuration.name),
+      summary,
+      map,
+      text,
+    );
+    const shades = new Int8Array(spans.length).fill(-1);
+    const wanted = shades.slice();
+    return {
+      configuration,
+      root,
+      text,
+      summary,
+      map,
+      spans,
+      base,
+      shades,
+      wanted,
+    };
+  }
+
+  /** Shades all panels that are shown anew: at once what is in sight, the rest as time allows. */
+  update(): void {
+    const scores = this.#shade === "score"
+      ? meanScores(this.#view, this.#state)
+      : undefined;
+    const shown = this.#panels.filter(({ root }) => !root.hidden);
+    // All looking before all painting, so that the page is laid out once.
+    const sights = shown.map(visible);
+    for (const [i, panel] of shown.entries()) {
+      this.#plan(panel, scores);
+      paint(panel, sights[i]!);
+    }
+    if (this.#token >= 0) this.#tell(this.#token, false);
+    this.#later(shown);
+  }
+
+  /** Paints what is out of sight, a slice at a time. */
+  #later(panels: readonly Panel[]): void {
+    clearTimeout(this.#timer);
+    const root = document.documentElement;
+    root.dataset.painting = "";
+    let at = 0;
+    const next = (): void => {
+      const panel = panels.find(({ spans }) => at < spans.length);
+      if (panel === undefined) {
+        delete root.dataset.painting;
+        return;
+      }
+      for (const one of panels) paint(one, [at, at + SLICE / panels.length]);
+      at += SLICE / panels.length;
+      this.#timer = setTimeout(next, 0);
+    };
+    this.#timer = setTimeout(next, 30);
+  }
+
+  #counts(panel: Panel): LayerCounts {
+    const { generated, head } = this.#state;
+    const { counts } = panel;
+    if (counts?.generated === generated && counts.head === head) {
+      return counts.found;
+    }
+    const snapshot = snapshotAt(panel.configuration, generated);
+    const found = countLayers(this.#view, panel.configuration, snapshot, head);
+    panel.counts = { generated, head, found };
+    return found;
+  }
+
+  /** Works out the shades of a panel. */
+  #plan(panel: Panel, scores: Float64Array | undefined): void {
+    const { wanted } = panel;
+    const found = this.#counts(panel);
+    const { counts, of } = sumLayers(found, this.#state.layer);
+    const n = this.#view.tokens.length;
+    const past = n + this.#state.generated;
+    for (let i = 0; i < wanted.length; i++) {
+      const shade = scores === undefined
+        ? shadeOfShare(counts[i]! / of)
+        : i < n
+        ? shadeOfScore(scores[i]!)
+        : 0;
+      // Tokens that are gone look gone, whatever the shade says.
+      wanted[i] = i >= past ? FUTURE : counts[i] === 0 ? shade + GONE : shade;
+    }
+    this.#summarise(panel, counts, of);
+    this.#drawMap(panel, found);
+  }
+
+  #summarise(panel: Panel, counts: Uint16Array, of: number): void {
+    const { configuration } = panel;
+    const snapshot = snapshotAt(configuration, this.#state.generated);
+    const seen = this.#view.tokens.length + this.#state.generated;
+    let rows = 0;
+    for (const n of counts) rows += n;
+    const bytes = snapshot.bytes.reduce((sum, n) => sum + n, 0);
+    const marked = this.#view.highlights.map(([first, end]) => {
+      const own = [...counts.subarray(first, end)];
+      const some = own.filter((n) => n > 0).length;
+      return ` Marked text: ${some} of ${
+        end - first
+      } tokens are kept somewhere, ${
+        percent(own.reduce((sum, n) => sum + n, 0) / (of * (end - first)))
+      } of its rows.`;
+    });
+    panel.summary.textContent = `${count(rows / of)} rows per head (${
+      percent(rows / of / Math.max(1, seen))
+    }); ${bytesText(bytes)} in all.${marked.join("")}`;
+  }
+
+  /** The strip above the text: a column per position, a row per layer. */
+  #drawMap({ map }: Panel, { layers, of }: LayerCounts): void {
+    const n = this.#view.tokens.length;
+    const width = Math.min(n, 1024);
+    const each = Math.max(2, Math.min(8, Math.floor(72 / layers.length)));
+    map.width = width;
+    map.height = layers.length * each + 4;
+    const paper = map.getContext("2d");
+    if (paper === null) return;
+    const image = paper.createImageData(width, map.height);
+    const pixels = new Uint32Array(image.data.buffer);
+    const from = channels(styleOf("--map-0"));
+    const to = channels(styleOf("--map-1"));
+    const colours = Array.from(
+      { length: 65 },
+      (_, i) => pixelOf(from.map((c, k) => c + (to[k]! - c) * i / 64)),
+    );
+    for (const [layer, counts] of layers.entries()) {
+      const dim = this.#state.layer >= 0 && this.#state.layer !== layer;
+      for (let x = 0; x < width; x++) {
+        const first = Math.floor(x * n / width);
+        const end = Math.max(first + 1, Math.floor((x + 1) * n / width));
+        let most = 0;
+        for (let i = first; i < end; i++) most = Math.max(most, counts[i]!);
+        const colour = colours[Math.ceil((dim ? 20 : 64) * most / of)]!;
+        for (let y = 0; y < each; y++) {
+          pixels[(layer * each + y) * width + x] = colour;
+        }
+      }
+    }
+    const mark = pixelOf(channels(styleOf("--mark")));
+    for (const [first, end] of this.#view.highlights) {
+      const last = Math.ceil(Math.max(first + 1, end) * width / n);
+      for (let x = Math.floor(first * width / n); x < last; x++) {
+        for (let y = 1; y <= 3; y++) {
+          pixels[(layers.length * each + y) * width + x] = mark;
+        }
+      }
+    }
+    paper.putImageData(image, 0, 0);
+  }
+
+  #hover(event: Event): void {
+    const span = (event.target as Element).closest?.("[data-i]");
+    if (span instanceof HTMLElement) this.#tell(Number(span.dataset.i), false);
+  }
+
+  #key(event: KeyboardEvent): void {
+    const last = this.#view.tokens.length - 1;
+    const moves: { [key: string]: number } = {
+      ArrowRight: this.#token + 1,
+      ArrowLeft: this.#token - 1,
+      ArrowDown: this.#token + 16,
+      ArrowUp: this.#token - 16,
+      Home: 0,
+      End: last,
+    };
+    const to = moves[event.key];
+    if (to === undefined) return;
+    event.preventDefault();
+    this.#show(Math.max(0, Math.min(last, to)));
+  }
+
+  /** Chooses a token and brings it into sight in every panel. */
+  #show(token: number, spoken = true): void {
+    this.#tell(token, spoken);
+    for (const { root, text, spans } of this.#panels) {
+      if (root.hidden) continue;
+      const span = spans[token]!;
+      const top = span.offsetTop;
+      if (
+        top < text.scrollTop || top > text.scrollTop + text.clientHeight - 24
+      ) text.scrollTop = top - text.clientHeight / 2;
+    }
+  }
+
+  /** Scrolls the other panels along. */
+  #follow(from: HTMLElement): void {
+    for (const { root, text } of this.#panels) {
+      if (text === from || root.hidden) continue;
+      if (Math.abs(text.scrollTop - from.scrollTop) > 1) {
+        text.scrollTop = from.scrollTop;
+      }
+    }
+  }
+
+  #align(place: HTMLElement): void {
+    const first = place.querySelector<HTMLElement>(
+      "article:not([hidden]) .text",
+    );
+    if (first) this.#follow(first);
+  }
+
+  /** What is known of a token: a line per configuration, a column per layer. */
+  #tell(token: number, spoken: boolean): void {
+    const { tokens, model } = this.#view;
+    for (const { spans } of this.#panels) {
+      spans[this.#token]?.removeAttribute("aria-current");
+      spans[token]?.setAttribute("aria-current", "true");
+    }
+    this.#token = token;
+    const isNew = token >= tokens.length;
+    const score = isNew ? 0 : meanScores(this.#view, this.#state)[token]!;
+    const layers = Array.from({ length: model.layers }, (_, i) => i);
+    const lines = this.#panels.filter(({ root }) => !root.hidden).map(
+      (panel) => {
+        const found = this.#counts(panel);
+        const cells = layers.map((layer) => ({
+          kept: found.layers[layer]![token]!,
+          of: found.of,
+        }));
+        return { name: panel.configuration.name, cells };
+      },
+    );
+    const text = tokens[token] ?? "";
+    const head = isNew
+      ? `New token ${token - tokens.length + 1}`
+      : `Token ${count(token)} of ${count(tokens.length)} ${quoted(text)}`;
+    const attention = isNew
+      ? ""
+      : `; attention of the last ${this.#view.scoreWindow} prompt tokens ${
+        percent(score)
+      }`;
+    this.#info.replaceChildren(
+      make("p", {}, make("b", {}, head), attention),
+      make(
+        "table",
+        { class: "token-table" },
+        make(
+          "thead",
+          {},
+          make(
+            "tr",
+            {},
+            make("th", { scope: "col" }, "heads that keep it, layer"),
+            ...layers.map((layer) =>
+              make("th", { scope: "col" }, String(layer))
+            ),
+          ),
+        ),
+        make(
+          "tbody",
+          {},
+          ...lines.map(({ name, cells }) =>
+            make(
+              "tr",
+              {},
+              make("th", { scope: "row" }, name),
+              ...cells.map(({ kept, of }) =>
+                make(
+                  "td",
+                  { class: `k${shadeOfShare(kept / of)}` },
+                  `${kept}/${of}`,
+                )
+              ),
+            )
+          ),
+        ),
+      ),
+    );
+    if (!spoken) return;
+    say(
+      `${head}${attention}; ${
+        lines.map(({ name, cells }) =>
+          `${name} keeps it in ${
+            cells.reduce((sum, { kept }) => sum + kept, 0)
+          } of ${cells.reduce((sum, { of }) => sum + of, 0)} heads`
+        ).join("; ")
+      }`,
+    );
+  }
+}
+
+/** Tokens of a panel that are in sight, and some around them. */
+function visible({ text, spans }: Panel): [first: number, end: number] {
+  const below = (top: number): number => {
+    let low = 0, high = spans.length;
+    while (low < high) {
+      const middle = (low + high) >> 1;
+      if (spans[middle]!.offsetTop < top) low = middle + 1;
+      else high = middle;
+    }
+    return low;
+  };
+  const shown = below(text.scrollTop - 60);
+  return [
+    Math.max(0, shown - 10),
+    below(text.scrollTop + text.clientHeight + 60) + 10,
+  ];
+}
+
+/** Gives the spans of a range the shades they should have. */
+function paint(
+  { spans, base, shades, wanted }: Panel,
+  [first, end]: readonly [number, number],
+): void {
+  const last = Math.min(spans.length, Math.ceil(end));
+  for (let i = Math.floor(first); i < last; i++) {
+    const shade = wanted[i]!;
+    if (shades[i] === shade) continue;
+    shades[i] = shade;
+    spans[i]!.className = shade >= GONE
+      ? `${base[i]}k${shade - GONE} gone`
+      : `${base[i]}k${shade}`;
+  }
+}
+
+/** A pixel as canvases keep it in memory. */
+function pixelOf([red, green, blue]: readonly number[]): number {
+  return (255 << 24 | blue! << 16 | green! << 8 | red!) >>> 0;
+}
+
+/** Rows or bytes of each layer and head of one configuration, as a shaded table. */
+export class RowTable {
+  readonly #view: View;
+  readonly #state: ViewState;
+  readonly #place = make("div", { class: "wide" });
+  #what: "rows" | "bytes" = "rows";
+  #which = 0;
+
+  /** Builds the table into `root`. */
+  constructor(root: HTMLElement, view: View, state: ViewState) {
+    this.#view = view;
+    this.#state = state;
+    const which = selectBox(
+      "Configuration",
+      view.configurations.map(({ name }, i) => [String(i), name] as const),
+      (value) => {
+        this.#which = Number(value);
+        this.update();
+      },
+    );
+    const compressed = view.configurations.findIndex(({ method }) =>
+      method !== "fullkv"
+    );
+    this.#which = Math.max(0, compressed);
+    which.select.value = String(this.#which);
+    const what = selectBox(
+      "Show",
+      [["rows", "rows"], ["bytes", "bytes"]],
+      (value) => {
+        this.#what = value as "rows" | "bytes";
+        this.update();
+      },
+    );
+    root.append(
+      make("div", { class: "controls no-print" }, which.box, what.box),
+      this.#place,
+    );
+    this.update();
+  }
+
+  /** Fills the table for the moment that is chosen. */
+  update(): void {
+    const configuration = this.#view.configurations[this.#which]!;
+    const { heads, name } = configuration;
+    const snapshot = snapshotAt(configuration, this.#state.generated);
+    const values = this.#what === "rows"
+      ? rowCounts(this.#view, configuration, snapshot)
+      : rowCounts(this.#view, configuration, snapshot).map((row, layer) =>
+        row.map((_, head) => snapshot.bytes[layer * heads + head]!)
+      );
+    const most = Math.max(1, ...values.flat());
+    const text = this.#what === "rows" ? count : bytesText;
+    const sum = (row: number[]) => row.reduce((a, b) => a + b, 0);
+    const kind = configuration.granularity === "query_head"
+      ? "query head"
+      : "KV head";
+    this.#place.replaceChildren(make(
+      "table",
+      { class: "grid-table" },
+      make(
+        "caption",
+        {},
+        `${
+          this.#what === "rows" ? "Rows" : "Bytes"
+        } that ${name} holds, by layer and ${kind}: ${
+          text(sum(values.map(sum)))
+        } in all`,
+      ),
+      make(
+        "thead",
+        {},
+        make(
+          "tr",
+          {},
+          make("th", { scope: "col" }, "Layer"),
+          ...Array.from(
+            { length: heads },
+            (_, head) => make("th", { scope: "col" }, String(head)),
+          ),
+          make("th", { scope: "col" }, "All"),
+        ),
+      ),
+      make(
+        "tbody",
+        {},
+        ...values.map((row, layer) =>
+          make(
+            "tr",
+            {},
+            make("th", { scope: "row" }, String(layer)),
+            ...row.map((value) =>
+              make("td", { style: `--share:${value / most}` }, text(value))
+            ),
+            make("td", { class: "sum" }, text(sum(row))),
+          )
+        ),
+      ),
+    ));
+  }
+}
