@@ -22,6 +22,7 @@ import { report } from "./commands/report.ts";
 import { run } from "./commands/run.ts";
 import { sandbox } from "./commands/sandbox.ts";
 import { sweep } from "./commands/sweep.ts";
+import { view } from "./commands/view.ts";
 import type { Call, CommandSpec, Flags } from "./spec.ts";
 
 /** All commands. */
@@ -34,6 +35,7 @@ export const COMMANDS: readonly CommandSpec[] = [
   sweep,
   replay,
   report,
+  view,
   methods,
   newMethod,
   checkMethod,

@@ -1,5 +1,5 @@
 // deno-lint-ignore-file no-console -- the command line prints
-import { join } from "@std/path";
+import { basename, join, resolve } from "@std/path";
 import { renderPng, renderSvg } from "../../eval/plots/mod.ts";
 import { type EvalRecord, readRecords } from "../../eval/records/mod.ts";
 import {
@@ -8,6 +8,8 @@ import {
   differenceTable,
   type IllustratedSection,
   longTable,
+  pageHtml,
+  pageViewOf,
   reportMarkdown,
   scoreTable,
   sectionFigures,
@@ -71,6 +73,18 @@ export async function reportAction({ args, flags }: Call): Promise<number> {
       write(`${name}.png`, await renderPng(svg));
     }
   }
+  if (flags.html) {
+    write(
+      "report.html",
+      pageHtml({
+        title: `Report on ${basename(resolve(dir))}`,
+        sections: summaries,
+        views: await Promise.all(viewsOf(dir).map(pageViewOf)),
+        level,
+        ...(minEffect === undefined ? {} : { minEffect }),
+      }),
+    );
+  }
   if (flags.json) {
     printJson({
       sections: summaries.map(({ section, configurations, pairs }) => ({
@@ -99,4 +113,12 @@ export async function reportAction({ args, flags }: Call): Promise<number> {
   }
   console.log(files.join("\n"));
   return 0;
+}
+
+/** Views that `kvf view --into` kept in the folder, by file name. */
+function viewsOf(dir: string): string[] {
+  return [...Deno.readDirSync(dir)]
+    .filter(({ name }) => name.endsWith(".view.json"))
+    .map(({ name }) => name).sort()
+    .map((name) => Deno.readTextFileSync(join(dir, name)));
 }

@@ -37,6 +37,11 @@ export const report: CommandSpec = {
         false,
       )
       .option("--commit <id>", "take only records of this commit")
+      .option(
+        "--html",
+        "write report.html too: tables to sort, pictures with hints, and the views kept in the folder",
+        false,
+      )
       .option("--json", "print a JSON summary", false);
     command.addHelpText(
       "after",

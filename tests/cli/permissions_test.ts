@@ -140,12 +140,20 @@ const PROBES: Record<string, Probe> = {
       ...["--singles=1", "--target=0"],
     ],
   },
+  "view": {
+    args: [
+      ...["run", "cli/main.ts", "view", "--model", "models/needle-6m"],
+      ...["--needle", "128", "--method", "fullkv", "--max-new-tokens", "1"],
+      ...["--attention", "0", "--images", "--out", "OUT/view.html"],
+    ],
+  },
   "bench": {
     args: [
       ...["run", "cli/main.ts", "bench", "--model", "models/needle-6m"],
       ...["--lengths", "64", "--new-tokens", "2", "--repeats", "1"],
     ],
   },
+  "browser": { args: ["test", "tests/browser/chromium_check.ts"] },
   "test": {
     args: ["test", "tests/methods/snapkv_test.ts"],
     excused: {
@@ -171,13 +179,21 @@ function exists(path: string): boolean {
   }
 }
 
-/** Whether nvcc is on PATH; asked by a process of its own, as the tests may not start it. */
-const hasNvcc = new Deno.Command("deno", {
-  args: [
-    "eval",
-    "try { new Deno.Command('nvcc', { args: ['--version'], stdout: 'null' }).outputSync() } catch { Deno.exit(1) }",
-  ],
-}).outputSync().success;
+/** Whether a program is on PATH; asked by a process of its own, as the tests may not start it. */
+function has(program: string): boolean {
+  return new Deno.Command("deno", {
+    args: [
+      "eval",
+      `try { new Deno.Command('${program}', { args: ['--version'], stdout: 'null' }).outputSync() } catch { Deno.exit(1) }`,
+    ],
+  }).outputSync().success;
+}
+
+/** Programs that some sets need and few machines have. */
+const NEEDED: Record<string, string> = {
+  "build-cuda": "nvcc",
+  "browser": "chromium",
+};
 
 /** A project with three lines of C, so that building it takes no time. */
 function miniature(): string {
@@ -266,8 +282,9 @@ Deno.test("no task of deno.json runs with all permissions or asks for more", () 
 });
 
 for (const [name, probe] of Object.entries(PROBES)) {
-  const skipped = name === "build-cuda" && !hasNvcc
-    ? " (SKIPPED: no nvcc)"
+  const program = NEEDED[name];
+  const skipped = program !== undefined && !has(program)
+    ? ` (SKIPPED: no ${program})`
     : "";
   Deno.test({
     name:
