@@ -30,7 +30,7 @@ extern "C" {
 #endif
 
 #define KVF_API __attribute__((visibility("default")))
-#define KVF_ABI_VERSION 8
+#define KVF_ABI_VERSION 9
 /* Rows of one page. */
 #define KVF_PAGE_ROWS 32
 
@@ -280,6 +280,12 @@ KVF_API int32_t kvf_prefill_logits(kvf_model *model, kvf_cache *cache, uint32_t 
  */
 KVF_API int32_t kvf_record_begin(kvf_cache *cache, uint32_t sequence, uint32_t n_token, const kvf_observe *observe,
                                  const uint32_t *ranges, char *err, uint32_t err_cap);
+/*
+ * The rotation that the recorded keys have, for formats that undo it. inv_freq: [n_freq = head_dim / 2] f32, angle per
+ * position of each rotated pair, as in kvf_model_create.
+ */
+KVF_API int32_t kvf_record_rotation(kvf_cache *cache, uint32_t sequence, const float *inv_freq, uint32_t n_freq,
+                                    char *err, uint32_t err_cap);
 KVF_API int32_t kvf_record_layer(kvf_cache *cache, uint32_t sequence, uint32_t layer, const float *q, const float *k,
                                  const float *v, char *err, uint32_t err_cap);
 

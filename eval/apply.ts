@@ -32,6 +32,8 @@ export interface ApplyRequest<Options> extends RecordedLayer {
   layers?: number;
   /** Where it runs. */
   device: Device;
+  /** Angle per position of each rotated pair of the keys, `[headDim / 2]`, for methods that undo the rotation. */
+  inverseFrequencies?: Float32Array;
   /** Return the rows kept, too. */
   rows?: boolean;
 }

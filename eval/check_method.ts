@@ -204,7 +204,14 @@ export function shapeChecks(
         const policy = method.create(options, shape);
         using cache = new Cache(device, { ...shape, rowDtype: "f32" });
         using sequence = cache.sequence(granularity);
-        sequence.record(tokens, policy.observe);
+        sequence.record(
+          tokens,
+          policy.observe,
+          Float32Array.from(
+            { length: headDim / 2 },
+            (_, j) => 10000 ** (-2 * j / headDim),
+          ),
+        );
         for (let layer = 0; layer < shape.layers; layer++) {
           sequence.recordLayer(layer, {
             q: noise(shape.queryHeads * tokens * headDim, 3 * i),

@@ -18,7 +18,7 @@ const model = "pointer" as Deno.NativeTypedPointer<ModelPointer>;
 const cache = "pointer" as Deno.NativeTypedPointer<CachePointer>;
 
 /** Version of the ABI that this table describes. */
-export const ABI_VERSION = 8;
+export const ABI_VERSION = 9;
 
 const PREFILL_LAYERS = [
   model,
@@ -291,6 +291,17 @@ export const SYMBOLS = {
       "u32", // n_token
       "buffer", // observe
       "buffer", // ranges [n_range, 3] u32
+      "buffer", // err, written
+      "u32", // err_cap, bytes
+    ],
+    result: "i32",
+  },
+  kvf_record_rotation: {
+    parameters: [
+      cache,
+      "u32", // sequence
+      "buffer", // inv_freq [n_freq] f32
+      "u32", // n_freq
       "buffer", // err, written
       "u32", // err_cap, bytes
     ],

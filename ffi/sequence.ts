@@ -229,15 +229,22 @@ export class Sequence implements Disposable {
    * Begins to fill the empty sequence from recorded tensors in place of a model.
    * @param tokens prompt tokens
    * @param observation what to record
+   * @param inverseFrequencies angle per position of each rotated pair of the keys, `[headDim / 2]`; formats that undo the
+   * rotation need it
    */
   record(
     tokens: number,
     observation: Observation | MergedObservation = NO_OBSERVATION,
+    inverseFrequencies?: Float32Array,
   ): void {
     checkInteger("record Sequence", "tokens", tokens, 1);
     const merged = mergeObservations([observation as Observation]);
     const { observe, ranges } = encodeObservation(merged, tokens);
     callSequence(this.#state, "kvf_record_begin", tokens, observe, ranges);
+    if (inverseFrequencies !== undefined) {
+      const angles = Float32Array.from(inverseFrequencies);
+      callSequence(this.#state, "kvf_record_rotation", angles, angles.length);
+    }
     this.#state.observation = merged;
     this.#recorded = tokens;
   }

@@ -15,6 +15,7 @@ export function integer(
     min?: number;
     max?: number;
     odd?: boolean;
+    oneOf?: readonly number[];
     default?: number;
     source?: string;
   } = {},
@@ -23,6 +24,13 @@ export function integer(
     rules.max ?? 2 ** 31 - 1,
   );
   if (rules.odd) schema = schema.refine((n) => n % 2 === 1, "must be odd");
+  const { oneOf } = rules;
+  if (oneOf !== undefined) {
+    schema = schema.refine(
+      (n) => oneOf.includes(n),
+      `must be one of ${oneOf.join(", ")}`,
+    );
+  }
   return spec(description, schema, rules);
 }
 

@@ -50,6 +50,10 @@ export { nacl, type NaclOptions, type ProxyOptions } from "./nacl.ts";
 export type { Merge } from "./parts/merge.ts";
 export type { RandomPart } from "./parts/choose.ts";
 export { fullkv, type FullKvOptions } from "./fullkv.ts";
+export { gear, type GearOptions } from "./gear.ts";
+export { kivi, type KiviOptions } from "./kivi.ts";
+export { kvquant, type KvQuantOptions } from "./kvquant.ts";
+export { think, type ThinkOptions } from "./think.ts";
 export { h2o, type H2oOptions, type HeavyHitterOptions } from "./h2o.ts";
 export { type KeyNormOptions, l2norm, type L2NormOptions } from "./l2norm.ts";
 export {

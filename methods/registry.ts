@@ -10,8 +10,11 @@ import { nearest } from "./_nearest.ts";
 import { adakv } from "./adakv.ts";
 import { cam } from "./cam.ts";
 import { fullkv } from "./fullkv.ts";
+import { gear } from "./gear.ts";
 import { h2o } from "./h2o.ts";
 import { headkv } from "./headkv.ts";
+import { kivi } from "./kivi.ts";
+import { kvquant } from "./kvquant.ts";
 import { l2norm } from "./l2norm.ts";
 import { nacl } from "./nacl.ts";
 import { pyramidkv } from "./pyramidkv.ts";
@@ -19,6 +22,7 @@ import { quest } from "./quest.ts";
 import { scissorhands } from "./scissorhands.ts";
 import { snapkv } from "./snapkv.ts";
 import { streamingllm } from "./streamingllm.ts";
+import { think } from "./think.ts";
 import type { Method } from "./types.ts";
 
 /** A method whose options are not known at compile time. */
@@ -42,6 +46,10 @@ export const METHODS: ReadonlyMap<string, AnyMethod> = new Map<
   ["scissorhands", scissorhands],
   ["quest", quest],
   ["cam", cam],
+  ["think", think],
+  ["kivi", kivi],
+  ["kvquant", kvquant],
+  ["gear", gear],
 ]);
 
 /** Shape of a method, as far as it can be seen without running it. */

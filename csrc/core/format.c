@@ -105,7 +105,7 @@ int32_t kv_format_find(kvf_cache *cache, const kvf_format *config, const float *
     const bool unrotated = (config->flags & KVF_KEYS_UNROTATED) != 0;
     if (unrotated && inv_freq == NULL) {
         return kv_fail(err, KVF_ERR_STATE,
-                       "Cannot use the format as unrotated keys must come from a model's prefill: the rotation is not known");
+                       "Cannot use the format as unrotated keys must have a known rotation: none was recorded");
     }
     if (!unrotated) inv_freq = NULL;
     for (kv_format *f = cache->formats; f != NULL; f = f->next) {

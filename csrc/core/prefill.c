@@ -7,6 +7,7 @@
  * A sequence whose prefill was cancelled, or refused for want of pages, stays where it was and may go on or be freed. One
  * whose layer failed half-way can only be freed.
  */
+#include <math.h>
 #include <stdlib.h>
 #include <string.h>
 
@@ -394,6 +395,38 @@ int32_t kvf_record_begin(kvf_cache *cache, uint32_t sequence, uint32_t n_token, 
     int32_t status = kv_enter(cache, KV_CACHE, "begin the recording", err);
     if (status != KVF_OK) return status;
     status = record_begin(cache, sequence, n_token, observe, ranges, err);
+    kv_leave(cache->dev);
+    return status;
+}
+
+static int32_t record_rotation(kvf_cache *cache, uint32_t sequence, const float *inv_freq, uint32_t n, kv_err err) {
+    kv_sequence *s = kv_find_sequence(cache, sequence, "record the rotation", err);
+    if (s == NULL) return KVF_ERR_ARG;
+    if (s->prefill == NULL || s->prefill->recorded == NULL) {
+        return kv_fail(err, KVF_ERR_STATE, "Cannot record the rotation as a recording of sequence %u must be running", sequence);
+    }
+    if (inv_freq == NULL || n != cache->config.head_dim / 2 || n == 0) {
+        return kv_fail(err, KVF_ERR_ARG, "Cannot record the rotation as inv_freq must have %u elements: %u",
+                       cache->config.head_dim / 2, inv_freq == NULL ? 0 : n);
+    }
+    for (uint32_t i = 0; i < n; i++) {
+        if (isfinite(inv_freq[i])) continue;
+        return kv_fail(err, KVF_ERR_ARG, "Cannot record the rotation as its angles must be finite: element %u is %g", i,
+                       (double)inv_freq[i]);
+    }
+    float *copy = kv_copy_angles(cache, inv_freq);
+    if (copy == NULL) return no_memory(n * sizeof *copy, err);
+    free(s->inv_freq);
+    s->inv_freq = copy;
+    return KVF_OK;
+}
+
+int32_t kvf_record_rotation(kvf_cache *cache, uint32_t sequence, const float *inv_freq, uint32_t n_freq, char *text,
+                            uint32_t cap) {
+    const kv_err err = {text, cap};
+    int32_t status = kv_enter(cache, KV_CACHE, "record the rotation", err);
+    if (status != KVF_OK) return status;
+    status = record_rotation(cache, sequence, inv_freq, n_freq, err);
     kv_leave(cache->dev);
     return status;
 }

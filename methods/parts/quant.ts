@@ -4,7 +4,7 @@
  *
  * @module
  */
-import { text } from "../define.ts";
+import { integer, text } from "../define.ts";
 import type {
   LayerContext,
   ModelShape,
@@ -23,6 +23,12 @@ export type QuantiserMaker = (bits: number, shape: ModelShape) => Quantiser;
 
 /** Newest rows that stay plain in a combination: a page, so that small budgets are packed as well. */
 const RESIDUAL = 32;
+
+/** Bits of a code, for methods that pack rows. */
+export const BITS: OptionSpec<number> = integer(
+  "Bits of a code: 2, 3, 4 or 8",
+  { oneOf: [2, 3, 4, 8], default: 4 },
+);
 
 /** Channels that share a scale per token, at most. */
 const GROUP = 32;

@@ -346,9 +346,10 @@ static void packs(void) {
     const uint32_t s = any_id(sequence_ids), layer = number(2);
     const kvf_format f = any_format();
     double bytes[2];
-    switch (below(6)) {
+    switch (below(7)) {
         case 0: check(kvf_format_bytes(c, below(20) ? &f : NULL, maybe(bytes), ERR)); break;
         case 1: check(kvf_sequence_packed(c, s, maybe(words), number(300), ERR)); break;
+        case 3: check(kvf_record_rotation(c, s, below(20) ? floats : NULL, below(4) ? c == caches[1] ? 3 : 4 : number(9), ERR)); break;
         case 2: remember(object_ids, check(kvf_scores_channels(c, s, layer, number(9), number(3), ERR))); break;
         default:
             n_packed += check(kvf_pack(c, s, layer, below(20) ? &f : NULL, below(4) ? 0 : any_id(object_ids),

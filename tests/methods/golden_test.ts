@@ -39,6 +39,7 @@ interface Golden {
     skip_layers?: number[];
     floor_ratio?: number;
     normalize?: boolean | null;
+    ratio?: number;
   };
   indices?: number[][];
 }
@@ -99,6 +100,16 @@ function ourOptions({ method, options }: Golden): Record<string, unknown> {
         historyWindow: options.history_window ?? 0,
         sinks: options.sink_size,
         window: options.recent_size,
+      };
+    case "think":
+      return {
+        budget,
+        observationWindow: window,
+        poolWidth: options.kernel_size,
+        pool: options.pooling === "maxpool" ? "max" : "avg",
+        pruneRatio: options.ratio,
+        fullRows: options.recent_size,
+        compat: "reference",
       };
     case "nacl":
       return {
@@ -283,6 +294,69 @@ Deno.test(`dropped rows are merged as the reference merges them, in ${merged.len
         `${golden.case}, head ${head}`,
       );
     });
+  }
+});
+
+Deno.test("think prunes the channels and rows that the reference prunes", () => {
+  using device = openDevice();
+  const own = cases.filter(({ method }) => method === "think");
+  assertEquals(own.length, 4);
+  const text = (row: ArrayLike<number>) => Array.from(row).join();
+  for (const golden of own) {
+    const { keys, values } = apply(golden, device);
+    const stored = (part: string) =>
+      readTensor(header, `${golden.case}.${part}`);
+    const [pruned, recent, mask, v] = [
+      "k_pruned",
+      "k_recent",
+      "channel_mask",
+      "v",
+    ].map(stored);
+    const [heads = 0, prunedRows = 0, channels = 0] = pruned!.shape;
+    const [, recentRows = 0, headDim = 0] = recent!.shape;
+    assertEquals(keys!.length, heads);
+    for (let head = 0; head < heads; head++) {
+      const keep = Array.from({ length: headDim }, (_, d) => d)
+        .filter((d) => mask!.data[head * headDim + d] !== 0);
+      assertEquals(keep.length, channels);
+      const rowsOf = (
+        { data }: { data: Float32Array },
+        rows: number,
+        width: number,
+      ) =>
+        Array.from({ length: rows }, (_, r) => {
+          const at = (head * rows + r) * width;
+          return data.subarray(at, at + width);
+        });
+      const all = Array.from(
+        { length: prunedRows + recentRows },
+        (_, r) => keys![head]!.subarray(r * headDim, (r + 1) * headDim),
+      );
+      // The reference has its rows in score order: compared as sets, exactly, as nothing is computed on what is kept.
+      const early = all.slice(0, prunedRows);
+      assertEquals(
+        early.map((row) => text(keep.map((d) => row[d] ?? NaN))).sort(),
+        rowsOf(pruned!, prunedRows, channels).map(text).sort(),
+        golden.case,
+      );
+      for (const row of early) {
+        assert(row.every((x, d) => keep.includes(d) || x === 0));
+      }
+      assertEquals(
+        all.slice(prunedRows).map(text).sort(),
+        rowsOf(recent!, recentRows, headDim).map(text).sort(),
+        golden.case,
+      );
+      assertEquals(
+        Array.from(
+          { length: prunedRows + recentRows },
+          (_, r) =>
+            text(values![head]!.subarray(r * headDim, (r + 1) * headDim)),
+        ).sort(),
+        rowsOf(v!, prunedRows + recentRows, headDim).map(text).sort(),
+        golden.case,
+      );
+    }
   }
 });
 
