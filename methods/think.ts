@@ -16,7 +16,7 @@
  */
 import { choice, defineMethod, integer, type Method, real } from "./define.ts";
 import { VOTE_OPTIONS, type VoteOptions, windowVotes } from "./parts/votes.ts";
-import type { LayerContext, Scores, Selection } from "./types.ts";
+import type { Scores, Selection } from "./types.ts";
 
 /** Options of {@linkcode think}. */
 export interface ThinkOptions extends VoteOptions {
@@ -37,7 +37,6 @@ export interface ThinkOptions extends VoteOptions {
  * selected rows by score and then the window.
  */
 function prunedByScore(
-  layer: LayerContext,
   votes: Scores,
   kept: Selection,
   { budget, observationWindow: window, fullRows }: ThinkOptions,
@@ -116,7 +115,7 @@ export const think: Method<ThinkOptions> = defineMethod<ThinkOptions>({
         using votes = windowVotes(layer, options);
         using kept = votes.topK(budget - window);
         const rows = options.compat === "reference"
-          ? prunedByScore(layer, votes, kept, options)
+          ? prunedByScore(votes, kept, options)
           : undefined;
         layer.retain(kept, { last: window });
         if (channels === headDim) return;
