@@ -56,7 +56,7 @@ class Scratch implements Disposable {
 }
 
 const inProject = (arg: string) =>
-  arg.replace(/^(models|tests|tasks|docs)\//, `${ROOT}/$1/`);
+  arg.replace(/^(models|tests|tasks|docs|plans)\//, `${ROOT}/$1/`);
 
 async function runCommand(scratch: Scratch, command: string[]): Promise<void> {
   const line = command.join(" ").replace(/^npx -y deno@\S+ /, "deno ");
