@@ -174,7 +174,7 @@ export function narrow<Row>(table: Table<Row>): Table<Row> {
     ...table,
     columns: table.columns.map((column): Column<Row> => ({
       ...column,
-      title: column.title.replace(/[_ ]/, "\n"),
+      title: column.title.replace(/_| /, (gap) => `${gap.trim()}\n`),
       cell: (row) => {
         const cell = column.cell(row);
         if (typeof cell !== "object" || cell === null) return cell;

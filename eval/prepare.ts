@@ -58,8 +58,8 @@ export interface Missing {
 export interface PreparedExample {
   /** The example. */
   example: Example;
-  /** Its prompt. */
-  prompt: BuiltPrompt;
+  /** Its prompt; packed, as there may be thousands. */
+  prompt: Omit<BuiltPrompt, "ids"> & { ids: Uint32Array };
   /** Tokens that end an answer. */
   stop: number[];
   /** At least one. */
@@ -164,7 +164,8 @@ export async function prepareRun(
       else missing.push({ configuration, parts, key });
     }
     if (missing.length === 0) continue;
-    const prompt = buildPrompt(asked, example, plan);
+    const { ids, ...facts } = buildPrompt(asked, example, plan);
+    const prompt = { ...facts, ids: Uint32Array.from(ids) };
     examples.push({ example, prompt, stop, missing });
   }
   return {

@@ -141,6 +141,10 @@ Deno.test({
     const table = Deno.readTextFileSync(join(out, "longbench.md"));
     for (const name of [...Object.keys(sets), "FullKV", "StreamingLLM 48"]) {
       assertStringIncludes(table, name);
+    }
+    for (
+      const name of ["FullKV", "StreamingLLM 48", "passage_", "retrieval_zh"]
+    ) {
       assertStringIncludes(printed, name);
     }
     const before = Deno.readTextFileSync(join(out, "records-1-of-1.jsonl"));
@@ -333,6 +337,53 @@ Deno.test("chat forms leave texts to be continued alone, and samsum alone stops 
     sets.map((name) => always[name]!.generation.stop),
     [[2, 251, 10], [2, 251, 10], [2, 251]],
   );
+});
+
+Deno.test("a sweep builds LongBench prompts as eval longbench does: the records are the same", async () => {
+  using folder = temporaryFolder();
+  const model = join(folder.path, "bytes");
+  writeTinyModel(model, { positions: 128 });
+  Deno.writeTextFileSync(
+    join(folder.path, "lcc.jsonl"),
+    JSON.stringify({
+      input: "",
+      context: "x = 1\n".repeat(40),
+      answers: ["y"],
+      length: 3,
+      dataset: "lcc",
+      language: "python",
+      "all_classes": null,
+      _id: "0",
+    }),
+  );
+  const first = join(folder.path, "eval"), second = join(folder.path, "sweep");
+  const evaluated = await kvf(
+    ...["eval", "longbench", "--model", model, "--data", folder.path],
+    ...["--datasets", "lcc", "--method", "fullkv", "--out", first, "--quiet"],
+    ...["--max-new-tokens", "5"],
+  );
+  assertEquals([evaluated.status, evaluated.err], [0, ""]);
+  const plan = join(folder.path, "plan.json");
+  Deno.writeTextFileSync(
+    plan,
+    JSON.stringify({
+      models: [model],
+      tasks: [{
+        name: "longbench/lcc",
+        options: { data: folder.path, maxNewTokens: 5 },
+      }],
+      configurations: ["fullkv"],
+      out: second,
+    }),
+  );
+  const swept = await kvf("sweep", plan, "--quiet");
+  assertEquals([swept.status, swept.err], [0, ""]);
+  const [one] = await recordsIn(first);
+  const [other] = await recordsIn(second);
+  assertEquals(one!.meta.truncated, true);
+  assertEquals(one!.generation.minNewTokens, 1);
+  assertEquals(other!.key, one!.key);
+  assertEquals(other!.tokens, one!.tokens);
 });
 
 Deno.test("broken data stops a benchmark before the model is loaded, with status 2, file and line", async () => {
