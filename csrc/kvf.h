@@ -231,6 +231,12 @@ KVF_API int32_t kvf_sequence_describe(kvf_cache *cache, uint32_t sequence, kvf_s
 /* rows: [n_layer, n_stored_head] u32, written. */
 KVF_API int32_t kvf_sequence_rows(kvf_cache *cache, uint32_t sequence, uint32_t *rows, uint32_t n_rows, char *err,
                                   uint32_t err_cap);
+/*
+ * bytes: [n_layer, n_stored_head], written: the pages in each head's table, shared ones too. Together they are owned_bytes,
+ * less what belongs to no head.
+ */
+KVF_API int32_t kvf_sequence_bytes(kvf_cache *cache, uint32_t sequence, double *bytes, uint32_t n_bytes, char *err,
+                                   uint32_t err_cap);
 /* Sampling of the tokens to come; stop: [n_stop] token ids, at most 64. The default is greedy without stop tokens. */
 KVF_API int32_t kvf_sequence_sampling(kvf_cache *cache, uint32_t sequence, const kvf_sampling *sampling,
                                       const uint32_t *stop, uint32_t n_stop, char *err, uint32_t err_cap);

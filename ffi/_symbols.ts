@@ -218,6 +218,17 @@ export const SYMBOLS = {
     ],
     result: "i32",
   },
+  kvf_sequence_bytes: {
+    parameters: [
+      cache,
+      "u32", // sequence
+      "buffer", // bytes [n_layer, n_stored_head] f64, written
+      "u32", // n_bytes
+      "buffer", // err, written
+      "u32", // err_cap, bytes
+    ],
+    result: "i32",
+  },
   kvf_sequence_sampling: {
     parameters: [
       cache,

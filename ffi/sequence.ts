@@ -162,6 +162,18 @@ export class Sequence implements Disposable {
     );
   }
 
+  /** Bytes of the pages in each head's table, per layer and stored head. */
+  bytes(): number[][] {
+    const { storedHeads } = this;
+    const { layers } = this.cache.config;
+    const bytes = new Float64Array(layers * storedHeads);
+    callSequence(this.#state, "kvf_sequence_bytes", bytes, bytes.length);
+    return Array.from(
+      { length: layers },
+      (_, i) => [...bytes.subarray(i * storedHeads, (i + 1) * storedHeads)],
+    );
+  }
+
   /** Sets how the tokens to come are drawn. */
   setSampling(sampling: Sampling): void {
     const encoded = encodeSampling(sampling);

@@ -43,13 +43,15 @@ double kv_promised_bytes(const kvf_cache *cache, const kv_sequence *s) {
     return (double)bytes + kv_step_promised(cache, s);
 }
 
+static uint64_t table_bytes(const kvf_cache *cache, const kv_table *t) {
+    uint64_t bytes = t->frame == 0 ? 0 : cache->page[t->frame - 1].bytes;
+    for (uint32_t j = 0; j < t->n_page; j++) bytes += cache->page[t->page[j]].bytes;
+    return bytes;
+}
+
 double kv_owned_bytes(const kvf_cache *cache, const kv_sequence *s) {
     uint64_t bytes = 0;
-    for (size_t i = 0; i < n_table(cache, s); i++) {
-        const kv_table *t = &s->table[i];
-        for (uint32_t j = 0; j < t->n_page; j++) bytes += cache->page[t->page[j]].bytes;
-        if (t->frame != 0) bytes += cache->page[t->frame - 1].bytes;
-    }
+    for (size_t i = 0; i < n_table(cache, s); i++) bytes += table_bytes(cache, &s->table[i]);
     return (double)bytes + kv_step_owned(cache, s);
 }
 
@@ -268,6 +270,27 @@ int32_t kvf_sequence_packed(kvf_cache *cache, uint32_t sequence, uint32_t *rows,
     int32_t status = kv_enter(cache, KV_CACHE, "read the row counts", err);
     if (status != KVF_OK) return status;
     status = count_rows(cache, sequence, true, rows, n_rows, err);
+    kv_leave(cache->dev);
+    return status;
+}
+
+static int32_t sequence_bytes(kvf_cache *cache, uint32_t sequence, double *bytes, uint32_t n_bytes, kv_err err) {
+    const kv_sequence *s = kv_find_sequence(cache, sequence, "read the bytes", err);
+    if (s == NULL) return KVF_ERR_ARG;
+    if (bytes == NULL || n_bytes < n_table(cache, s)) {
+        return kv_fail(err, KVF_ERR_ARG, "Cannot read the bytes as bytes must have %zu elements: %u", n_table(cache, s),
+                       bytes == NULL ? 0 : n_bytes);
+    }
+    for (size_t i = 0; i < n_table(cache, s); i++) bytes[i] = (double)table_bytes(cache, &s->table[i]);
+    return KVF_OK;
+}
+
+int32_t kvf_sequence_bytes(kvf_cache *cache, uint32_t sequence, double *bytes, uint32_t n_bytes, char *text,
+                           uint32_t cap) {
+    const kv_err err = {text, cap};
+    int32_t status = kv_enter(cache, KV_CACHE, "read the bytes", err);
+    if (status != KVF_OK) return status;
+    status = sequence_bytes(cache, sequence, bytes, n_bytes, err);
     kv_leave(cache->dev);
     return status;
 }

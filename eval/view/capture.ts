@@ -5,7 +5,7 @@
  */
 import { type Configuration, generate, labelOf } from "../engine/mod.ts";
 import type { LanguageModel } from "../engine/mod.ts";
-import { PAGE_ROWS, type Sequence } from "../../ffi/mod.ts";
+import type { Sequence } from "../../ffi/mod.ts";
 import {
   type AttentionView,
   codeProbability,
@@ -189,7 +189,6 @@ function snapshotOf(
   const { storedHeads } = sequence;
   const stride = Math.ceil(room / 8);
   const kept = new Uint8Array(layers * storedHeads * stride);
-  const bytes = new Uint32Array(layers * storedHeads);
   for (let layer = 0; layer < layers; layer++) {
     for (let head = 0; head < storedHeads; head++) {
       const place = layer * storedHeads + head;
@@ -198,11 +197,11 @@ function snapshotOf(
         const at = place * stride + (position >> 3);
         kept[at] = kept[at]! | 1 << (position & 7);
       }
-      bytes[place] = Math.ceil(positions.length / PAGE_ROWS) *
-        model.cache.pageBytes;
     }
   }
-  return { generated: sequence.describe().generated, kept, bytes };
+  const { generated, ownedBytes } = sequence.describe();
+  const bytes = Uint32Array.from(sequence.bytes().flat());
+  return { generated, kept, bytes, ownedBytes };
 }
 
 /** One snapshot for each number of generated tokens: the last. */

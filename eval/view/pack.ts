@@ -69,11 +69,11 @@ export async function packView(view: View): Promise<string> {
       let before = new Uint8Array(0);
       return {
         ...one,
-        snapshots: one.snapshots.map(({ generated, kept, bytes }) => {
+        snapshots: one.snapshots.map(({ kept, bytes, ...rest }) => {
           const change = place(difference(kept, before));
           before = kept as Uint8Array<ArrayBuffer>;
           return {
-            generated,
+            ...rest,
             kept: change,
             bytes: place(new Uint8Array(Uint32Array.from(bytes).buffer)),
           };
@@ -130,10 +130,10 @@ export async function unpackView(text: string): Promise<View> {
       let before = new Uint8Array(0);
       return {
         ...one,
-        snapshots: one.snapshots.map(({ generated, kept, bytes }) => {
+        snapshots: one.snapshots.map(({ kept, bytes, ...rest }) => {
           before = difference(take(kept), before) as Uint8Array<ArrayBuffer>;
           return {
-            generated,
+            ...rest,
             kept: before,
             bytes: new Uint32Array(take(bytes).buffer),
           };

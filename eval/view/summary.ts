@@ -20,7 +20,7 @@ export function snapshotSummary(
   { model, highlights }: View,
   { heads, snapshots }: ViewConfiguration,
 ): SnapshotSummary {
-  const { kept, bytes } = snapshots[0]!;
+  const { kept, ownedBytes } = snapshots[0]!;
   const all = model.layers * heads;
   const stride = kept.length / all;
   let rows = 0;
@@ -36,7 +36,7 @@ export function snapshotSummary(
   }
   return {
     rowsPerHead: rows / all,
-    bytes: bytes.reduce((sum, n) => sum + n, 0),
+    bytes: ownedBytes,
     markedShare: wanted === 0 ? null : marked / wanted,
   };
 }

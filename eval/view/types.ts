@@ -54,8 +54,10 @@ export interface Snapshot {
   generated: number;
   /** Positions held, a bit each, lowest bit first: `[layers, heads, strideOf(view)]`. */
   kept: Uint8Array;
-  /** Bytes of each head: `[layers, heads]`. */
+  /** Bytes of the pages of each head: `[layers, heads]`. */
   bytes: Uint32Array;
+  /** Bytes of the whole cache, what belongs to no head included. */
+  ownedBytes: number;
 }
 
 /** Attention of whole layers, reduced over blocks of tokens. */

@@ -53,6 +53,7 @@ function snapshots(seed: number, share: number, full: boolean): Snapshot[] {
       generated: step,
       kept,
       bytes: new Uint32Array(LAYERS * HEADS).fill(4096 * (1 + step)),
+      ownedBytes: LAYERS * HEADS * 4096 * (1 + step),
     });
   }
   return all;

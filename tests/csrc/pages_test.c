@@ -25,10 +25,13 @@ static void check_sequence(kvf_cache *cache, const model_sequence *m) {
     static uint32_t positions[MAX_ROWS];
     uint32_t rows[N_LAYER * N_HEAD];
     CHECK(kvf_sequence_rows(cache, m->id, rows, N_LAYER * N_HEAD, ERR) == KVF_OK);
-    double bytes = 0;
+    double bytes = 0, own[N_LAYER * N_HEAD];
+    CHECK(kvf_sequence_bytes(cache, m->id, own, N_LAYER * N_HEAD, ERR) == KVF_OK);
+    REFUSED(kvf_sequence_bytes(cache, m->id, own, N_LAYER * m->n_head - 1, ERR), KVF_ERR_ARG);
     for (uint32_t l = 0; l < N_LAYER; l++) {
         for (uint32_t h = 0; h < m->n_head; h++) {
             const uint32_t n = m->n_row[l][h];
+            CHECK(own[l * m->n_head + h] == (double)((n + 31) / 32) * cache->page_bytes);
             bytes += (double)((n + 31) / 32) * cache->page_bytes;
             CHECK(rows[l * m->n_head + h] == n);
             CHECK(kvf_read_positions(cache, m->id, l, h, positions, n, ERR) == KVF_OK);

@@ -124,6 +124,11 @@ Deno.test("captureView() marks the tokens of a text, and refuses one that is not
   );
   assertEquals(whole!.markedShare, 1);
   assertEquals([sinks!.rowsPerHead, sinks!.markedShare], [16, 0]);
+  for (const { snapshots } of view.configurations) {
+    for (const { bytes, ownedBytes } of snapshots) {
+      assertEquals(bytes.reduce((sum, n) => sum + n, 0), ownedBytes);
+    }
+  }
   await assertRejects(
     () => look({ highlights: ["nowhere"] }),
     RangeError,

@@ -214,6 +214,10 @@ Deno.test("Cache.ledger() counts pages that a sequence holds, and their return",
     assertEquals(ledger.ownedBytes, ledger.promisedBytes);
     assertEquals(ledger.residentBytes, ledger.promisedBytes);
     assertEquals(sequence.describe().ownedBytes, ledger.ownedBytes);
+    assertEquals(
+      sequence.bytes().flat().reduce((sum, n) => sum + n),
+      ledger.ownedBytes,
+    );
     using fork = sequence.fork();
     assertEquals(fork.rows(), [[40, 40], [40, 40]]);
     assertEquals(cache.ledger().residentBytes, ledger.residentBytes);

@@ -328,7 +328,6 @@ export class Explorer {
     const seen = this.#view.tokens.length + this.#state.generated;
     let rows = 0;
     for (const n of counts) rows += n;
-    const bytes = snapshot.bytes.reduce((sum, n) => sum + n, 0);
     const marked = this.#view.highlights.map(([first, end]) => {
       const own = [...counts.subarray(first, end)];
       const some = own.filter((n) => n > 0).length;
@@ -340,7 +339,7 @@ export class Explorer {
     });
     panel.summary.textContent = `${count(rows / of)} rows per head (${
       percent(rows / of / Math.max(1, seen))
-    }); ${bytesText(bytes)} in all.${marked.join("")}`;
+    }); ${bytesText(snapshot.ownedBytes)} in all.${marked.join("")}`;
   }
 
   /** The strip above the text: a column per position, a row per layer. */
