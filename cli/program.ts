@@ -21,6 +21,7 @@ import { replay } from "./commands/replay.ts";
 import { report } from "./commands/report.ts";
 import { run } from "./commands/run.ts";
 import { sandbox } from "./commands/sandbox.ts";
+import { searchPatterns } from "./commands/search_patterns.ts";
 import { sweep } from "./commands/sweep.ts";
 import { view } from "./commands/view.ts";
 import type { Call, CommandSpec, Flags } from "./spec.ts";
@@ -39,6 +40,7 @@ export const COMMANDS: readonly CommandSpec[] = [
   methods,
   newMethod,
   checkMethod,
+  searchPatterns,
   modelsInspect,
   modelsHeads,
   bench,

@@ -30,7 +30,7 @@ extern "C" {
 #endif
 
 #define KVF_API __attribute__((visibility("default")))
-#define KVF_ABI_VERSION 9
+#define KVF_ABI_VERSION 10
 /* Rows of one page. */
 #define KVF_PAGE_ROWS 32
 
@@ -274,6 +274,35 @@ KVF_API int32_t kvf_prefill_begin(kvf_model *model, kvf_cache *cache, uint32_t s
  */
 KVF_API int32_t kvf_prefill_layers(kvf_model *model, kvf_cache *cache, uint32_t sequence, uint32_t first_layer,
                                    uint32_t n_layer, uint32_t phases, uint32_t *control, char *err, uint32_t err_cap);
+enum kvf_sparsity {
+    KVF_ATTEND_ALL = 0,
+    KVF_ATTEND_LINES = 1, /* columns and diagonals: the `a` rows and the `b` distances that the last 64 queries weigh most */
+    KVF_ATTEND_ENDS = 2,  /* the first `a` rows and the `b` most recent ones, the token's own included */
+    KVF_ATTEND_BLOCKS = 3 /* per 64 queries the `a` blocks of 64 rows whose mean key fits their mean query best */
+};
+/*
+ * Makes the attention of the layer that was projected go over a part of the rows, for each query head in its own way; one
+ * softmax runs over the part. Rows, and the attention of later layers and of decode, are not affected. What is not given a
+ * pattern in this call attends to all rows. With no column masses only. In a recording, which has no attention, nothing
+ * happens.
+ *   KVF_ATTEND_LINES:  a at least 30: rows 0 to 29 are always among them; b at least 50: distances from 0 on, up to 99,
+ *                      are taken first. 64 queries at m, m + 1 ... share, for each distance d, the 64 rows from m - d on
+ *                      (not before 0); where such a range ends at most 64 rows behind the one before it, that one grows by
+ *                      64 instead. (MInference, section 3 and its authors' kernels)
+ *   KVF_ATTEND_BLOCKS: blocks of 64, zeros where the prompt ends; where the layer has a sliding window, the queries' own
+ *                      block is always among them.
+ * patterns: [n_head, 3] u32: kvf_sparsity, a, b
+ */
+KVF_API int32_t kvf_prefill_sparse(kvf_cache *cache, uint32_t sequence, const uint32_t *patterns, uint32_t n_pattern,
+                                   char *err, uint32_t err_cap);
+/*
+ * What candidates for patterns would keep of the projected layer's attention: for each query head the share of the
+ * attention probability, mean over the queries, and the share of the query-row pairs. Changes nothing.
+ * patterns: [n_candidate, n_head, 3] u32; n_pattern is n_candidate * n_head
+ * shares:   [n_candidate, n_head, 2] f32, written
+ */
+KVF_API int32_t kvf_prefill_recall(kvf_cache *cache, uint32_t sequence, const uint32_t *patterns, uint32_t n_pattern,
+                                   float *shares, char *err, uint32_t err_cap);
 /* Ends the prefill: the last token's logits become the sequence's. Frees the activations. */
 KVF_API int32_t kvf_prefill_end(kvf_model *model, kvf_cache *cache, uint32_t sequence, char *err, uint32_t err_cap);
 /* Logits of all prompt tokens, between the last layer and kvf_prefill_end. logits: [n_token, vocab] f32, written. */

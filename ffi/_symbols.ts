@@ -18,7 +18,7 @@ const model = "pointer" as Deno.NativeTypedPointer<ModelPointer>;
 const cache = "pointer" as Deno.NativeTypedPointer<CachePointer>;
 
 /** Version of the ABI that this table describes. */
-export const ABI_VERSION = 9;
+export const ABI_VERSION = 10;
 
 const PREFILL_LAYERS = [
   model,
@@ -271,6 +271,29 @@ export const SYMBOLS = {
     name: "kvf_prefill_layers",
     nonblocking: true,
     parameters: PREFILL_LAYERS,
+    result: "i32",
+  },
+  kvf_prefill_sparse: {
+    parameters: [
+      cache,
+      "u32", // sequence
+      "buffer", // patterns [n_head, 3] u32
+      "u32", // n_pattern
+      "buffer", // err, written
+      "u32", // err_cap, bytes
+    ],
+    result: "i32",
+  },
+  kvf_prefill_recall: {
+    parameters: [
+      cache,
+      "u32", // sequence
+      "buffer", // patterns [n_candidate, n_head, 3] u32
+      "u32", // n_pattern
+      "buffer", // shares [n_candidate, n_head, 2] f32, written
+      "buffer", // err, written
+      "u32", // err_cap, bytes
+    ],
     result: "i32",
   },
   kvf_prefill_end: {

@@ -13,6 +13,7 @@ import type {
   QuerySet,
   Scores,
   Selection,
+  Sparsity,
 } from "../methods/types.ts";
 import {
   checkChoice,
@@ -33,6 +34,7 @@ import { REDUCES, WINDOW_FLAGS } from "./_structs.ts";
 import type { CachePointer } from "./_symbols.ts";
 import { encodeFormat } from "./format.ts";
 import { querySetKey } from "./observe.ts";
+import { encodeSparsity } from "./sparsity.ts";
 
 /** The arguments of a function of a cache, without the cache and the error buffer. */
 type Arguments<N extends StatusName> = Parameters<
@@ -530,6 +532,14 @@ export class NativeLayer implements LayerContext, Disposable {
       );
     }
     this.#length = undefined;
+  }
+
+  attendSparsely(heads: readonly Sparsity[]): void {
+    const action = "attend sparsely";
+    checkLength(action, "heads", heads, this.queryHeads);
+    this.#scope.check();
+    const patterns = encodeSparsity(action, heads);
+    callSequence(this.#state, "kvf_prefill_sparse", patterns, heads.length);
   }
 
   spreadValues(

@@ -3,12 +3,14 @@
  *
  * @module
  */
+import type { Sparsity } from "../methods/types.ts";
 import { checkInteger } from "./_check.ts";
 import { type CallOptions, controlled } from "./_control.ts";
 import type { Native } from "./_native.ts";
 import type { SequenceState } from "./_state.ts";
 import { PHASES } from "./_structs.ts";
 import type { ModelPointer } from "./_symbols.ts";
+import { encodeSparsity } from "./sparsity.ts";
 
 /** Options of {@linkcode Prefill.layers}. */
 export interface PrefillOptions extends CallOptions {
@@ -86,6 +88,32 @@ export class Prefill {
           PHASES[phase],
           control,
         ),
+    );
+  }
+
+  /**
+   * What candidates for patterns would keep of the attention of the layer that was projected: per candidate and query
+   * head the share of the attention probability, mean over the queries, and the share of the query-row pairs.
+   * @param candidates each with one pattern per query head
+   */
+  recall(
+    candidates: readonly (readonly Sparsity[])[],
+  ): { kept: number; pairs: number }[][] {
+    const flat = candidates.flat();
+    const patterns = encodeSparsity("measure patterns", flat);
+    const shares = new Float32Array(2 * flat.length);
+    const { cache, id } = this.#state;
+    cache.library.status(
+      "kvf_prefill_recall",
+      cache.pointer,
+      id.pointer,
+      patterns,
+      flat.length,
+      shares,
+    );
+    let at = 0;
+    return candidates.map((heads) =>
+      heads.map(() => ({ kept: shares[at++]!, pairs: shares[at++]! }))
     );
   }
 

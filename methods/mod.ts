@@ -21,6 +21,7 @@ export type {
   QuerySet,
   Scores,
   Selection,
+  Sparsity,
   Statistic,
 } from "./types.ts";
 export {
@@ -46,7 +47,9 @@ export {
 export { adakv, type AdaKvOptions, type AdaptiveOptions } from "./adakv.ts";
 export { cam, type CamOptions, type ValueMergeOptions } from "./cam.ts";
 export { headkv, type HeadKvOptions, type HeadTableOptions } from "./headkv.ts";
+export { minference, type MInferenceOptions } from "./minference.ts";
 export { nacl, type NaclOptions, type ProxyOptions } from "./nacl.ts";
+export type { PatternName } from "./parts/pattern_file.ts";
 export type { Merge } from "./parts/merge.ts";
 export type { RandomPart } from "./parts/choose.ts";
 export { fullkv, type FullKvOptions } from "./fullkv.ts";

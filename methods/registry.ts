@@ -16,6 +16,7 @@ import { headkv } from "./headkv.ts";
 import { kivi } from "./kivi.ts";
 import { kvquant } from "./kvquant.ts";
 import { l2norm } from "./l2norm.ts";
+import { minference } from "./minference.ts";
 import { nacl } from "./nacl.ts";
 import { pyramidkv } from "./pyramidkv.ts";
 import { quest } from "./quest.ts";
@@ -50,6 +51,7 @@ export const METHODS: ReadonlyMap<string, AnyMethod> = new Map<
   ["kivi", kivi],
   ["kvquant", kvquant],
   ["gear", gear],
+  ["minference", minference],
 ]);
 
 /** Shape of a method, as far as it can be seen without running it. */

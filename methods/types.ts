@@ -116,6 +116,17 @@ export interface ModelShape {
   headDim: number;
 }
 
+/** Which part of the rows a query head attends to in prefill. */
+export type Sparsity =
+  /** All rows. */
+  | { kind: "all" }
+  /** The `columns` rows and the `distances` distances that the last queries weigh most; at least 30 and 50. */
+  | { kind: "lines"; columns: number; distances: number }
+  /** The first rows and the most recent ones, the token's own included. */
+  | { kind: "ends"; first: number; recent: number }
+  /** For every 64 queries the `blocks` blocks of 64 rows that fit them best. */
+  | { kind: "blocks"; blocks: number };
+
 /** One layer of one sequence, after its rows are complete. */
 export interface LayerContext extends ModelShape {
   /** Index of this layer, from 0. */
@@ -174,6 +185,12 @@ export interface LayerContext extends ModelShape {
       merge?: "midpoint" | "similarity";
     },
   ): void;
+  /**
+   * Makes the attention of this layer's prefill go over a part of the rows; only in `beforeAttention`, and with no column
+   * masses recorded. Nothing happens for recorded tensors, which have no attention.
+   * @param heads one pattern per query head
+   */
+  attendSparsely(heads: readonly Sparsity[]): void;
   /**
    * For each row from `first` on, in order, adds `share / span` of its value to the values of each of the next `span`
    * rows; rows nearer to the end than that give nothing.

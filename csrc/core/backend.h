@@ -110,6 +110,11 @@ int32_t be_prefill_begin(kvf_model *model, kvf_cache *cache, kv_sequence *s, kv_
  * PROJECT that failed core may ask for it again; after an ATTEND that failed it only ends the prefill.
  */
 int32_t be_prefill_layer(kvf_model *model, kvf_cache *cache, kv_sequence *s, uint32_t phase, kv_err err);
+/* Whether the build can attend by s->prefill->sparse. */
+int32_t be_prefill_sparse(kvf_cache *cache, kv_sequence *s, kv_err err);
+/* As kvf_prefill_recall; patterns and shares are host memory. */
+int32_t be_prefill_recall(kvf_cache *cache, kv_sequence *s, const uint32_t *patterns, uint32_t n_candidate, float *shares,
+                          kv_err err);
 /* Last token's logits into s->logits (allocated by core). core calls be_prefill_abort next. */
 int32_t be_prefill_end(kvf_model *model, kvf_cache *cache, kv_sequence *s, kv_err err);
 int32_t be_prefill_logits(kvf_model *model, kvf_cache *cache, kv_sequence *s, float *to_host, kv_err err);

@@ -271,6 +271,7 @@ typedef struct kv_prefill {
     bool projected;      /* KVF_PHASE_PROJECT of next_layer is done */
     bool failed;         /* the backend failed in the middle of a layer: the activations are worth nothing */
     kvf_model *model;    /* NULL when recording */
+    uint32_t *sparse;    /* host, [n_head, 3]: patterns of the layer that is projected; NULL: attention over all rows */
     void *impl;          /* backend's activations */
 } kv_prefill;
 

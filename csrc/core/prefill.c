@@ -97,6 +97,7 @@ void kv_prefill_free(kvf_cache *cache, kv_sequence *s) {
     if (p->model != NULL) kv_model_release(p->model);
     free(p->recorded);
     free(p->tokens);
+    free(p->sparse);
     free(p);
     s->prefill = NULL;
 }
@@ -235,6 +236,8 @@ static int32_t run_attend(kvf_cache *cache, kv_sequence *s, kv_err err) {
         p->failed = true;
         return status;
     }
+    free(p->sparse);
+    p->sparse = NULL;
     p->projected = false;
     p->next_layer++;
     return KVF_OK;

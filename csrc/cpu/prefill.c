@@ -4,24 +4,9 @@
 #include <string.h>
 
 #include "forward.h"
+#include "prefill.h"
 
 #define CHUNK 132             /* tokens whose projections and MLP are computed together: whole register tiles, activations in the second-level cache */
-#define KEY_BLOCK 128         /* rows of one block of the online softmax */
-#define PAGES_PER_BLOCK (KEY_BLOCK / KVF_PAGE_ROWS)
-
-/* Queries, and what attention made of them, of one layer: also used to record layers without a model. */
-typedef struct layer_queries {
-    kvf_cache *cache;
-    kv_sequence *s;
-    uint32_t layer, n_token, window;
-    const float *q; /* query head h of token t at h * head_stride + t * token_stride */
-    size_t head_stride, token_stride;
-    float *out; /* [n_token, n_head * head_dim], or NULL */
-    float *lse; /* [n_head, n_token], or NULL */
-    float *tile; /* [n_thread, buffer_floats] */
-    const uint8_t *member; /* [n_token]: bit m: query belongs to mass m */
-    float *const *mass;    /* [n_mass] of [n_head, n_token] */
-} layer_queries;
 
 typedef struct activations {
     float *x;      /* [n_token, hidden] */
@@ -34,44 +19,12 @@ typedef struct activations {
 
 static int32_t no_memory(kv_err err) { return kv_fail(err, KVF_ERR_MEMORY, "Cannot prefill as memory ran out"); }
 
-static const kv_table *table_for(const layer_queries *j, uint32_t head) {
-    return kv_table_of(j->s, j->layer, head / kv_readers(j->cache, j->s));
-}
-
 /* Rows of one query's block [first, first + n) that it sees: [*low, *high), relative to first. */
 static void visible(const layer_queries *j, uint32_t token, uint32_t first, uint32_t n, uint32_t *low, uint32_t *high) {
     *high = token < first ? 0 : token - first + 1 < n ? token - first + 1 : n;
     const uint32_t oldest = j->window > 0 && token >= j->window ? token - j->window + 1 : 0;
     *low = oldest > first ? oldest - first : 0;
     if (*low > *high) *low = *high;
-}
-
-/* Buffers of one thread. */
-typedef struct buffers {
-    float *scores; /* [CPU_QUERY_TILE, KEY_BLOCK] */
-    float *out;    /* [CPU_QUERY_TILE, head_dim] */
-    float *q;      /* [CPU_QUERY_TILE, head_dim] */
-    float *values; /* [KEY_BLOCK, head_dim] */
-} buffers;
-
-static size_t buffer_floats(uint32_t dim) {
-    return CPU_QUERY_TILE * (size_t)KEY_BLOCK + (2 * CPU_QUERY_TILE + KEY_BLOCK) * (size_t)dim + 64;
-}
-
-static buffers buffers_of(const layer_queries *j, uint32_t thread) {
-    const size_t dim = j->cache->config.head_dim;
-    buffers b = {.scores = j->tile + thread * buffer_floats(j->cache->config.head_dim)};
-    b.out = b.scores + CPU_QUERY_TILE * KEY_BLOCK;
-    b.q = b.out + CPU_QUERY_TILE * dim;
-    b.values = b.q + CPU_QUERY_TILE * dim;
-    return b;
-}
-
-/* The queries of a tile of one head, one after the other. */
-static void gather_queries(const layer_queries *j, uint32_t head, uint32_t start, uint32_t m, float *q) {
-    const uint32_t dim = j->cache->config.head_dim;
-    const float *from = j->q + head * j->head_stride + start * j->token_stride;
-    for (uint32_t i = 0; i < m; i++) memcpy(q + (size_t)i * dim, from + i * j->token_stride, dim * sizeof *q);
 }
 
 /* Scores of m queries on a block, unscaled: [m, KEY_BLOCK]. */
@@ -85,7 +38,7 @@ static void block_scores(const layer_queries *j, const kv_table *t, const float 
 }
 
 /* Causal attention of one tile of queries of one head. */
-static void attend_chunk(void *arg, uint32_t chunk, uint32_t thread) {
+void cpu_attend_chunk(void *arg, uint32_t chunk, uint32_t thread) {
     const layer_queries *j = arg;
     const cpu_ops *ops = cpu_ops_of(j->cache->dev);
     const uint32_t dim = j->cache->config.head_dim, dtype = j->cache->config.row_dtype, n_head = j->cache->config.n_head;
@@ -93,7 +46,7 @@ static void attend_chunk(void *arg, uint32_t chunk, uint32_t thread) {
     const uint32_t head = chunk % n_head, tile = n_tile - 1 - chunk / n_head; /* the longest tiles first */
     const uint32_t start = tile * CPU_QUERY_TILE;
     const uint32_t m = j->n_token - start < CPU_QUERY_TILE ? j->n_token - start : CPU_QUERY_TILE;
-    const kv_table *t = table_for(j, head);
+    const kv_table *t = cpu_query_table(j, head);
     const float scale = 1.0f / sqrtf((float)dim);
     const buffers b = buffers_of(j, thread);
     float *scores = b.scores, *out = b.out;
@@ -110,20 +63,7 @@ static void attend_chunk(void *arg, uint32_t chunk, uint32_t thread) {
             float *row = scores + i * KEY_BLOCK;
             uint32_t low, high;
             visible(j, start + i, first, n, &low, &high);
-            const float block_max = ops->max(row + low, high - low);
-            if (block_max == -INFINITY) {
-                memset(row, 0, KEY_BLOCK * sizeof *row);
-                continue;
-            }
-            if (block_max > max[i]) {
-                const float factor = max[i] == -INFINITY ? 0.0f : expf((max[i] - block_max) * scale);
-                for (uint32_t d = 0; d < dim; d++) out[i * dim + d] *= factor;
-                sum[i] *= factor;
-                max[i] = block_max;
-            }
-            memset(row, 0, low * sizeof *row);
-            sum[i] += ops->exp_sum(row + low, high - low, scale, max[i] * scale);
-            memset(row + high, 0, (KEY_BLOCK - high) * sizeof *row);
+            cpu_softmax_block(ops, row, low, high, scale, dim, out + (size_t)i * dim, &max[i], &sum[i]);
         }
         for (uint32_t row = 0; row < n; row += KVF_PAGE_ROWS) {
             const uint32_t rows = n - row < KVF_PAGE_ROWS ? n - row : KVF_PAGE_ROWS;
@@ -131,13 +71,7 @@ static void attend_chunk(void *arg, uint32_t chunk, uint32_t thread) {
         }
         ops->tile_values(out, dim, scores, KEY_BLOCK, b.values, dim, m, n, dim);
     }
-    for (uint32_t i = 0; i < m; i++) {
-        if (j->out != NULL) {
-            float *to = j->out + ((size_t)(start + i) * n_head + head) * dim;
-            for (uint32_t d = 0; d < dim; d++) to[d] = out[i * dim + d] / sum[i];
-        }
-        if (j->lse != NULL) j->lse[(size_t)head * j->n_token + start + i] = max[i] * scale + logf(sum[i]);
-    }
+    cpu_tile_end(j, head, start, m, out, max, sum);
 }
 
 /* Column masses of one block of rows under one query head. */
@@ -148,7 +82,7 @@ static void mass_chunk(void *arg, uint32_t chunk, uint32_t thread) {
     const uint32_t n_mass = j->s->observe->n_mass;
     const uint32_t head = chunk % n_head, first = chunk / n_head * KEY_BLOCK;
     const uint32_t n = j->n_token - first < KEY_BLOCK ? j->n_token - first : KEY_BLOCK;
-    const kv_table *t = table_for(j, head);
+    const kv_table *t = cpu_query_table(j, head);
     const float scale = 1.0f / sqrtf((float)dim);
     const buffers b = buffers_of(j, thread);
     float *scores = b.scores;
@@ -177,13 +111,19 @@ static void mass_chunk(void *arg, uint32_t chunk, uint32_t thread) {
     }
 }
 
+/* Room for the buffers of all threads. */
+static bool take_tiles(layer_queries *j) {
+    kvf_device *dev = j->cache->dev;
+    j->tile = cpu_scratch(dev, SLOT_TILE, dev->info.n_thread * buffer_floats(j->cache->config.head_dim) * sizeof(float));
+    return j->tile != NULL;
+}
+
 /* Attention (unless out and masses are not wanted) and column masses of one layer. */
 static int32_t attend(layer_queries *j, kv_err err) {
     kvf_device *dev = j->cache->dev;
     kv_observations *o = j->s->observe;
     const uint32_t n_head = j->cache->config.n_head, n = j->n_token;
-    j->tile = cpu_scratch(dev, SLOT_TILE, dev->info.n_thread * buffer_floats(j->cache->config.head_dim) * sizeof(float));
-    if (j->tile == NULL) return no_memory(err);
+    if (!take_tiles(j)) return no_memory(err);
     float *lse = NULL;
     uint8_t *member = NULL;
     float **mass = o->mass + (size_t)j->layer * o->n_mass;
@@ -204,7 +144,12 @@ static int32_t attend(layer_queries *j, kv_err err) {
         j->lse = lse;
         j->member = member;
         j->mass = mass;
-        cpu_parallel(dev, (n + CPU_QUERY_TILE - 1) / CPU_QUERY_TILE * n_head, attend_chunk, j);
+        const kv_prefill *p = j->s->prefill;
+        if (p != NULL && p->sparse != NULL) {
+            status = cpu_attend_sparse(j, p->sparse, NULL, err);
+        } else {
+            cpu_parallel(dev, (n + CPU_QUERY_TILE - 1) / CPU_QUERY_TILE * n_head, cpu_attend_chunk, j);
+        }
         if (o->n_mass > 0) cpu_parallel(dev, (n + KEY_BLOCK - 1) / KEY_BLOCK * n_head, mass_chunk, j);
     }
     be_free(dev, lse);
@@ -334,6 +279,55 @@ int32_t be_prefill_layer(kvf_model *model, kvf_cache *cache, kv_sequence *s, uin
         status = cpu_finish_layer(model, &((cpu_weights *)model->impl)->layer[layer], a->x + (size_t)first * c->hidden,
                                   a->attn + first * width, m, err);
     }
+    return status;
+}
+
+int32_t be_prefill_sparse(kvf_cache *cache, kv_sequence *s, kv_err err) {
+    (void)cache;
+    (void)s;
+    (void)err;
+    return KVF_OK;
+}
+
+/* Shares of one candidate; lse: of attention over all rows, and room for the candidate's. */
+static int32_t recall(layer_queries *j, const uint32_t *patterns, float *lse, double *pairs, float *shares, kv_err err) {
+    const uint32_t n_head = j->cache->config.n_head, n = j->n_token;
+    const size_t size = (size_t)n_head * n;
+    j->lse = lse + size;
+    memset(pairs, 0, n_head * sizeof *pairs);
+    const int32_t status = cpu_attend_sparse(j, patterns, pairs, err);
+    for (uint32_t h = 0; h < n_head && status == KVF_OK; h++) {
+        double kept = 0, all = 0;
+        for (uint32_t t = 0; t < n; t++) {
+            kept += exp((double)lse[size + (size_t)h * n + t] - lse[(size_t)h * n + t]);
+            all += j->window > 0 && t >= j->window ? j->window : t + 1;
+        }
+        shares[2 * h] = (float)(kept / n);
+        shares[2 * h + 1] = (float)(pairs[h] / all);
+    }
+    return status;
+}
+
+int32_t be_prefill_recall(kvf_cache *cache, kv_sequence *s, const uint32_t *patterns, uint32_t n_candidate, float *shares,
+                          kv_err err) {
+    const kvf_cache_config *c = &cache->config;
+    const activations *a = s->prefill->impl;
+    const uint32_t n = s->prefill->n_token, layer = s->prefill->next_layer;
+    layer_queries j = {.cache = cache, .s = s, .layer = layer, .n_token = n, .window = s->prefill->model->layer_window[layer],
+                       .q = a->q, .head_stride = c->head_dim, .token_stride = (size_t)c->n_head * c->head_dim};
+    float *lse = be_alloc(cache->dev, 2 * (size_t)c->n_head * n * sizeof *lse);
+    double *pairs = calloc(c->n_head, sizeof *pairs);
+    int32_t status = lse == NULL || pairs == NULL || !take_tiles(&j) ? no_memory(err) : KVF_OK;
+    if (status == KVF_OK) {
+        j.lse = lse;
+        cpu_parallel(cache->dev, (n + CPU_QUERY_TILE - 1) / CPU_QUERY_TILE * c->n_head, cpu_attend_chunk, &j);
+    }
+    for (uint32_t i = 0; i < n_candidate && status == KVF_OK; i++) {
+        const size_t at = (size_t)i * c->n_head;
+        status = recall(&j, patterns + 3 * at, lse, pairs, shares + 2 * at, err);
+    }
+    be_free(cache->dev, lse);
+    free(pairs);
     return status;
 }
 

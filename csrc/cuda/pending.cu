@@ -73,3 +73,14 @@ extern "C" int32_t be_scores_channels(kvf_cache *cache, kv_sequence *s, uint32_t
     (void)cache, (void)s, (void)layer, (void)window, (void)reduce, (void)out;
     PENDING("score channels");
 }
+
+extern "C" int32_t be_prefill_sparse(kvf_cache *cache, kv_sequence *s, kv_err err) {
+    (void)cache, (void)s;
+    PENDING("attend sparsely");
+}
+
+extern "C" int32_t be_prefill_recall(kvf_cache *cache, kv_sequence *s, const uint32_t *patterns, uint32_t n_candidate,
+                                     float *shares, kv_err err) {
+    (void)cache, (void)s, (void)patterns, (void)n_candidate, (void)shares;
+    PENDING("measure patterns");
+}
