@@ -308,9 +308,14 @@ export interface Policy {
   observe?: Observation;
   /**
    * Acts once per layer, when the layer's rows are there and before its attention runs: what it changes, this prefill's
-   * attention sees. A policy with this hook gets a prefill of its own.
+   * attention sees. A policy with this hook gets a prefill of its own, unless {@linkcode prefillKey} says otherwise.
    */
   beforeAttention?(layer: LayerContext): void;
+  /**
+   * Policies whose `beforeAttention` does the very same have the same key; they share one prefill, and act on forks of
+   * it afterwards. Only for hooks that leave all rows in place.
+   */
+  prefillKey?: string;
   /** Acts once per layer, when the layer's prompt rows are complete. A missing hook keeps everything. */
   afterPrefill?(layer: LayerContext): void;
   /** First and last prompt rows that survive in every layer; `kvf check-method` and the tests hold it to that. */

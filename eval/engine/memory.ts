@@ -33,14 +33,32 @@ function layerBytes(model: LanguageModel, heads: number, rows: number): number {
   return heads * Math.ceil(rows / PAGE_ROWS) * model.cache.pageBytes;
 }
 
-/** Bytes of a prompt's full cache, all layers. */
-export function fullBytes(model: LanguageModel, length: number): number {
-  return model.shape.layers * layerBytes(model, model.shape.kvHeads, length);
+/** Heads whose pages a member's prefill owns: those of the model, or all stored ones where it changes them. */
+function prefillHeads(
+  model: LanguageModel,
+  { policy, configuration }: Member,
+): number {
+  const own = policy.beforeAttention !== undefined &&
+    configuration.granularity === "query_head";
+  return own ? model.shape.queryHeads : model.shape.kvHeads;
+}
+
+/** Bytes of a prompt's full cache, all layers, as the member's prefill leaves it. */
+export function fullBytes(
+  model: LanguageModel,
+  member: Member,
+  length: number,
+): number {
+  return model.shape.layers * oneLayerBytes(model, member, length);
 }
 
 /** Bytes of the largest thing that layer-by-layer compression holds beside its results: one layer's full rows. */
-export function oneLayerBytes(model: LanguageModel, length: number): number {
-  return layerBytes(model, model.shape.kvHeads, length);
+export function oneLayerBytes(
+  model: LanguageModel,
+  member: Member,
+  length: number,
+): number {
+  return layerBytes(model, prefillHeads(model, member), length);
 }
 
 /** Whether the member's sequence keeps sharing all pages of the prompt. */

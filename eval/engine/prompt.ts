@@ -33,24 +33,32 @@ export function observationOf(members: readonly Member[]): MergedObservation {
 }
 
 /**
- * Indices of members by prefill: those that share one together, as many as one prefill can record for, and each that
- * alters its prefill alone.
+ * Indices of members by prefill: those that share one together, as many as one prefill can record for; those that alter
+ * it share with their like, or read alone.
  */
 export function prefillGroups(members: readonly Member[]): number[][] {
-  const shared: number[][] = [];
-  const own: number[][] = [];
+  const groups: { key: string | undefined; indices: number[] }[] = [];
   members.forEach((member, i) => {
-    if (member.policy.beforeAttention !== undefined) {
-      own.push([i]);
-      return;
-    }
-    const open = shared.find((group) =>
-      queries([...group.map((k) => members[k]!), member]) <= MAX_COLUMN_MASSES
-    );
-    if (open) open.push(i);
-    else shared.push([i]);
+    const key = prefillKey(member);
+    const open = key === undefined
+      ? undefined
+      : groups.find((group) =>
+        group.key === key &&
+        queries([...group.indices.map((k) => members[k]!), member]) <=
+          MAX_COLUMN_MASSES
+      );
+    if (open) open.indices.push(i);
+    else groups.push({ key, indices: [i] });
   });
-  return [...shared, ...own];
+  return groups.map(({ indices }) => indices);
+}
+
+/** Members of one key may share a prefill; without one they read alone. */
+function prefillKey({ policy, configuration }: Member): string | undefined {
+  if (policy.beforeAttention === undefined) return "";
+  return policy.prefillKey === undefined
+    ? undefined
+    : `${configuration.method.name} ${configuration.granularity} ${policy.prefillKey}`;
 }
 
 /** Different query sets whose column masses the members ask for. */
@@ -89,15 +97,24 @@ export class ReadPrompt implements Disposable {
     request: PromptRequest,
   ): Promise<ReadPrompt> {
     const startedAt = performance.now();
-    const parent = model.cache.sequence("kv_head");
+    const { policy, configuration } = request.members[0]!;
+    const alters = policy.beforeAttention !== undefined;
+    const parent = model.cache.sequence(
+      alters ? configuration.granularity : "kv_head",
+    );
     try {
       const prefill = parent.prefill(
         model.native,
         request.prompt,
         observationOf(request.members),
       );
-      const { signal } = request;
-      await prefill.layers(0, model.shape.layers, signal ? { signal } : {});
+      const signal = request.signal ? { signal: request.signal } : {};
+      if (!alters) await prefill.layers(0, model.shape.layers, signal);
+      for (let layer = 0; alters && layer < model.shape.layers; layer++) {
+        await prefill.layers(layer, 1, { ...signal, phase: "project" });
+        parent.prepare(policy, layer);
+        await prefill.layers(layer, 1, { ...signal, phase: "attend" });
+      }
       prefill.end();
       return new ReadPrompt(model, request, parent, startedAt);
     } catch (error) {

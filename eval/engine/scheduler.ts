@@ -373,7 +373,7 @@ function unitBytes<J extends Job>(
   const length = job.prompt.length;
   const newTokens = maxNewTokens(job.options ?? {});
   return {
-    full: fullBytes(model, length) +
+    full: fullBytes(model, members[0]!, length) +
       workBytes(model, length, observationOf(members)),
     largest: Math.max(
       ...members.map((member) => ownBytes(model, member, length, newTokens)),
@@ -389,13 +389,13 @@ function leanBytes<J extends Job>(
   const length = job.prompt.length;
   const member = members[0]!;
   return {
-    passing: oneLayerBytes(model, length) + workBytes(
+    passing: oneLayerBytes(model, member, length) + workBytes(
       model,
       length,
       mergeObservations([member.policy.observe]),
     ),
     kept: ownBytes(model, member, length, maxNewTokens(job.options ?? {})) +
-      (keepsAll(model, member) ? fullBytes(model, length) : 0),
+      (keepsAll(model, member) ? fullBytes(model, member, length) : 0),
   };
 }
 
@@ -418,16 +418,12 @@ export function leastBytes(model: LanguageModel, job: Job): number {
 export function sharedBytes(model: LanguageModel, job: Job): number {
   const members = membersOf(model, job);
   const newTokens = maxNewTokens(job.options ?? {});
-  return fullBytes(model, job.prompt.length) +
-    Math.max(
-      ...prefillGroups(members).map((group) =>
-        workBytes(
-          model,
-          job.prompt.length,
-          observationOf(group.map((i) => members[i]!)),
-        )
-      ),
-    ) +
+  const groups = prefillGroups(members).map((indices) => {
+    const group = indices.map((i) => members[i]!);
+    const unit = { job, indices, members: group };
+    return unitBytes(model, unit).full;
+  });
+  return Math.max(...groups) +
     members.reduce(
       (sum, member) =>
         sum + ownBytes(model, member, job.prompt.length, newTokens),

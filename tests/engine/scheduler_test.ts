@@ -11,7 +11,14 @@ import {
   leastBytes,
   type ScheduleOptions,
 } from "../../eval/engine/mod.ts";
-import { METHODS } from "../../methods/mod.ts";
+import {
+  fullBytes,
+  keepsAll,
+  type Member,
+  oneLayerBytes,
+  ownBytes,
+} from "../../eval/engine/memory.ts";
+import { defineMethod, integer, METHODS } from "../../methods/mod.ts";
 import type { AnyMethod } from "../../methods/mod.ts";
 import { MODEL_BUILD } from "../ffi/tiny.ts";
 
@@ -162,4 +169,128 @@ Deno.test("answerAll frees everything when its caller stops early or a job is wr
     RangeError,
   );
   assertEquals(model.cache.ledger().sequences, 0);
+});
+
+/** Changes the values that attention sees, whatever its budget; with a key it says so. */
+const smearing = (prefillKey?: string) =>
+  defineMethod<{ budget: number }>({
+    name: "smearing",
+    title: "Smearing",
+    summary: "the newest rows of a prompt whose values run into each other",
+    kind: "evict",
+    acts: "during and after prefill",
+    granularities: ["kv_head", "query_head"],
+    altersPrefill: true,
+    differs: "nothing known",
+    options: { budget: integer("Rows kept", { min: 1 }) },
+    create: ({ budget }) => ({
+      ...(prefillKey === undefined ? {} : { prefillKey }),
+      beforeAttention(layer) {
+        const { storedHeads, length } = layer;
+        using shares = layer.fromArray(
+          new Float32Array(storedHeads * length).fill(0.5),
+          storedHeads,
+        );
+        layer.spreadValues(shares, { first: 0, span: 2 });
+      },
+      afterPrefill(layer) {
+        if (layer.length > budget) layer.retain(null, { last: budget });
+      },
+    }),
+  });
+
+Deno.test("policies that alter prefill alike share one, all others read alone", async () => {
+  using model = await LanguageModel.load(MODEL);
+  const ids = prompt(150, 1);
+  for (const granularity of ["kv_head", "query_head"] as const) {
+    const run = async (method: AnyMethod) =>
+      await generate(
+        model,
+        ids,
+        [
+          ...crossConfigurations(named("fullkv"), [], {}, "kv_head"),
+          ...crossConfigurations([method], [40, 80, 200], {}, granularity),
+        ],
+        { maxNewTokens: 6, logits: true },
+      );
+    const alone = await run(smearing());
+    const shared = await run(smearing("smeared"));
+    assertEquals(
+      alone.map(({ timing }) => timing.sharedPrefill),
+      [1, 1, 1, 1],
+    );
+    assertEquals(
+      shared.map(({ timing }) => timing.sharedPrefill),
+      [1, 3, 3, 3],
+    );
+    assertEquals(
+      shared.map(({ logits }) => logits),
+      alone.map(({ logits }) => logits),
+    );
+    assert(String(shared[3]!.logits) !== String(shared[0]!.logits));
+  }
+});
+
+Deno.test("no method's cache ever holds more than was predicted", async () => {
+  using model = await LanguageModel.load(MODEL);
+  const length = 333, maxNewTokens = 70;
+  const ids = prompt(length, 2);
+  const [full] = crossConfigurations(named("fullkv"), [], {}, "kv_head");
+  const member = (configuration: Configuration): Member => ({
+    configuration,
+    policy: configuration.method.create(configuration.options, model.shape),
+  });
+  const own = (configuration: Configuration) =>
+    ownBytes(model, member(configuration), length, maxNewTokens);
+  const reference = member(full!);
+  let tried = 0;
+  for (const [name, method] of METHODS) {
+    for (const granularity of method.granularities) {
+      for (const extra of [{}, { schedule: "every:5" }, { quant: "kivi:2" }]) {
+        const given: Record<string, unknown> = Object.fromEntries(
+          Object.entries({ observationWindow: 4, ...extra })
+            .filter(([option]) => option in method.options),
+        );
+        let configuration: Configuration;
+        try {
+          [configuration] = crossConfigurations(
+            [method],
+            [48],
+            given,
+            granularity,
+          ) as [Configuration];
+          member(configuration);
+        } catch (error) {
+          // Not every part goes with every method, and some need a file.
+          if (!(error instanceof Error)) throw error;
+          continue;
+        }
+        tried++;
+        const options = { maxNewTokens };
+        const [alone] = await generate(model, ids, [configuration], options);
+        const one = member(configuration);
+        const lean = oneLayerBytes(model, one, length) + own(configuration) +
+          (keepsAll(model, one) ? fullBytes(model, one, length) : 0);
+        const label = `${name} ${granularity} ${JSON.stringify(extra)}`;
+        assert(
+          alone!.cache.peakBytes <= lean,
+          `${label}: ${alone!.cache.peakBytes} > ${lean}`,
+        );
+        if (one.policy.beforeAttention) continue;
+        const shared = await generate(
+          model,
+          ids,
+          [full!, configuration],
+          options,
+        );
+        const most = fullBytes(model, reference, length) + own(full!) +
+          own(configuration);
+        assert(
+          shared[1]!.cache.peakBytes <= most,
+          `${label}, shared: ${shared[1]!.cache.peakBytes} > ${most}`,
+        );
+      }
+    }
+  }
+  assert(tried > 30);
 });
