@@ -28,30 +28,54 @@ static uint16_t half_of(float x, bool up) {
     return next_half(h, up);
 }
 
-/* ---- Outliers ---- */
+/* ---- Groups ---- */
 
-static uint32_t param_of(const kv_part *p, uint32_t line, uint32_t lane) {
-    return p->by_line ? line * p->n_group + lane / p->group : line / p->group * p->ld + lane;
+/* Lanes [first, end) of a line whose scales are one (by line) or lie side by side, from `param` on. */
+typedef struct stretch {
+    uint32_t first, end, param;
+} stretch;
+
+/* The stretch of a line that begins at lane `first`. */
+static stretch stretch_at(const cpu_source *s, uint32_t line, uint32_t first) {
+    const kv_part *p = s->part;
+    if (!p->by_line) return (stretch){first, s->n_lane, line / p->group * p->ld + first};
+    const uint32_t g = first / p->group, end = (g + 1) * p->group;
+    return (stretch){first, end < s->n_lane ? end : s->n_lane, line * p->n_group + g};
 }
+
+#define EACH_STRETCH(s, line, at)                                                                                       \
+    for (uint32_t line = 0; line < (s)->n_line; line++)                                                                 \
+        for (stretch at = stretch_at(s, line, 0); at.first < (s)->n_lane; at = stretch_at(s, line, at.end))
 
 /* Lowest and highest element of each group, marked ones left out; 0 where a group has none. */
 static void bounds_of(const cpu_source *s, float *low, float *high) {
     const kv_part *p = s->part;
     for (uint32_t i = 0; i < p->n_param; i++) low[i] = INFINITY, high[i] = -INFINITY;
-    for (uint32_t line = 0; line < s->n_line; line++) {
-        for (uint32_t lane = 0; lane < s->n_lane; lane++) {
-            const size_t at = (size_t)line * p->ld + lane;
-            if (s->mark[at]) continue;
-            const uint32_t g = param_of(p, line, lane);
-            const float x = s->x[at];
-            low[g] = x < low[g] ? x : low[g];
-            high[g] = x > high[g] ? x : high[g];
+    EACH_STRETCH(s, line, at) {
+        const float *x = s->x + (size_t)line * p->ld;
+        const uint8_t *mark = s->mark + (size_t)line * p->ld;
+        if (p->by_line) {
+            float least = low[at.param], most = high[at.param];
+            for (uint32_t i = at.first; i < at.end; i++) {
+                least = mark[i] == 0 && x[i] < least ? x[i] : least;
+                most = mark[i] == 0 && x[i] > most ? x[i] : most;
+            }
+            low[at.param] = least;
+            high[at.param] = most;
+            continue;
+        }
+        for (uint32_t i = at.first; i < at.end; i++) {
+            const uint32_t g = at.param + i - at.first;
+            low[g] = mark[i] == 0 && x[i] < low[g] ? x[i] : low[g];
+            high[g] = mark[i] == 0 && x[i] > high[g] ? x[i] : high[g];
         }
     }
     for (uint32_t i = 0; i < p->n_param; i++) {
         if (!(low[i] <= high[i])) low[i] = high[i] = 0;
     }
 }
+
+/* ---- Outliers ---- */
 
 typedef struct far_one {
     float distance;
@@ -90,16 +114,15 @@ static uint32_t find_outliers(const cpu_source *s, far_one *found) {
     uint32_t n = 0;
     if (p->n_outlier == 0) return 0;
     bounds_of(s, low, high);
-    for (uint32_t line = 0; line < s->n_line; line++) {
-        for (uint32_t lane = 0; lane < s->n_lane; lane++) {
-            const uint32_t g = param_of(p, line, lane);
-            const float x = s->x[(size_t)line * p->ld + lane];
-            const far_one one = {fabsf(x - 0.5f * (low[g] + high[g])),
-                                 p->keys ? line * KVF_PAGE_ROWS + lane : lane * KVF_PAGE_ROWS + line};
+    EACH_STRETCH(s, line, at) {
+        for (uint32_t i = at.first; i < at.end; i++) {
+            const uint32_t g = at.param + (p->by_line ? 0 : i - at.first);
+            const far_one one = {fabsf(s->x[(size_t)line * p->ld + i] - 0.5f * (low[g] + high[g])),
+                                 p->keys ? line * KVF_PAGE_ROWS + i : i * KVF_PAGE_ROWS + line};
             if (n < p->n_outlier) {
                 found[n++] = one;
                 if (n == p->n_outlier) {
-                    for (uint32_t i = n / 2; i-- > 0;) sift(found, n, i);
+                    for (uint32_t k = n / 2; k-- > 0;) sift(found, n, k);
                 }
             } else if (before(found[0], one)) {
                 found[0] = one;
@@ -136,53 +159,65 @@ void cpu_pack_scales(const cpu_source *s, uint16_t *offsets, uint16_t *scales) {
     }
 }
 
-/* Number of the level nearest to t; levels ascend. */
-static uint32_t nearest_level(const float *levels, uint32_t n, float t) {
-    uint32_t at = 0;
-    while (at + 1 < n && t > 0.5f * (levels[at] + levels[at + 1])) at++;
-    return at;
-}
-
-static uint32_t code_of(const kv_part *p, const float *levels, float x, float offset, float scale) {
-    const float t = scale > 0 ? (x - offset) / scale : 0;
-    if (p->fitted) return nearest_level(levels, 1u << p->bits, t);
-    const float top = (float)((1u << p->bits) - 1);
-    return (uint32_t)rintf(t > 0 ? (t < top ? t : top) : 0); /* half to even; NaN is 0 */
+/* Codes of elements x[0, n) with offset and scale as the steps say: 0 for one of both, 1 for one each. */
+static void codes_of(const kv_part *p, const float *between, const float *x, const float *offset, const float *scale,
+                     uint32_t step, uint32_t n, uint32_t *code) {
+    const float top = (float)((1u << p->bits) - 1), magic = 12582912.0f; /* 1.5 * 2^23: rounds half to even */
+    for (uint32_t i = 0; i < n; i++) {
+        const float width = scale[i * step], t = width > 0 ? (x[i] - offset[i * step]) / width : 0;
+        if (p->fitted) { /* the nearest level: so many middles between levels lie below */
+            uint32_t c = 0;
+            for (uint32_t k = 0; k + 1 < 1u << p->bits; k++) c += t > between[k];
+            code[i] = c;
+        } else {
+            const float held = t > 0 ? (t < top ? t : top) : 0; /* NaN is 0 */
+            code[i] = (uint32_t)(int32_t)((held + magic) - magic);
+        }
+    }
 }
 
 static void put_run(uint8_t *to, const uint32_t *code, uint32_t bits) {
-    uint32_t low = 0;
-    uint16_t high = 0;
-    memset(to, 0, 2 * bits);
-    for (uint32_t i = 0; i < KV_RUN; i++) {
-        if (bits == 8) to[i] = (uint8_t)code[i];
-        if (bits == 4) to[i % 2 * 4 + i / 4] |= (uint8_t)(code[i] << (i / 2 % 2 * 4));
-        low |= (code[i] & 3u) << 2 * i;
-        high |= (uint16_t)(code[i] >> 2 << i);
+    if (bits == 8) {
+        for (uint32_t i = 0; i < KV_RUN; i++) to[i] = (uint8_t)code[i];
+        return;
     }
-    if (bits == 2 || bits == 3) memcpy(to, &low, sizeof low);
-    if (bits == 3) memcpy(to + 4, &high, sizeof high);
+    if (bits == 4) {
+        uint32_t word[2] = {0, 0};
+        for (uint32_t i = 0; i < KV_RUN; i++) word[i % 2] |= code[i] << i / 2 * 4;
+        memcpy(to, word, sizeof word);
+        return;
+    }
+    uint32_t low = 0, high = 0;
+    for (uint32_t i = 0; i < KV_RUN; i++) {
+        low |= (code[i] & 3u) << 2 * i;
+        high |= code[i] >> 2 << i;
+    }
+    memcpy(to, &low, sizeof low);
+    if (bits == 3) memcpy(to + 4, &high, 2);
 }
 
 static void put_codes(const cpu_source *s, const uint8_t *frame, uint8_t *page) {
     const kv_part *p = s->part;
-    float levels[16], offset[512], scale[512];
-    if (p->fitted) memcpy(levels, frame + p->levels, (1u << p->bits) * sizeof *levels);
+    float levels[16], between[16], offset[512], scale[512];
+    if (p->fitted) {
+        const uint32_t n = 1u << p->bits;
+        memcpy(levels, frame + p->levels, n * sizeof *levels);
+        for (uint32_t i = 0; i + 1 < n; i++) between[i] = 0.5f * (levels[i] + levels[i + 1]);
+    }
     for (uint32_t i = 0; i < p->n_param; i++) {
         offset[i] = cpu_get(page + p->offsets, i, KVF_F16);
         scale[i] = cpu_get(page + p->scales, i, KVF_F16);
     }
-    uint8_t *to = page + p->codes;
-    for (uint32_t line = 0; line < p->n_line; line++) {
-        for (uint32_t lane = 0; lane < p->ld; lane += KV_RUN, to += 2 * p->bits) {
-            uint32_t code[KV_RUN] = {0};
-            for (uint32_t i = 0; i < KV_RUN && line < s->n_line && lane + i < s->n_lane; i++) {
-                const size_t at = (size_t)line * p->ld + lane + i;
-                const uint32_t g = param_of(p, line, lane + i);
-                if (!s->mark[at]) code[i] = code_of(p, levels, s->x[at], offset[g], scale[g]);
-            }
-            put_run(to, code, p->bits);
+    memset(page + p->codes, 0, (size_t)p->n_line * (p->ld / KV_RUN) * 2 * p->bits);
+    for (uint32_t line = 0; line < s->n_line; line++) {
+        uint32_t code[256] = {0};
+        for (stretch at = stretch_at(s, line, 0); at.first < s->n_lane; at = stretch_at(s, line, at.end)) {
+            codes_of(p, between, s->x + (size_t)line * p->ld + at.first, offset + at.param, scale + at.param, !p->by_line,
+                     at.end - at.first, code + at.first);
         }
+        for (uint32_t i = 0; p->n_outlier > 0 && i < s->n_lane; i++) code[i] = s->mark[(size_t)line * p->ld + i] ? 0 : code[i];
+        uint8_t *to = page + p->codes + (size_t)line * (p->ld / KV_RUN) * 2 * p->bits;
+        for (uint32_t r = 0; r < p->ld / KV_RUN; r++) put_run(to + r * 2 * p->bits, code + r * KV_RUN, p->bits);
     }
 }
 

@@ -13,12 +13,13 @@ cpu_packed cpu_packed_of(const kvf_cache *cache, const kv_table *t) {
 
 /* Puts the elements that were stored as they are. Places are of [channel][slot]. */
 static void put_outliers(const kv_part *p, const uint8_t *page, uint32_t dtype, float *tile) {
-    for (uint32_t i = 0; i < p->n_outlier; i++) {
-        uint16_t place;
-        memcpy(&place, page + p->places + 2 * i, sizeof place);
-        if (place == KV_NO_PLACE) return;
-        const uint32_t channel = place / KVF_PAGE_ROWS, slot = place % KVF_PAGE_ROWS;
-        tile[p->keys ? (size_t)place : (size_t)slot * p->ld + channel] = cpu_get(page + p->outliers, i, dtype);
+    const uint16_t *places = (const uint16_t *)(const void *)(page + p->places);
+    const uint8_t *outliers = page + p->outliers;
+    uint32_t n = p->n_outlier;
+    while (n > 0 && places[n - 1] == KV_NO_PLACE) n--;
+    for (uint32_t i = 0; i < n; i++) {
+        const uint32_t channel = places[i] / KVF_PAGE_ROWS, slot = places[i] % KVF_PAGE_ROWS;
+        tile[p->keys ? places[i] : slot * p->ld + channel] = cpu_get(outliers, i, dtype);
     }
 }
 

@@ -1,6 +1,5 @@
 /* Kernels for packed pages; a part of ops_impl.h, included by it. The layout is that of core/packed.h. */
 
-typedef uint8_t vb __attribute__((vector_size(L)));
 typedef uint64_t vq __attribute__((vector_size(4 * L)));
 
 /* The lanes of a run as vectors: shift counts by bits, for code i at lane i. */
@@ -18,9 +17,13 @@ static inline vu load_u(const uint32_t *p) {
 static inline __attribute__((always_inline)) void run_codes(vu *out, const uint8_t *p, const uint32_t bits) {
     if (bits == 8) {
         for (uint32_t v = 0; v < PV; v++) {
-            vb x;
-            memcpy(&x, p + v * L, sizeof x);
-            out[v] = (vu)__builtin_convertvector(x, vi);
+#ifdef OPS_LOAD_U8
+            out[v] = (vu)OPS_LOAD_U8(p + v * L);
+#else
+            uint32_t x[L];
+            for (uint32_t i = 0; i < L; i++) x[i] = p[v * L + i];
+            out[v] = load_u(x);
+#endif
         }
         return;
     }
@@ -85,32 +88,47 @@ static inline __attribute__((always_inline)) void unpack_part(float *tile, const
     half_to_f32(offsets, page + p->offsets, p->n_param);
     half_to_f32(scales, page + p->scales, p->n_param);
     const uint8_t *codes = page + p->codes;
-    const uint32_t n_run = p->ld / KV_RUN;
+    const uint32_t n_run = p->ld / KV_RUN, group_runs = p->by_line ? (p->group + KV_RUN - 1) / KV_RUN : n_run;
+    const float *o = offsets, *s = scales;
+    uint32_t left = p->group; /* lines until the next group of lines */
     for (uint32_t line = 0; line < p->n_line; line++) {
-        for (uint32_t r = 0; r < n_run; r++, codes += 2 * bits) {
-            vf offset[PV], scale[PV];
-            if (p->by_line) {
-                const uint32_t at = line * p->n_group + r * KV_RUN / p->group;
-                for (uint32_t v = 0; v < PV; v++) offset[v] = splat(offsets[at]), scale[v] = splat(scales[at]);
-            } else {
-                const uint32_t at = line / p->group * p->ld + r * KV_RUN;
-                for (uint32_t v = 0; v < PV; v++) {
-                    offset[v] = load(offsets + at + v * L);
-                    scale[v] = load(scales + at + v * L);
+        if (p->by_line) {
+            for (uint32_t first = 0; first < n_run; first += group_runs, o++, s++) {
+                vf offset[PV], scale[PV];
+                for (uint32_t v = 0; v < PV; v++) offset[v] = splat(*o), scale[v] = splat(*s);
+                const uint32_t end = n_run - first < group_runs ? n_run : first + group_runs;
+                for (uint32_t r = first; r < end; r++, codes += 2 * bits, tile += KV_RUN) {
+                    run_values(tile, codes, levels, offset, scale, bits, fitted);
                 }
             }
-            run_values(tile + (size_t)line * p->ld + r * KV_RUN, codes, levels, offset, scale, bits, fitted);
+            continue;
+        }
+        for (uint32_t r = 0; r < n_run; r++, codes += 2 * bits, tile += KV_RUN) {
+            vf offset[PV], scale[PV];
+            for (uint32_t v = 0; v < PV; v++) {
+                offset[v] = load(o + r * KV_RUN + v * L);
+                scale[v] = load(s + r * KV_RUN + v * L);
+            }
+            run_values(tile, codes, levels, offset, scale, bits, fitted);
+        }
+        if (--left == 0) {
+            left = p->group;
+            o += p->ld;
+            s += p->ld;
         }
     }
 }
 
-/* tile += a . b: the low-rank correction. a: [rank][n_line], b: [rank][ld], both f32. */
+/* tile += a . b: the low-rank correction. a: [rank][n_line], b: [rank][ld], both f32. Two ranks at a time. */
 static void add_low_rank(float *tile, const kv_part *p, const float *a, const float *b) {
-    for (uint32_t line = 0; line < p->n_line; line++) {
-        for (uint32_t j = 0; j < p->ld; j += L) {
-            vf x = load(tile + (size_t)line * p->ld + j);
-            for (uint32_t r = 0; r < p->rank; r++) x += splat(a[(size_t)r * p->n_line + line]) * load(b + (size_t)r * p->ld + j);
-            store(tile + (size_t)line * p->ld + j, x);
+    for (uint32_t r = 0; r < p->rank; r += 2) {
+        const float *a0 = a + (size_t)r * p->n_line, *b0 = b + (size_t)r * p->ld;
+        const bool two = r + 1 < p->rank;
+        const float *a1 = two ? a0 + p->n_line : a0, *b1 = two ? b0 + p->ld : b0;
+        for (uint32_t line = 0; line < p->n_line; line++) {
+            const vf x = splat(a0[line]), y = splat(two ? a1[line] : 0);
+            float *to = tile + (size_t)line * p->ld;
+            for (uint32_t j = 0; j < p->ld; j += L) store(to + j, load(to + j) + x * load(b0 + j) + y * load(b1 + j));
         }
     }
 }
@@ -130,18 +148,19 @@ static void unpack_tile(float *tile, const kv_part *p, const uint8_t *page, cons
     }
     if (p->rank == 0) return;
     /* left is [rank][slot]; the channels' side is the frame's basis */
-    float left[32 * KVF_PAGE_ROWS], basis[32 * 256];
+    float left[32 * KVF_PAGE_ROWS], padded[32 * 256];
+    const float *basis = (const float *)(const void *)(frame + p->basis);
     half_to_f32(left, page + p->left, p->rank * KVF_PAGE_ROWS);
     if (p->keys) {
-        memcpy(basis, frame + p->basis, (size_t)p->rank * p->n_line * sizeof *basis);
         add_low_rank(tile, p, basis, left);
-    } else {
-        memset(basis, 0, sizeof basis);
-        for (uint32_t r = 0; r < p->rank; r++) {
-            memcpy(basis + (size_t)r * p->ld, frame + p->basis + (size_t)r * p->n_lane * sizeof *basis, p->n_lane * sizeof *basis);
-        }
-        add_low_rank(tile, p, left, basis);
+        return;
     }
+    if (p->ld != p->n_lane) {
+        memset(padded, 0, (size_t)p->rank * p->ld * sizeof *padded);
+        for (uint32_t r = 0; r < p->rank; r++) memcpy(padded + r * p->ld, basis + r * p->n_lane, p->n_lane * sizeof *padded);
+        basis = padded;
+    }
+    add_low_rank(tile, p, left, basis);
 }
 
 /*
