@@ -67,6 +67,12 @@ const COMPOSITIONS: [string, Record<string, unknown>][] = [
   ["cam", { compat: "paper" }],
   ["headkv", { compat: "product" }],
   ["pyramidkv", { compat: "paper", merge: "weighted" }],
+  ["fullkv", { quant: "kivi:4" }],
+  ["kivi", { bits: 2, residual: 0 }],
+  ["kivi", { bits: 8, compat: "reference" }],
+  ["kvquant", { bits: 3, residual: 5 }],
+  ["gear", { bits: 2, residual: 0, rank: 2 }],
+  ["think", { fullRows: 5, pruneRatio: 0.5 }],
 ];
 for (const [name, variant] of COMPOSITIONS) {
   Deno.test(`${name} with ${JSON.stringify(variant)} keeps its promises`, async () => {
