@@ -76,6 +76,7 @@ struct cu_stage {
 struct cu_device {
     int ordinal;
     uint32_t n_sm;
+    bool dependent; /* kernels may start before the one before them has ended */
     cudaStream_t stream;
     cudaEvent_t step[CU_IN_FLIGHT];
     volatile uint32_t *word; /* pinned, written by the device: sequences that are not finished */
@@ -324,15 +325,18 @@ int32_t cu_column_mass(kvf_device *dev, const cu_view *view, uint32_t row_dtype,
                        const float *lse, const uint8_t *sets, uint32_t n_set, float *const *mass, uint32_t n_row,
                        kv_err err);
 
-#define CU_ATTENTION_CHUNK 256 /* rows that one block of decode attention reads */
+#define CU_ATTENTION_CHUNK 256 /* rows of a chunk of decode attention, as long as there are at most */
+#define CU_ATTENTION_CHUNKS 64 /* so many chunks; beyond that chunks grow */
 
 /*
  * One step of attention for a batch, over rows[] + 1 rows.
- * q: [n, n_head, head_dim] f32   out: [n, ldo] in out_dtype   partial: cu_partial_bytes
+ * q: [n, n_head, head_dim] f32   out: [n, ldo] in weight_dtype   partial: cu_partial_bytes   arrived: [n, n_head], zeros
  */
 int32_t cu_attention_step(kvf_model *model, uint32_t layer, uint32_t row_dtype, const cu_slot *slot, uint32_t n,
                           uint32_t max_stored, uint32_t n_chunk, const float *q, void *out, uint32_t ldo, float *partial,
-                          kv_err err);
+                          uint32_t *arrived, kv_err err);
+/* Chunks that heads of up to n_row rows may have. */
+uint32_t cu_attention_chunks(uint32_t n_row);
 size_t cu_partial_bytes(const kvf_model_config *c, uint32_t n, uint32_t n_chunk);
 
 /* ---- Observations ---- */

@@ -35,6 +35,7 @@ struct cu_decode {
     void *attention;      /* [cap, ld of o] */
     void *act;            /* [cap (* n_used), ld of down] */
     float *partial;
+    uint32_t *arrived;    /* [cap, n_head] */
     cu_expert_work experts;
     step_graph graph[GRAPHS];
     uint32_t n_graph;
@@ -60,11 +61,12 @@ static void drop_buffers(kvf_device *dev, cu_decode *w) {
     be_free(dev, w->q);
     be_free(dev, w->attention);
     be_free(dev, w->act);
+    be_free(dev, w->arrived);
     be_free(dev, w->experts.router);
     be_free(dev, w->experts.chosen);
     be_free(dev, w->experts.weight);
     be_free(dev, w->experts.y);
-    w->slot = NULL, w->control = NULL, w->tokens = w->forced = NULL, w->x = w->qkv = w->q = NULL;
+    w->slot = NULL, w->control = NULL, w->tokens = w->forced = w->arrived = NULL, w->x = w->qkv = w->q = NULL;
     w->h = w->attention = w->act = NULL;
     w->experts = (cu_expert_work){};
     w->cap = 0;
@@ -103,6 +105,7 @@ static int32_t make_buffers(kvf_model *model, cu_decode *w, uint32_t n, kv_err e
     CU_PASS(make(dev, &w->qkv, (size_t)n * cu_qkv_width(c) * sizeof(float), err));
     CU_PASS(make(dev, &w->q, (size_t)n * c->n_head * c->head_dim * sizeof(float), err));
     CU_PASS(make(dev, &w->attention, (size_t)n * l->o.ld * element, err));
+    CU_PASS(make(dev, &w->arrived, (size_t)n * c->n_head * sizeof(uint32_t), err));
     CU_PASS(make(dev, &w->act, n * used * l->down.ld * element, err));
     if (c->n_expert > 0) {
         CU_PASS(make(dev, &w->experts.router, (size_t)n * c->n_expert * sizeof(float), err));
@@ -186,7 +189,7 @@ static int32_t queue_layer(kvf_model *model, cu_decode *w, uint32_t layer, const
     CU_PASS(cu_skinny(dev, dtype, &l->qkv, w->h, n, out, err));
     CU_PASS(cu_rope_step(model, layer, shape->row_dtype, w->qkv, w->slot, n, w->q, err));
     CU_PASS(cu_attention_step(model, layer, shape->row_dtype, w->slot, n, shape->max_stored, shape->n_chunk, w->q,
-                              w->attention, l->o.ld, w->partial, err));
+                              w->attention, l->o.ld, w->partial, w->arrived, err));
     out.epilogue = CU_ADD, out.out = w->x, out.ld = c->hidden, out.bias = l->o_bias;
     CU_PASS(cu_skinny(dev, dtype, &l->o, w->attention, n, out, err));
     CU_PASS(cu_rms_norm(dev, dtype, w->h, l->gate_up.ld, w->x, l->mlp_norm, n, c->hidden, c->norm_eps, err));
@@ -323,7 +326,7 @@ static step_shape shape_of(kvf_cache *cache, kv_sequence **s, uint32_t n, bool f
             if (s[b]->table[i].n_page > longest) longest = s[b]->table[i].n_page;
         }
     }
-    const uint32_t n_chunk = cu_div_up((size_t)longest * KVF_PAGE_ROWS, CU_ATTENTION_CHUNK);
+    const uint32_t n_chunk = cu_attention_chunks(longest * KVF_PAGE_ROWS);
     for (shape.n_chunk = 1; shape.n_chunk < n_chunk;) shape.n_chunk *= 2;
     return shape;
 }

@@ -58,6 +58,7 @@ extern "C" int32_t be_device_open(kvf_device *dev, const kvf_device_options *opt
     if (d == NULL) return kv_fail(err, KVF_ERR_MEMORY, "Cannot open a CUDA device as memory ran out");
     d->ordinal = (int)options->ordinal;
     d->n_sm = (uint32_t)prop.multiProcessorCount;
+    d->dependent = prop.major >= 9;
     dev->impl = d;
     const int32_t status = open_parts(dev, d, err);
     if (status != KVF_OK) {

@@ -1,10 +1,13 @@
 /* Embedding, norms, biases, rotation, and writing rows: everything between the products that touches activations. */
 #include "numbers.cuh"
+#include "ptx.cuh"
 
 /* A block per token. */
 template <typename T>
-static __global__ void __launch_bounds__(256) rms_norm_kernel(T *h, uint32_t ldh, const float *x, const float *weight,
+static __global__ void __launch_bounds__(512) rms_norm_kernel(T *h, uint32_t ldh, const float *x, const float *weight,
                                                               uint32_t n_col, float eps) {
+    wait_previous();
+    allow_next();
     const float *from = x + (size_t)blockIdx.x * n_col;
     T *to = h + (size_t)blockIdx.x * ldh;
     float sum = 0;
@@ -15,10 +18,11 @@ static __global__ void __launch_bounds__(256) rms_norm_kernel(T *h, uint32_t ldh
 
 int32_t cu_rms_norm(kvf_device *dev, uint32_t dtype, void *h, uint32_t ldh, const float *x, const float *weight,
                     uint32_t n, uint32_t n_col, float eps, kv_err err) {
+    cudaError_t e;
     CU_WITH_TYPE(dtype, T,
-                 (rms_norm_kernel<T><<<n, 256, 0, cu_of(dev)->stream>>>((T *)h, ldh, x, weight, n_col, eps)));
-    CU_LAUNCHED("a norm");
-    return KVF_OK;
+                 (e = cu_launch_next(cu_of(dev), rms_norm_kernel<T>, dim3(n), dim3(512), 0, (T *)h, ldh, x, weight, n_col,
+                                     eps)));
+    return cu_check(e, "a norm", err);
 }
 
 template <typename T>
@@ -191,28 +195,29 @@ static __global__ void __launch_bounds__(256) rope_prefill_kernel(rope_args a, c
     }
 }
 
-/* Block: a slot; its row goes to every stored head's own page. */
+/* A warp per head of a slot; keys and values go to every stored head's own page. */
 template <typename R>
 static __global__ void __launch_bounds__(256) rope_step_kernel(rope_args a, const cu_slot *slot, uint32_t layer) {
-    const cu_slot *s = &slot[blockIdx.x];
-    if (!s->run) return;
-    for (uint32_t head = threadIdx.x / 32; head < a.n_head + 2 * a.n_kv_head; head += blockDim.x / 32) {
-        float low[4], high[4];
-        head_of(a, blockIdx.x, head, s->position, low, high);
-        if (head < a.n_head) {
-            store_query(a, head, blockIdx.x, low, high);
-            continue;
-        }
-        const bool is_v = head >= a.n_head + a.n_kv_head;
-        const uint32_t kv = head - a.n_head - (is_v ? a.n_kv_head : 0), copies = s->n_stored / a.n_kv_head;
-        for (uint32_t i = 0; i < copies; i++) {
-            const size_t table = (size_t)layer * s->n_stored + kv * copies + i;
-            const uint32_t row = s->rows[table], at = row % KVF_PAGE_ROWS;
-            void *page = s->pages[table * s->cap + row / KVF_PAGE_ROWS];
-            R *to = (is_v ? page_values<R>(page, a.head_dim) : page_keys<R>(page)) + at * a.head_dim;
-            store_row(to, a.head_dim, low, high);
-            if (is_v && threadIdx.x % 32 == 0) page_positions<R>(page, a.head_dim)[at] = s->position;
-        }
+    const uint32_t head = blockIdx.x * (blockDim.x / 32) + threadIdx.x / 32;
+    wait_previous();
+    allow_next();
+    const cu_slot *s = &slot[blockIdx.y];
+    if (!s->run || head >= a.n_head + 2 * a.n_kv_head) return;
+    float low[4], high[4];
+    head_of(a, blockIdx.y, head, s->position, low, high);
+    if (head < a.n_head) {
+        store_query(a, head, blockIdx.y, low, high);
+        return;
+    }
+    const bool is_v = head >= a.n_head + a.n_kv_head;
+    const uint32_t kv = head - a.n_head - (is_v ? a.n_kv_head : 0), copies = s->n_stored / a.n_kv_head;
+    for (uint32_t i = 0; i < copies; i++) {
+        const size_t table = (size_t)layer * s->n_stored + kv * copies + i;
+        const uint32_t row = s->rows[table], at = row % KVF_PAGE_ROWS;
+        void *page = s->pages[table * s->cap + row / KVF_PAGE_ROWS];
+        R *to = (is_v ? page_values<R>(page, a.head_dim) : page_keys<R>(page)) + at * a.head_dim;
+        store_row(to, a.head_dim, low, high);
+        if (is_v && threadIdx.x % 32 == 0) page_positions<R>(page, a.head_dim)[at] = s->position;
     }
 }
 
@@ -244,7 +249,9 @@ int32_t cu_rope_step(kvf_model *model, uint32_t layer, uint32_t row_dtype, const
     rope_args a = args_of(model, layer, qkv, q);
     a.q_head_stride = a.head_dim;
     a.q_token_stride = (size_t)a.n_head * a.head_dim;
-    CU_WITH_TYPE(row_dtype, R, (rope_step_kernel<R><<<n, 256, 0, cu_of(model->dev)->stream>>>(a, slot, layer)));
-    CU_LAUNCHED("rotation");
-    return KVF_OK;
+    const dim3 grid(cu_div_up(a.n_head + 2 * a.n_kv_head, 8), n);
+    cudaError_t e;
+    CU_WITH_TYPE(row_dtype, R,
+                 (e = cu_launch_next(cu_of(model->dev), rope_step_kernel<R>, grid, dim3(256), 0, a, slot, layer)));
+    return cu_check(e, "rotation", err);
 }

@@ -31,29 +31,35 @@ static __device__ __forceinline__ float load_as(const void *from, uint32_t dtype
     return to_f32(((const __nv_bfloat16 *)from)[i]);
 }
 
-/* Eight elements at an address that is aligned to eight elements or 16 bytes, whichever is less. */
-static __device__ __forceinline__ void load8(const float *from, float to[8]) {
-    const float4 a = ((const float4 *)from)[0], b = ((const float4 *)from)[1];
-    to[0] = a.x, to[1] = a.y, to[2] = a.z, to[3] = a.w;
-    to[4] = b.x, to[5] = b.y, to[6] = b.z, to[7] = b.w;
-}
-static __device__ __forceinline__ void load8(const __half *from, float to[8]) {
-    const uint4 raw = *(const uint4 *)from;
-    const uint32_t word[4] = {raw.x, raw.y, raw.z, raw.w};
-#pragma unroll
-    for (int i = 0; i < 4; i++) {
-        const float2 pair = __half22float2(*(const __half2 *)&word[i]);
-        to[2 * i] = pair.x, to[2 * i + 1] = pair.y;
-    }
-}
-static __device__ __forceinline__ void load8(const __nv_bfloat16 *from, float to[8]) {
-    const uint4 raw = *(const uint4 *)from;
+/* Eight elements that lie in registers. */
+static __device__ __forceinline__ void unpack8(uint4 raw, float to[8], __nv_bfloat16) {
     const uint32_t word[4] = {raw.x, raw.y, raw.z, raw.w};
 #pragma unroll
     for (int i = 0; i < 4; i++) {
         to[2 * i] = __uint_as_float(word[i] << 16);
         to[2 * i + 1] = __uint_as_float(word[i] & 0xffff0000u);
     }
+}
+static __device__ __forceinline__ void unpack8(uint4 raw, float to[8], __half) {
+    const uint32_t word[4] = {raw.x, raw.y, raw.z, raw.w};
+#pragma unroll
+    for (int i = 0; i < 4; i++) {
+        __half2 half;
+        memcpy(&half, &word[i], sizeof half);
+        const float2 pair = __half22float2(half);
+        to[2 * i] = pair.x, to[2 * i + 1] = pair.y;
+    }
+}
+
+/* Eight elements at an address that is aligned to eight elements or 16 bytes, whichever is less. */
+static __device__ __forceinline__ void load8(const float *from, float to[8]) {
+    const float4 a = ((const float4 *)from)[0], b = ((const float4 *)from)[1];
+    to[0] = a.x, to[1] = a.y, to[2] = a.z, to[3] = a.w;
+    to[4] = b.x, to[5] = b.y, to[6] = b.z, to[7] = b.w;
+}
+static __device__ __forceinline__ void load8(const __half *from, float to[8]) { unpack8(*(const uint4 *)from, to, __half()); }
+static __device__ __forceinline__ void load8(const __nv_bfloat16 *from, float to[8]) {
+    unpack8(*(const uint4 *)from, to, __nv_bfloat16());
 }
 
 static __device__ __forceinline__ float warp_sum(float x) {
@@ -90,6 +96,22 @@ static __device__ __forceinline__ void philox(uint32_t c0, uint32_t c1, uint32_t
         k0 += 0x9e3779b9u, k1 += 0xbb67ae85u;
     }
     out[0] = c0, out[1] = c1, out[2] = c2, out[3] = c3;
+}
+
+/*
+ * Launches a kernel of decode. Where the device allows it, the kernel's blocks start while the kernel before them still
+ * runs: it must call wait_previous before it touches anything that others write, in every thread, on every path.
+ */
+template <typename... P, typename... A>
+static inline cudaError_t cu_launch_next(const cu_device *d, void (*kernel)(P...), dim3 grid, dim3 block, size_t shared,
+                                         A... args) {
+    cudaLaunchAttribute attribute = {};
+    cudaLaunchConfig_t config = {};
+    attribute.id = cudaLaunchAttributeProgrammaticStreamSerialization;
+    attribute.val.programmaticStreamSerializationAllowed = 1;
+    config.gridDim = grid, config.blockDim = block, config.dynamicSmemBytes = shared, config.stream = d->stream;
+    config.attrs = &attribute, config.numAttrs = d->dependent;
+    return cudaLaunchKernelEx(&config, kernel, static_cast<P>(args)...);
 }
 
 /* Parts of a page of R rows. */

@@ -1,6 +1,8 @@
 /* What the CUDA build does not do yet: each is refused by name. */
 #include "cuda.h"
 
+#define PENDING(what) return kv_fail(err, KVF_ERR_DEVICE, "Cannot " what " as the CUDA build does not do it yet")
+
 extern "C" int32_t be_program_check(const kvf_cache *cache, const kv_sequence *s, const kv_step *step, kv_err err) {
     (void)cache, (void)s, (void)step;
     return kv_fail(err, KVF_ERR_DEVICE, "Cannot set the program as the CUDA build does not run step programs yet: use the CPU");

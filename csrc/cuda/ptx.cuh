@@ -35,4 +35,26 @@ static __device__ __forceinline__ uint4 load_stream(const void *at) {
     return v;
 }
 
+/* The same for rows, which a kernel before this one may have written. */
+static __device__ __forceinline__ uint4 load_rows(const void *at) {
+    uint4 v;
+    asm volatile("ld.global.L1::no_allocate.v4.u32 {%0,%1,%2,%3}, [%4];"
+                 : "=r"(v.x), "=r"(v.y), "=r"(v.z), "=r"(v.w)
+                 : "l"(at));
+    return v;
+}
+
+/* Waits until the kernel before this one has ended and its writes are seen. Nothing where kernels do not overlap. */
+static __device__ __forceinline__ void wait_previous(void) {
+#if __CUDA_ARCH__ >= 900
+    asm volatile("griddepcontrol.wait;" ::: "memory");
+#endif
+}
+/* Lets the next kernel's blocks start as soon as all blocks of this one have said so and there is room. */
+static __device__ __forceinline__ void allow_next(void) {
+#if __CUDA_ARCH__ >= 900
+    asm volatile("griddepcontrol.launch_dependents;" ::: "memory");
+#endif
+}
+
 #endif

@@ -48,7 +48,9 @@ static __global__ void __launch_bounds__(32 * WARPS) skinny_kernel(const skinny_
     const uint32_t rows = EPILOGUE == CU_SWIGLU ? 8 : 16, row0 = blockIdx.x * rows;
     const W *w = (const W *)a.w, *x = (const W *)a.x;
     uint32_t token0 = blockIdx.y * TILES * 8, n = a.n;
+    allow_next();
     if (a.chosen != NULL) {
+        wait_previous();
         token0 = 0;
         n = 1;
         w += a.chosen[blockIdx.y] * a.expert_stride;
@@ -59,9 +61,8 @@ static __global__ void __launch_bounds__(32 * WARPS) skinny_kernel(const skinny_
     const uint32_t high = EPILOGUE == CU_SWIGLU ? a.n_row + low : min(row0 + g + 8, a.n_row - 1);
     const W *w_low = w + (size_t)low * a.ld + t * 8, *w_high = w + (size_t)high * a.ld + t * 8;
     const uint32_t steps = a.ld / 32;
-    float acc[TILES][4] = {};
-    for (uint32_t s0 = warp; s0 < steps; s0 += WARPS * UNROLL) {
-        uint4 lo[UNROLL], hi[UNROLL];
+    uint4 lo[UNROLL], hi[UNROLL];
+    const auto load = [&](uint32_t s0) {
 #pragma unroll
         for (int u = 0; u < UNROLL; u++) {
             const uint32_t s = s0 + u * WARPS;
@@ -70,21 +71,28 @@ static __global__ void __launch_bounds__(32 * WARPS) skinny_kernel(const skinny_
                 hi[u] = load_stream(w_high + (size_t)s * 32);
             }
         }
+    };
+    /* Weights never change: the first of them come while the kernel before this one still runs. */
+    load(warp);
+    if (a.chosen == NULL) wait_previous();
+    float acc[TILES][4] = {};
+    for (uint32_t s0 = warp; s0 < steps; s0 += WARPS * UNROLL) {
 #pragma unroll
         for (int u = 0; u < UNROLL; u++) {
             const uint32_t s = s0 + u * WARPS;
             if (s >= steps) break;
+            const uint32_t first[4] = {lo[u].x, hi[u].x, lo[u].y, hi[u].y};
+            const uint32_t second[4] = {lo[u].z, hi[u].z, lo[u].w, hi[u].w};
 #pragma unroll
             for (int i = 0; i < TILES; i++) {
                 const uint32_t token = token0 + i * 8 + g;
                 uint4 v = make_uint4(0, 0, 0, 0);
                 if (token < n) v = *(const uint4 *)(x + (size_t)token * a.ld + s * 32 + t * 8);
-                const uint32_t first[4] = {lo[u].x, hi[u].x, lo[u].y, hi[u].y};
-                const uint32_t second[4] = {lo[u].z, hi[u].z, lo[u].w, hi[u].w};
                 mma_16x8x16(acc[i], first, v.x, v.y, W());
                 mma_16x8x16(acc[i], second, v.z, v.w, W());
             }
         }
+        load(s0 + WARPS * UNROLL);
     }
 #pragma unroll
     for (int i = 0; i < TILES; i++) {
@@ -110,6 +118,8 @@ static __global__ void __launch_bounds__(32 * WARPS) skinny_kernel(const skinny_
 template <int EPILOGUE>
 static __global__ void __launch_bounds__(32 * WARPS) skinny_f32_kernel(const skinny_args a) {
     const uint32_t lane = threadIdx.x % 32, row = blockIdx.x * WARPS + threadIdx.x / 32;
+    wait_previous();
+    allow_next();
     if (row >= a.n_row) return;
     const float *w = (const float *)a.w;
     const uint32_t entry = blockIdx.y;
@@ -131,39 +141,31 @@ static __global__ void __launch_bounds__(32 * WARPS) skinny_f32_kernel(const ski
 }
 
 template <typename W, int EPILOGUE>
-static void launch(const skinny_args &a, cudaStream_t stream) {
+static cudaError_t launch(const cu_device *d, const skinny_args &a) {
     const uint32_t x = cu_div_up(a.n_row, EPILOGUE == CU_SWIGLU ? 8 : 16);
-    if (a.chosen != NULL) {
-        skinny_kernel<W, 1, EPILOGUE><<<dim3(x, a.n), 32 * WARPS, 0, stream>>>(a);
-    } else if (a.n <= 8) {
-        skinny_kernel<W, 1, EPILOGUE><<<dim3(x, 1), 32 * WARPS, 0, stream>>>(a);
-    } else if (a.n <= 16) {
-        skinny_kernel<W, 2, EPILOGUE><<<dim3(x, 1), 32 * WARPS, 0, stream>>>(a);
-    } else {
-        skinny_kernel<W, 4, EPILOGUE><<<dim3(x, cu_div_up(a.n, 32)), 32 * WARPS, 0, stream>>>(a);
-    }
+    const dim3 block(32 * WARPS);
+    if (a.chosen != NULL) return cu_launch_next(d, skinny_kernel<W, 1, EPILOGUE>, dim3(x, a.n), block, 0, a);
+    if (a.n <= 8) return cu_launch_next(d, skinny_kernel<W, 1, EPILOGUE>, dim3(x), block, 0, a);
+    if (a.n <= 16) return cu_launch_next(d, skinny_kernel<W, 2, EPILOGUE>, dim3(x), block, 0, a);
+    return cu_launch_next(d, skinny_kernel<W, 4, EPILOGUE>, dim3(x, cu_div_up(a.n, 32)), block, 0, a);
 }
 
 template <int EPILOGUE>
-static void launch_type(uint32_t dtype, const skinny_args &a, cudaStream_t stream) {
-    if (dtype == KVF_F32) {
-        skinny_f32_kernel<EPILOGUE><<<dim3(cu_div_up(a.n_row, WARPS), a.n), 32 * WARPS, 0, stream>>>(a);
-    } else if (dtype == KVF_F16) {
-        launch<__half, EPILOGUE>(a, stream);
-    } else {
-        launch<__nv_bfloat16, EPILOGUE>(a, stream);
-    }
+static cudaError_t launch_type(const cu_device *d, uint32_t dtype, const skinny_args &a) {
+    if (dtype == KVF_F16) return launch<__half, EPILOGUE>(d, a);
+    if (dtype == KVF_BF16) return launch<__nv_bfloat16, EPILOGUE>(d, a);
+    return cu_launch_next(d, skinny_f32_kernel<EPILOGUE>, dim3(cu_div_up(a.n_row, WARPS), a.n), dim3(32 * WARPS), 0, a);
 }
 
 static int32_t run(kvf_device *dev, uint32_t dtype, uint32_t epilogue, const skinny_args &a, kv_err err) {
-    cudaStream_t stream = cu_of(dev)->stream;
+    const cu_device *d = cu_of(dev);
+    cudaError_t e;
     if (a.n == 0 || a.n_row == 0) return KVF_OK;
-    if (epilogue == CU_STORE) launch_type<CU_STORE>(dtype, a, stream);
-    else if (epilogue == CU_ADD) launch_type<CU_ADD>(dtype, a, stream);
-    else if (epilogue == CU_SWIGLU) launch_type<CU_SWIGLU>(dtype, a, stream);
-    else launch_type<CU_LOGITS>(dtype, a, stream);
-    CU_LAUNCHED("a product of decode");
-    return KVF_OK;
+    if (epilogue == CU_STORE) e = launch_type<CU_STORE>(d, dtype, a);
+    else if (epilogue == CU_ADD) e = launch_type<CU_ADD>(d, dtype, a);
+    else if (epilogue == CU_SWIGLU) e = launch_type<CU_SWIGLU>(d, dtype, a);
+    else e = launch_type<CU_LOGITS>(d, dtype, a);
+    return cu_check(e, "a product of decode", err);
 }
 
 int32_t cu_skinny(kvf_device *dev, uint32_t dtype, const cu_matrix *w, const void *x, uint32_t n, cu_skinny_out out,

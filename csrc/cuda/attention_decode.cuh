@@ -1,0 +1,86 @@
+/*
+ * What the kernels of decode attention share. The rows of a head are cut into chunks by their number alone; every chunk's
+ * partial result is computed in one way whatever block takes it, and the block that comes last adds the chunks in their
+ * order. So a sequence's result depends on its own rows only, and there is no second kernel.
+ */
+#ifndef KVF_CUDA_ATTENTION_DECODE_H
+#define KVF_CUDA_ATTENTION_DECODE_H
+
+#include "numbers.cuh"
+#include "ptx.cuh"
+
+typedef struct step_args {
+    const cu_slot *slot;
+    const float *q;    /* [n, n_head, head_dim] */
+    float *partial;    /* [n, n_head, n_chunk, head_dim + 2]: sums, then maximum and sum of weights */
+    uint32_t *arrived; /* [n, n_head]: blocks that are done, 0 between launches */
+    void *out;         /* [n, ldo] in out_dtype */
+    float scale;       /* with log2(e) folded in */
+    uint32_t layer;
+    uint32_t n_head;
+    uint32_t head_dim;
+    uint32_t n_chunk; /* that partial has room for */
+    uint32_t window;
+    uint32_t out_dtype;
+    uint32_t ldo;
+} step_args;
+
+/* Rows of a chunk of a head that holds n_row rows. */
+static __device__ __forceinline__ uint32_t chunk_rows(uint32_t n_row) {
+    uint32_t rows = CU_ATTENTION_CHUNK;
+    while ((n_row - 1) / rows >= CU_ATTENTION_CHUNKS) rows *= 2;
+    return rows;
+}
+
+/* Partial result of a chunk of one query head. */
+static __device__ __forceinline__ float *partial_of(const step_args &a, uint32_t slot, uint32_t head, uint32_t chunk) {
+    return a.partial + (((size_t)slot * a.n_head + head) * a.n_chunk + chunk) * (a.head_dim + 2);
+}
+
+/*
+ * Called by every block of a stored head that took chunks, after its last one: the last of `n_block` adds all `n_chunk`
+ * chunks up. weight: shared [readers, n_chunk]
+ */
+static __device__ __forceinline__ void finish_head(const step_args &a, uint32_t stored, uint32_t readers, uint32_t n_chunk,
+                                                   uint32_t n_block, float *weight) {
+    __shared__ bool last;
+    const uint32_t slot = blockIdx.z, head0 = stored * readers, lane = threadIdx.x % 32;
+    __threadfence();
+    __syncthreads();
+    if (threadIdx.x == 0) {
+        uint32_t *arrived = &a.arrived[(size_t)slot * a.n_head + stored];
+        last = atomicAdd(arrived, 1u) == n_block - 1;
+        if (last) *arrived = 0;
+    }
+    __syncthreads();
+    if (!last) return;
+    __threadfence();
+    for (uint32_t r = threadIdx.x / 32; r < readers; r += blockDim.x / 32) {
+        float max = -INFINITY, total = 0;
+        for (uint32_t c = lane; c < n_chunk; c += 32) max = fmaxf(max, __ldcg(partial_of(a, slot, head0 + r, c) + a.head_dim));
+        max = warp_max(max);
+        for (uint32_t c = lane; c < n_chunk; c += 32) {
+            const float *p = partial_of(a, slot, head0 + r, c) + a.head_dim;
+            const float factor = exp2f(__ldcg(p) - max);
+            weight[r * n_chunk + c] = factor;
+            total += factor * __ldcg(p + 1);
+        }
+        total = warp_sum(total);
+        for (uint32_t c = lane; c < n_chunk; c += 32) weight[r * n_chunk + c] /= total;
+    }
+    __syncthreads();
+    for (uint32_t i = threadIdx.x; i < readers * a.head_dim; i += blockDim.x) {
+        const uint32_t r = i / a.head_dim, d = i % a.head_dim;
+        const float *p = partial_of(a, slot, head0 + r, 0) + d;
+        float sum = 0;
+#pragma unroll 8
+        for (uint32_t c = 0; c < n_chunk; c++) sum = fmaf(__ldcg(p + (size_t)c * (a.head_dim + 2)), weight[r * n_chunk + c], sum);
+        store_as(a.out, a.out_dtype, (size_t)slot * a.ldo + (head0 + r) * a.head_dim + d, sum);
+    }
+}
+
+/* 16-bit rows of 32, 64, 128 or 256 columns, at most eight readers: tensor cores. True when it is such a case. */
+bool cu_attention_tile(const cu_device *d, uint32_t row_dtype, uint32_t readers, const step_args &a, dim3 grid,
+                       cudaError_t *status);
+
+#endif
