@@ -112,7 +112,7 @@ export async function evaluateCall(
       ...call.granted,
       ffi: [model.device.path],
     }),
-    options: optionsOf(call, evaluation, memoryBytes),
+    options: optionsOf(call, evaluation, prepared, memoryBytes),
     hashes: await hashesOf(model, prepared),
   }));
   const progress = new EvaluationProgress(
@@ -163,13 +163,15 @@ export function memoryLimit({ flags }: Call, model: LanguageModel): number {
 function optionsOf(
   { flags, rest }: Call,
   { modelPath, runs }: Evaluation,
+  prepared: readonly PreparedRun[],
   memoryBytes: number,
 ): JsonObject {
   return {
     flags: plain({ ...flags, model: modelPath, memory: memoryBytes }),
     methodFlags: rest,
-    runs: runs.map(({ task, configurations, seed, protocol }): Json => ({
+    runs: runs.map(({ task, configurations, seed, protocol }, i): Json => ({
       task: task.name,
+      examples: prepared[i]?.total ?? null,
       options: task.options,
       recipe: task.recipe,
       seed,

@@ -1,7 +1,11 @@
 // deno-lint-ignore-file no-console -- the command line prints
 import { basename, join, resolve } from "@std/path";
 import { renderPng, renderSvg } from "../../eval/plots/mod.ts";
-import { type EvalRecord, readRecords } from "../../eval/records/mod.ts";
+import {
+  type EvalRecord,
+  readRecords,
+  readRunMeta,
+} from "../../eval/records/mod.ts";
 import {
   collectSections,
   costTable,
@@ -10,6 +14,7 @@ import {
   longTable,
   pageHtml,
   pageViewOf,
+  plannedOf,
   reportMarkdown,
   scoreTable,
   sectionFigures,
@@ -32,6 +37,7 @@ export async function reportAction({ args, flags }: Call): Promise<number> {
   const reference = text(flags, "reference"), commit = text(flags, "commit");
   const sections = collectSections(records, {
     partial: flags.partial === true,
+    planned: plannedOf(readRunMeta(dir)),
     ...(reference === undefined ? {} : { reference }),
     ...(commit === undefined ? {} : { commit }),
   });
@@ -93,6 +99,7 @@ export async function reportAction({ args, flags }: Call): Promise<number> {
         commit: section.commit,
         reference: section.reference,
         leftOut: section.leftOut,
+        unfinished: section.unfinished,
         configurations: configurations.map((one) => ({
           ...one,
           scores: Object.fromEntries(one.scores),

@@ -33,7 +33,7 @@ export const report: CommandSpec = {
       )
       .option(
         "--partial",
-        "leave out examples that some configuration has no record of",
+        "report on what is there: without examples that some configuration has no record of, and of runs that are not finished",
         false,
       )
       .option("--commit <id>", "take only records of this commit")

@@ -10,6 +10,7 @@ import { configurationName } from "../needle.ts";
 import { canonicalJson } from "../records/mod.ts";
 import type { EvalRecord, JsonObject } from "../records/mod.ts";
 import { differences, nameApart, without } from "./_names.ts";
+import { countMissing, type Planned } from "./planned.ts";
 
 /** Records of one configuration. */
 export interface ReportConfiguration {
@@ -43,6 +44,8 @@ export interface Section {
   reference: string;
   /** Examples left out with `partial`, as not every configuration had a record for them. */
   leftOut: number;
+  /** Records that runs of this model and commit set out to write and that are not there; above 0 only with `partial`. */
+  unfinished: number;
 }
 
 /** Options of {@linkcode collectSections}. */
@@ -51,6 +54,8 @@ export interface CollectOptions {
   reference?: string;
   /** Whether examples without a record in some configuration are left out. Default: they are an error. */
   partial?: boolean;
+  /** What the runs set out to do; records that are not there are an error unless `partial`. */
+  planned?: readonly Planned[];
   /** Take only records of this commit, or of a commit that begins so. */
   commit?: string;
 }
@@ -165,7 +170,7 @@ function checkComplete(
 function collectSection(
   records: readonly EvalRecord[],
   options: CollectOptions,
-): Omit<Section, "title"> {
+): Omit<Section, "title" | "unfinished"> {
   const first = records[0]!;
   const taskKey = (record: EvalRecord) =>
     canonicalJson([record.task.name, dataSetOptions(record)]);
@@ -183,6 +188,7 @@ function collectSection(
     ([one]) => configurationName(one!),
     ([one]) => ({
       ...one!.method.options,
+      source: one!.method.source ?? null,
       granularity: one!.generation.granularity ?? null,
     }),
   );
@@ -252,7 +258,8 @@ function collectSection(
  *
  * @param records Records, in any order.
  * @param options Reference, partial runs, commit.
- * @throws RangeError without records, without the reference, and for a missing record.
+ * @throws RangeError without records, without the reference, and for a missing record: one that another configuration
+ * has, or one that a run set out to write.
  */
 export function collectSections(
   records: readonly EvalRecord[],
@@ -270,6 +277,15 @@ export function collectSections(
       }`,
     );
   }
+  const planned = (options.planned ?? []).filter(({ commit }) =>
+    commit.startsWith(options.commit ?? "")
+  );
+  const { missing, first } = countMissing(taken, planned);
+  if (first !== undefined && options.partial !== true) {
+    throw new RangeError(
+      `Cannot report as every record that a run set out to write must be there: ${missing} are missing, for instance "${first.method}" has ${first.there} of ${first.examples} examples of ${first.task}, seed ${first.seed}; finish the run, or report on what is there on purpose (partial)`,
+    );
+  }
   const groups = [...Map.groupBy(taken, sectionKey).values()];
   const titles = nameApart(
     groups,
@@ -281,8 +297,15 @@ export function collectSections(
       modelHash: one!.model.hash.slice(0, 12),
     }),
   );
-  return groups.map((group) => ({
-    title: titles.get(group)!,
-    ...collectSection(group, options),
-  }));
+  return groups.map((group) => {
+    const { model, build } = group[0]!;
+    const own = planned.filter((plan) =>
+      plan.model === model.hash && plan.commit === build.commit
+    );
+    return {
+      title: titles.get(group)!,
+      ...collectSection(group, options),
+      unfinished: countMissing(taken, own).missing,
+    };
+  });
 }

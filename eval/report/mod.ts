@@ -17,6 +17,8 @@ export { pageHtml, pageViewOf } from "./html.ts";
 export type { PageContent, PageView } from "./html.ts";
 export { reportMarkdown } from "./markdown.ts";
 export type { IllustratedSection } from "./markdown.ts";
+export { plannedOf } from "./planned.ts";
+export type { Planned } from "./planned.ts";
 export { summarise } from "./summarise.ts";
 export type {
   ConfigurationSummary,

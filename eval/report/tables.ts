@@ -14,13 +14,16 @@ import type {
 /** What the marks and intervals of the tables mean. */
 export function explanation(summary: SectionSummary, level: number): string[] {
   const percent = `${+(100 * level).toFixed(1)} %`;
-  const { reference, leftOut } = summary.section;
+  const { reference, leftOut, unfinished } = summary.section;
   return [
     `Scores in percent with ${percent} bootstrap intervals. ≈: the difference to ${reference} may be chance (paired randomisation test, Holm-corrected over the table).`,
     ...(leftOut > 0
       ? [
         `${leftOut} examples are left out, as not every configuration has a record of them.`,
       ]
+      : []),
+    ...(unfinished > 0
+      ? [`${unfinished} records of these runs are not there yet.`]
       : []),
   ];
 }

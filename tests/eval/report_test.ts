@@ -2,10 +2,12 @@ import { assert, assertEquals, assertThrows } from "@std/assert";
 import {
   collectSections,
   longTable,
+  plannedOf,
   reportMarkdown,
   sectionFigures,
   summarise,
 } from "../../eval/report/mod.ts";
+import type { RunMeta } from "../../eval/records/mod.ts";
 import { toCsv } from "../../eval/tables/mod.ts";
 import {
   sampleFolder as folder,
@@ -170,4 +172,55 @@ Deno.test("reportMarkdown() and longTable() hold the same numbers", () => {
   assertEquals(lines.length, 1 + 3 * 3);
   const cells = lines.find((line) => line.includes("snapkv 16,"))!;
   assert(cells.includes(",one,12,0,0,0,-1,-1,-1,"), cells);
+});
+
+/** A start that set out to run `examples` examples of both tasks with every configuration of the sample. */
+function start(examples: number | null): RunMeta {
+  return {
+    startedAt: "2026-01-01T00:00:00Z",
+    commit: "abc",
+    hashes: { model: "0".repeat(64) },
+    options: {
+      runs: ["one", "two"].map((task) => ({
+        task,
+        examples,
+        seed: 1,
+        options: { seed: 1, size: 4 },
+        configurations: [
+          { method: "fullkv", options: {}, granularity: "kv_head" },
+          ...[16, 32].map((budget) => ({
+            method: "snapkv",
+            options: { budget },
+            granularity: "kv_head",
+          })),
+        ],
+      })),
+    },
+  } as unknown as RunMeta;
+}
+
+Deno.test("collectSections() fails when a run was stopped before all had the same examples", () => {
+  const whole = plannedOf([start(12), start(12)]);
+  assertEquals(whole.length, 6);
+  assertEquals(
+    collectSections(folder(), { planned: whole })[0]!.unfinished,
+    0,
+  );
+  const planned = plannedOf([start(15)]);
+  assertThrows(
+    () => collectSections(folder(), { planned }),
+    RangeError,
+    '18 are missing, for instance "fullkv" has 12 of 15 examples of one, seed 1',
+  );
+  const [section] = collectSections(folder(), { planned, partial: true });
+  assertEquals([section!.unfinished, section!.leftOut], [18, 0]);
+  // Another commit's plans are not this one's, and starts that say nothing ask for nothing.
+  const later = { ...start(15), commit: "later" };
+  assertThrows(
+    () => collectSections(folder(), { planned: plannedOf([later]) }),
+    RangeError,
+    "90 are missing",
+  );
+  collectSections(folder(), { planned: plannedOf([later]), commit: "abc" });
+  assertEquals(plannedOf([start(null)]), []);
 });
