@@ -32,8 +32,26 @@ export const TABLE_OPTIONS: Readonly<Record<string, number>> = {
   poolWidth: 31,
 };
 
+/** Bits of methods that pack all rows and have no budget. */
+const TABLE_BITS: readonly number[] = [2, 4];
+
+/** What a method is shown with: its options apart from those of {@linkcode TABLE_OPTIONS}. */
+function variantsOf(method: AnyMethod): Record<string, unknown>[] {
+  if (!("budget" in method.options)) {
+    return "bits" in method.options
+      ? TABLE_BITS.map((bits) => ({ bits }))
+      : [{}];
+  }
+  // Merging of what is dropped goes with any method that evicts; it is shown with one of them.
+  const merges = method.name === "snapkv" ? ["none", "pivot", "weighted"] : [];
+  const budgets = TABLE_BUDGETS.map((budget) => ({ budget }));
+  return merges.length === 0
+    ? budgets
+    : merges.flatMap((merge) => budgets.map((one) => ({ ...one, merge })));
+}
+
 /**
- * Every method at every budget; methods without a budget once.
+ * Every method at every budget; those that pack rows at two widths, and the others without a budget once.
  *
  * @param headFile head scores, for methods that need a table over heads
  * @param methods the methods; default: all
@@ -47,12 +65,9 @@ export function tableConfigurations(
       Object.entries(TABLE_OPTIONS).filter(([name]) => name in method.options),
     );
     if (method.name === "headkv") own.headFile = headFile;
-    const variants = "budget" in method.options
-      ? TABLE_BUDGETS.map((budget) => ({ ...own, budget }))
-      : [own];
-    return variants.map((options): Configuration => ({
+    return variantsOf(method).map((variant): Configuration => ({
       method,
-      options: resolveOptions(method, options),
+      options: resolveOptions(method, { ...own, ...variant }),
       granularity: method.granularities[0]!,
     }));
   });

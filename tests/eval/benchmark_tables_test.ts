@@ -8,7 +8,7 @@ import {
   rulerSummaryTable,
   rulerTable,
 } from "../../eval/benchmark_tables.ts";
-import type { Configuration } from "../../eval/engine/mod.ts";
+import { type Configuration, labelsOf } from "../../eval/engine/mod.ts";
 import {
   methodTable,
   rulerBudgetTable,
@@ -139,13 +139,21 @@ Deno.test("the published tables hold every method at every budget", () => {
   const names = configurations.map(({ method }) => method.name);
   assertEquals(new Set(names), new Set(METHODS.keys()));
   for (const [name, method] of METHODS) {
-    const budgets = configurations.filter((one) => one.method.name === name)
-      .map(({ options }) => options.budget);
-    assertEquals(
-      budgets,
-      "budget" in method.options ? [...TABLE_BUDGETS] : [undefined],
-    );
+    const options = configurations.filter((one) => one.method.name === name)
+      .map((one) => one.options);
+    const values = (option: string) => [
+      ...new Set(options.map((one) => one[option])),
+    ];
+    if ("budget" in method.options) {
+      assertEquals(values("budget"), [...TABLE_BUDGETS]);
+    } else if ("bits" in method.options) assertEquals(values("bits"), [2, 4]);
+    else assertEquals(options.length, 1);
+    if (name === "snapkv") {
+      assertEquals(values("merge"), ["none", "pivot", "weighted"]);
+    }
   }
+  const labels = labelsOf(configurations);
+  assertEquals(new Set(labels).size, labels.length);
 });
 
 Deno.test("the methods table takes rows and bytes from runs of one configuration, accuracy from the others", () => {
