@@ -3,7 +3,7 @@
  *
  * @module
  */
-import { methodFile } from "../methods/mod.ts";
+import { fileOptions, methodFile } from "../methods/mod.ts";
 import { ABI_VERSION } from "../ffi/mod.ts";
 import type { Example, Task } from "../tasks/types.ts";
 import type { Configuration, LanguageModel } from "./engine/mod.ts";
@@ -15,6 +15,7 @@ import {
   PROTOCOL_SCHEMA,
   type ProtocolOptions,
 } from "./protocol.ts";
+import { fileHash } from "./provenance/mod.ts";
 import {
   contentHash,
   exampleHash,
@@ -109,6 +110,9 @@ export async function prepareRun(
   const { tokenizer } = asked;
   const newline = newlineToken(model);
   const modelHash = model.folder.hash();
+  const methods = new Map(
+    run.configurations.map((one) => [one, methodParts(one)]),
+  );
   const examples: PreparedExample[] = [];
   const exampleHashes: string[] = [];
   const prompts: string[] = [];
@@ -134,21 +138,15 @@ export async function prepareRun(
     const plan = planPrompt(asked, example, protocol);
     const missing: Missing[] = [];
     for (const configuration of run.configurations) {
-      const { method, options, granularity } = configuration;
-      const source = methodFile(method)?.source;
       const parts: KeyParts = {
         model: { name: names.modelName, hash: modelHash },
         example: { id: example.id, hash },
-        method: {
-          name: method.name,
-          options: options as JsonObject,
-          ...(source === undefined ? {} : { source }),
-        },
+        method: methods.get(configuration)!,
         generation: {
           device: model.device.kind,
           dtype: model.facts.dtype,
           cacheDtype: model.facts.cacheDtype,
-          granularity,
+          granularity: configuration.granularity,
           maxNewTokens: example.maxNewTokens,
           temperature: 0,
           minNewTokens: protocol.minNewTokens,
@@ -179,5 +177,21 @@ export async function prepareRun(
       data: await contentHash(exampleHashes),
       prompts: await contentHash(prompts),
     },
+  };
+}
+
+/** What of a configuration decides tokens: its options, and the content of the user's files. */
+function methodParts(
+  { method, options }: Configuration,
+): KeyParts["method"] {
+  const source = methodFile(method)?.source;
+  const files = Object.entries(fileOptions(options)).map((
+    [option, path],
+  ): [string, string] => [option, fileHash(path)]);
+  return {
+    name: method.name,
+    options: options as JsonObject,
+    ...(source === undefined ? {} : { source }),
+    ...(files.length === 0 ? {} : { files: Object.fromEntries(files) }),
   };
 }

@@ -147,6 +147,11 @@ export async function replayRecord(
     record.method.source ?? null,
     parts.method.source ?? null,
   );
+  compare(
+    "method files",
+    record.method.files ?? null,
+    parts.method.files ?? null,
+  );
   for (const [name, value] of Object.entries(parts.generation)) {
     compare(`generation.${name}`, record.generation[name] ?? null, value);
   }

@@ -34,7 +34,12 @@ export {
   real,
   text,
 } from "./define.ts";
-export { type OptionFlag, optionFlags, resolveOptions } from "./options.ts";
+export {
+  fileOptions,
+  type OptionFlag,
+  optionFlags,
+  resolveOptions,
+} from "./options.ts";
 export {
   type AnyMethod,
   isMethodPath,

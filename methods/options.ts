@@ -190,3 +190,15 @@ function parseNumber(what: string, text: string): number {
     `Cannot read "${what}" as it must be a number: "${text}"`,
   );
 }
+
+/** The files that options name, by option: those whose names end in `File`, where they are not empty. */
+export function fileOptions(
+  options: Readonly<Record<string, unknown>>,
+): { [option: string]: string } {
+  return Object.fromEntries(
+    Object.entries(options).filter((entry): entry is [string, string] =>
+      entry[0].endsWith("File") && typeof entry[1] === "string" &&
+      entry[1] !== ""
+    ),
+  );
+}

@@ -16,7 +16,6 @@ import {
   type Call,
   type Flags,
   type Grants,
-  methodPaths,
   text,
   UsageError,
 } from "../spec.ts";
@@ -145,7 +144,6 @@ export function sweepGrants(plan: Plan, { args, flags }: Call): Grants {
       ...args,
       ...plan.models.map(({ path }) => path),
       ...planPaths(plan),
-      ...plan.configurations.flatMap(({ method }) => methodPaths(method)),
     ],
     device: [...kinds][0]!,
   };

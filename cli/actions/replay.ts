@@ -1,5 +1,5 @@
 // deno-lint-ignore-file no-console -- the command line prints
-import { isMethodPath } from "../../methods/mod.ts";
+import { fileOptions, isMethodPath } from "../../methods/mod.ts";
 import type { LanguageModel } from "../../eval/engine/mod.ts";
 import { sourceState } from "../../eval/provenance/mod.ts";
 import {
@@ -94,6 +94,9 @@ function grantsOf(dir: string, items: readonly Item[]): Grants {
     read: [
       ...new Set([
         dir,
+        ...items.flatMap(({ record }) =>
+          Object.values(fileOptions(record.method.options))
+        ),
         ...items.flatMap(({ origins }) => origins).flatMap((origin) => [
           origin.model,
           ...taskPaths(origin.recipe.options),

@@ -26,6 +26,8 @@ export interface KeyParts {
     options: JsonObject;
     /** SHA-256 of the file that defines a method of the user's own. */
     source?: string | undefined;
+    /** SHA-256 of the files that options name, by option. */
+    files?: { [option: string]: string } | undefined;
   };
   /** How tokens are produced: device, cache type, stop rules, new tokens at most, sampling. */
   generation: JsonObject;
@@ -171,6 +173,8 @@ export const EvalRecordSchema: z.ZodType<EvalRecord> = z.strictObject({
   method: named.extend({
     source: hash.optional()
       .describe("of the file that defines a method of the user's own"),
+    files: z.record(z.string(), hash).optional()
+      .describe("of the files that options name, by option"),
   }).describe("with resolved options, defaults included"),
   generation: options.describe(
     "how tokens were produced: device, cache type, stop rules, new tokens at most, sampling",
@@ -280,11 +284,16 @@ function parse<T>(schema: z.ZodType<T>, value: unknown, what: string): T {
  * Names that only serve people (the model's folder name, the example's id) are not part of it.
  */
 export function recordKey(parts: KeyParts): Promise<string> {
-  const { name, options, source } = parts.method;
+  const { name, options, source, files } = parts.method;
   return contentHash({
     model: parts.model.hash,
     example: parts.example.hash,
-    method: { name, options, ...(source === undefined ? {} : { source }) },
+    method: {
+      name,
+      options,
+      ...(source === undefined ? {} : { source }),
+      ...(files === undefined ? {} : { files }),
+    },
     generation: parts.generation,
     seed: parts.seed,
     build: parts.build,

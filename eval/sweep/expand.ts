@@ -4,7 +4,7 @@
  *
  * @module
  */
-import { loadMethod } from "../../methods/mod.ts";
+import { fileOptions, isMethodPath, loadMethod } from "../../methods/mod.ts";
 import {
   createTask,
   DATA_TASKS,
@@ -60,16 +60,20 @@ export function taskRuns(
   );
 }
 
-/** Files and folders that a plan reads beside its models. */
+/** Files and folders that a plan reads beside its models: data of tasks, files of methods. */
 export function planPaths(plan: Plan): string[] {
+  const all = (one: Pick<Plan["tasks"][number], "options" | "grid">) =>
+    combinations(one.grid).map((values) => ({ ...one.options, ...values }));
   return [
-    ...new Set(
-      plan.tasks.flatMap(({ options, grid }) =>
-        combinations(grid).flatMap((values) =>
-          taskPaths({ ...options, ...values })
-        )
+    ...new Set([
+      ...plan.tasks.flatMap(all).flatMap(taskPaths),
+      ...plan.configurations.flatMap(({ method }) =>
+        isMethodPath(method) ? [method] : []
       ),
-    ),
+      ...plan.configurations.flatMap(all).flatMap((options) =>
+        Object.values(fileOptions(options))
+      ),
+    ]),
   ];
 }
 

@@ -33,11 +33,20 @@ Deno.test("kvf replay gives the same tokens, with the user's files too, and says
   const text = "The sea was calm that day. Nobody spoke of it again. ";
   Deno.writeTextFileSync(`${folder}/texts/a.txt`, text.repeat(60));
   Deno.writeTextFileSync(`${folder}/newest.ts`, METHOD("budget"));
+  const heads = (best: number) =>
+    JSON.stringify(Object.fromEntries(
+      Array.from({ length: 48 }, (_, i) => [
+        `${Math.floor(i / 8)}-${i % 8}`,
+        [i % 8 === best ? 1 : 0.1],
+      ]),
+    ));
+  Deno.writeTextFileSync(`${folder}/heads.json`, heads(0));
   const needle = (lengths: string) =>
     kvf(
       ...["eval", "needle", "--model", "models/needle-6m", "--quiet"],
       ...["--haystack", `${folder}/texts`, "--lengths", lengths],
-      ...["--depths", "2", "--method", `fullkv,snapkv,${folder}/newest.ts`],
+      ...["--depths", "2", "--method", `fullkv,headkv,${folder}/newest.ts`],
+      ...["--head-file", `${folder}/heads.json`],
       ...["--budget", "48", "--out", out],
     );
   // Two starts: the examples of a record may be those of either.
@@ -59,6 +68,13 @@ Deno.test("kvf replay gives the same tokens, with the user's files too, and says
   const changed = await kvf("replay", out, own.key.slice(0, 16));
   assertStringIncludes(changed.out, "method source: was");
   Deno.writeTextFileSync(`${folder}/newest.ts`, METHOD("budget"));
+
+  // A changed file that an option names.
+  const byHead = records.find(({ method }) => method.name === "headkv")!;
+  Deno.writeTextFileSync(`${folder}/heads.json`, heads(3));
+  const reheaded = await kvf("replay", out, byHead.key.slice(0, 16));
+  assertStringIncludes(reheaded.out, "method files: was");
+  Deno.writeTextFileSync(`${folder}/heads.json`, heads(0));
 
   // A record that holds another token than the model gives.
   const path = `${out}/records-1-of-1.jsonl`;

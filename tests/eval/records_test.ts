@@ -166,6 +166,8 @@ Deno.test("recordKey changes with every part that decides tokens and with nothin
     { model: { name: "tiny", hash: ZERO } },
     { example: { id: "niah/1", hash: ZERO } },
     { method: { name: "snapkv", options: { budget: 65, pool: "max" } } },
+    { method: { ...base.method, source: ZERO } },
+    { method: { ...base.method, files: { headFile: ZERO } } },
     { generation: { device: "cuda", maxNewTokens: 16 } },
     { seed: 8 },
     { build: { commit: "abc1234", abi: 4 } },

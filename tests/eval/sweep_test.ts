@@ -165,8 +165,12 @@ Deno.test("planPaths lists the files of all combinations", () => {
       { name: "longbench/lcc", options: { data: "d" } },
       { name: "needle", grid: { haystack: ["h1", "h2"] } },
     ],
+    configurations: [
+      "./mine.ts",
+      { method: "headkv", options: { headFile: "heads.json" } },
+    ],
   });
-  assertEquals(planPaths(plan), ["d", "h1", "h2"]);
+  assertEquals(planPaths(plan), ["d", "h1", "h2", "./mine.ts", "heads.json"]);
 });
 
 Deno.test("readPlan reads JSON and modules and names the file of a broken one", async () => {
