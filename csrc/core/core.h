@@ -490,6 +490,21 @@ void kv_object_destroy(kvf_cache *cache, kv_object *object);
 uint32_t kv_sample(const kv_sequence *s, const float *logits, uint32_t vocab, void *scratch);
 /* Notes a sampled token: pending, n_generated, finished. */
 void kv_note_token(kv_sequence *s, uint32_t token);
+/*
+ * Draws of rows in a step: keys of one head in the step that makes the sequence `seen` long, from Philox; and the 24 bits of
+ * the row at `position`, by two rounds of a 32-bit mixer (MurmurHash3's), so that many rows can be drawn at a time. With bits
+ * b the draw is -log(-log((b + 0.5) * 2^-24)).
+ */
+void kv_draw_keys(uint32_t seed, uint32_t layer, uint32_t head, uint32_t seen, uint32_t keys[2]);
+static inline uint32_t kv_draw_bits(uint32_t position, const uint32_t keys[2]) {
+    uint32_t h = position * 0x9e3779b9u + keys[0];
+    for (uint32_t i = 0; i < 2; i++) {
+        h = (h ^ (h >> 16)) * 0x85ebca6bu;
+        h = (h ^ (h >> 13)) * 0xc2b2ae35u;
+        h = (h ^ (h >> 16)) ^ keys[1];
+    }
+    return h >> 8;
+}
 /* Philox-4x32-10: four words from a 128-bit counter and a 64-bit key. */
 void kv_philox(const uint32_t counter[4], const uint32_t key[2], uint32_t out[4]);
 

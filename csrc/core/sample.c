@@ -81,3 +81,12 @@ void kv_note_token(kv_sequence *s, uint32_t token) {
     s->finished = is_stop(s, token);
     s->pending = s->finished ? KV_NO_TOKEN : token;
 }
+
+void kv_draw_keys(uint32_t seed, uint32_t layer, uint32_t head, uint32_t seen, uint32_t keys[2]) {
+    const uint32_t key[2] = {seed, 0x65766963u}; /* "evic": apart from other draws */
+    const uint32_t counter[4] = {seen, head, layer, 0};
+    uint32_t words[4];
+    kv_philox(counter, key, words);
+    keys[0] = words[0];
+    keys[1] = words[1];
+}

@@ -25,6 +25,15 @@
 
 /* ---- Kernels of one instruction set ---- */
 
+/* How rows of a page are weighed for eviction. */
+typedef struct cpu_weighing {
+    uint32_t reduce;
+    uint32_t first, end;  /* rows of positions in [first, end) may go */
+    bool draw;            /* x / temperature plus kv_draw_bits' draw decides */
+    float inverse;        /* 1 / temperature, or 0: the draw alone */
+    uint32_t keys[2];     /* kv_draw_keys */
+} cpu_weighing;
+
 /* Arrays indexed by dtype take KVF_F32, KVF_F16, KVF_BF16. No pointer needs more alignment than its type's. */
 typedef struct cpu_ops {
     uint32_t level; /* as in kvf_device_options.simd */
@@ -68,10 +77,12 @@ typedef struct cpu_ops {
     void (*blend)(float *y, float a, const float *x, float b, size_t n);
     /* out = -(x[m, ld] reduced over m), NaN becomes infinity. reduce: kvf_reduce, sums in ascending order */
     void (*negate_reduced)(float *out, const float *x, size_t ld, uint32_t m, uint32_t reduce, size_t n);
-    /* x = -infinity where position < first or position >= end */
-    void (*protect)(float *x, const uint32_t *position, uint32_t first, uint32_t end, size_t n);
-    /* Index of the first element that equals `value`, or n. */
-    size_t (*find)(const float *x, size_t n, float value);
+    /*
+     * What speaks for evicting the rows of one page, x[KVF_PAGE_ROWS]: as negate_reduced of `stat`, or minus the position
+     * where that is NULL; -infinity for rows that must stay and from n on. Returns the highest.
+     */
+    float (*weigh_page)(float *x, const float *stat, size_t ld, uint32_t m, const uint32_t *position, uint32_t n,
+                        const cpu_weighing *how);
     /* x = exp(x * scale - shift), in place; returns the sum. exp(-inf) is 0, exactly. */
     float (*exp_sum)(float *x, size_t n, float scale, float shift);
 } cpu_ops;

@@ -339,21 +339,74 @@ static void negate_reduced(float *out, const float *x, size_t ld, uint32_t m, ui
     }
 }
 
-static void protect(float *x, const uint32_t *position, uint32_t first, uint32_t end, size_t n) {
-    for (size_t i = 0; i < n; i++) x[i] = position[i] < first || position[i] >= end ? -INFINITY : x[i];
+/* log(x) to about 1e-7 relative, for positive normal x. */
+static inline vf log_v(vf x) {
+    vu bits;
+    memcpy(&bits, &x, sizeof bits);
+    const vu above = bits - 0x3f3504f3u; /* sqrt(1/2): the mantissa lies between it and sqrt(2) */
+    const vf e = __builtin_convertvector((vi)above >> 23, vf);
+    const vu mantissa = (above & 0x007fffffu) + 0x3f3504f3u;
+    vf m;
+    memcpy(&m, &mantissa, sizeof m);
+    m = m - 1.0f;
+    vf p = splat(7.0376836292e-2f);
+    p = p * m - 1.1514610310e-1f;
+    p = p * m + 1.1676998740e-1f;
+    p = p * m - 1.2420140846e-1f;
+    p = p * m + 1.4249322787e-1f;
+    p = p * m - 1.6668057665e-1f;
+    p = p * m + 2.0000714765e-1f;
+    p = p * m - 2.4999993993e-1f;
+    p = p * m + 3.3333331174e-1f;
+    const vf square = m * m;
+    vf y = m * square * p + e * -2.12194440e-4f;
+    y = y - square * 0.5f;
+    return m + y + e * 0.693359375f;
 }
 
-static size_t find(const float *x, size_t n, float value) {
-    size_t i = 0;
-    for (; i + 4 * L <= n; i += 4 * L) { /* blocks without a hit are passed over */
-        vi hit = load(x + i) == splat(value);
-        for (uint32_t k = 1; k < 4; k++) hit |= load(x + i + k * L) == splat(value);
-        int32_t any = 0;
-        for (uint32_t k = 0; k < L; k++) any |= hit[k];
-        if (any) break;
+/* kv_draw_bits' draw. */
+static inline vf draw_v(vu position, const uint32_t keys[2]) {
+    vu h = position * 0x9e3779b9u + keys[0];
+    for (uint32_t i = 0; i < 2; i++) {
+        h = (h ^ (h >> 16)) * 0x85ebca6bu;
+        h = (h ^ (h >> 13)) * 0xc2b2ae35u;
+        h = (h ^ (h >> 16)) ^ keys[1];
     }
-    for (; i < n && x[i] != value; i++) {}
-    return i;
+    /* bits + 0.5 needs 25 bits, so that the highest ones round to 1 */
+    const vf u = (__builtin_convertvector((vi)(h >> 8), vf) + 0.5f) * 0x1p-24f;
+    const vf limit = splat(1.0f - 0x1p-24f);
+    return -log_v(-log_v(select(u > limit, limit, u)));
+}
+
+static float weigh_page(float *x, const float *stat, size_t ld, uint32_t m, const uint32_t *position, uint32_t n,
+                        const cpu_weighing *how) {
+    vi lane;
+    for (uint32_t k = 0; k < L; k++) lane[k] = (int32_t)k;
+    vf best = splat(-INFINITY);
+    for (uint32_t i = 0; i < KVF_PAGE_ROWS; i += L) {
+        vu p;
+        memcpy(&p, position + i, sizeof p);
+        vf v;
+        if (stat == NULL) {
+            v = -__builtin_convertvector((vi)p, vf);
+        } else {
+            v = load(stat + i);
+            for (uint32_t r = 1; r < m; r++) {
+                const vf u = load(stat + r * ld + i);
+                v = how->reduce == KVF_MAX ? select(u > v, u, v) : v + u;
+            }
+            if (how->reduce == KVF_MEAN) v = v / splat((float)m);
+            v = select(v == v, -v, splat(INFINITY));
+        }
+        if (how->draw) v = how->inverse > 0 ? v * how->inverse - draw_v(p, how->keys) : -draw_v(p, how->keys);
+        const vi stays = (vi)(p < how->first) | (vi)(p >= how->end) | (lane + (int32_t)i >= (int32_t)n);
+        v = select(stays, splat(-INFINITY), v);
+        store(x + i, v);
+        best = select(v > best, v, best);
+    }
+    float max = -INFINITY;
+    for (uint32_t k = 0; k < L; k++) max = best[k] > max ? best[k] : max;
+    return max;
 }
 
 static void rms_norm(float *out, const float *x, const float *weight, uint32_t n, float eps) {
@@ -392,8 +445,7 @@ const cpu_ops *OPS_NAME(void) {
         .max = max_of,
         .blend = blend,
         .negate_reduced = negate_reduced,
-        .protect = protect,
-        .find = find,
+        .weigh_page = weigh_page,
         .exp_sum = exp_sum,
     };
     return &ops;

@@ -30,17 +30,21 @@ typedef struct candidate {
     uint32_t row;
 } candidate;
 
+static size_t padded_rows(uint32_t rows) {
+    return ((size_t)rows + KV_SEGMENT_ROWS) / KV_SEGMENT_ROWS * KV_SEGMENT_ROWS;
+}
+
 size_t cpu_program_floats(const kvf_cache *cache, const kv_sequence *s, uint32_t layer, uint32_t rows) {
     const kv_step *step = kv_step_of(s, layer);
     if (step == NULL) return 0;
-    const size_t padded = ((size_t)rows + KV_SEGMENT_ROWS) / KV_SEGMENT_ROWS * KV_SEGMENT_ROWS;
+    const size_t padded = padded_rows(rows);
     if (step->pages.size != 0) { /* scores per reader and reduced, twice, and the order of blocks; two copies of the queries */
         const size_t n = (size_t)kv_bounds_segments(step, rows) * KV_BOUND_BLOCKS;
         return n * (2 * (size_t)kv_readers(cache, s) + 1) + n * sizeof(candidate) / sizeof(float) +
                2 * (size_t)kv_readers(cache, s) * cache->config.head_dim + 64;
     }
-    /* statistic, candidates, and what kept queries need */
-    return padded + padded * sizeof(candidate) / sizeof(float) + (step->queries.size != 0 ? cpu_kept_floats(rows) + padded : 0) + 64;
+    /* what speaks for each row, the highest of each page, candidates, and what kept queries need */
+    return 2 * padded + padded * sizeof(candidate) / sizeof(float) + (step->queries.size != 0 ? cpu_kept_floats(rows) + padded : 0) + 64;
 }
 
 /* ---- Kept queries ---- */
@@ -89,57 +93,32 @@ static void add_masses(const head_job *j, const cpu_attended *a) {
 
 /* ---- Eviction ---- */
 
-/* The statistic of every row, negative, so that what goes first is highest; NaN goes first. */
-static void weigh(const head_job *j, float *x, float *work) {
-    const kvf_op *op = &j->live->evict;
-    const cpu_ops *ops = cpu_ops_of(j->cache->dev);
-    const uint32_t rows = j->t->rows, dim = j->cache->config.head_dim, dtype = j->cache->config.row_dtype;
-    if (op->statistic >= KVF_STAT_WINDOW) {
-        cpu_kept_scores(j->cache, j->s, j->layer, j->head, j->s->position + 1, j->step->n_ring,
-                        op->statistic == KVF_STAT_HITS ? KVF_WINDOW_HITS : 0, op->reduce, work, work + rows);
-        ops->negate_reduced(x, work, rows, 1, KVF_SUM, rows);
-        return;
-    }
-    for (uint32_t first = 0; first < rows; first += KV_SEGMENT_ROWS) {
-        const uint32_t n = rows - first < KV_SEGMENT_ROWS ? rows - first : KV_SEGMENT_ROWS;
-        if (op->statistic == KVF_STAT_MASS) {
-            ops->negate_reduced(x + first, j->live->mass[first / KV_SEGMENT_ROWS], KV_SEGMENT_ROWS, j->readers, op->reduce, n);
-            continue;
-        }
-        for (uint32_t row = first; row < first + n; row += KVF_PAGE_ROWS) {
-            const uint32_t *position = cpu_page_positions(kv_page_data(j->cache, j->t, row), dim, dtype);
-            for (uint32_t i = 0; i < KVF_PAGE_ROWS && row + i < first + n; i++) x[row + i] = -(float)position[i];
-        }
-    }
-}
-
-/* -log(-log u): the highest sums of log weight and such a number are a draw without replacement. */
-static float gumbel(const head_job *j, uint32_t position) {
-    const uint32_t key[2] = {j->live->evict.seed, 0x65766963u}; /* "evic": apart from other draws */
-    const uint32_t counter[4] = {position, j->head, j->layer, j->s->position + 1};
-    uint32_t words[4];
-    kv_philox(counter, key, words);
-    return -logf(-logf(((float)(words[0] >> 8) + 0.5f) * 0x1p-24f));
-}
-
 static const uint32_t *positions_of(const head_job *j, uint32_t row) {
     return cpu_page_positions(kv_page_data(j->cache, j->t, row), j->cache->config.head_dim, j->cache->config.row_dtype);
 }
 
-/* Hides rows that must stay, and turns weights into draws where asked for. */
-static void guard(const head_job *j, float *x) {
+/* What speaks for evicting each row, x, and the highest of each page. */
+static void weigh(const head_job *j, float *x, float *highest, float *work) {
     const kvf_op *op = &j->live->evict;
     const cpu_ops *ops = cpu_ops_of(j->cache->dev);
-    const uint32_t seen = j->s->position + 1, end = op->last < seen ? seen - op->last : 0;
-    for (uint32_t row = 0; row < j->t->rows; row += KVF_PAGE_ROWS) {
-        const uint32_t *position = positions_of(j, row);
-        const uint32_t n = j->t->rows - row < KVF_PAGE_ROWS ? j->t->rows - row : KVF_PAGE_ROWS;
-        for (uint32_t i = 0; op->draw && i < n; i++) {
-            if (position[i] < op->first || position[i] >= end) continue;
-            const float weight = op->temperature > 0 ? x[row + i] / op->temperature : 0.0f;
-            x[row + i] = weight - gumbel(j, position[i]);
-        }
-        ops->protect(x + row, position, op->first, end, n);
+    const uint32_t rows = j->t->rows, seen = j->s->position + 1;
+    cpu_weighing how = {op->reduce, op->first, op->last < seen ? seen - op->last : 0, op->draw != 0, 0, {0, 0}};
+    if (op->draw) {
+        how.inverse = op->temperature > 0 ? 1.0f / op->temperature : 0.0f;
+        kv_draw_keys(op->seed, j->layer, j->head, seen, how.keys);
+    }
+    if (op->statistic >= KVF_STAT_WINDOW) {
+        cpu_kept_scores(j->cache, j->s, j->layer, j->head, seen, j->step->n_ring,
+                        op->statistic == KVF_STAT_HITS ? KVF_WINDOW_HITS : 0, op->reduce, work, work + padded_rows(rows));
+        how.reduce = KVF_SUM;
+    }
+    for (uint32_t row = 0; row < rows; row += KVF_PAGE_ROWS) {
+        const uint32_t n = rows - row < KVF_PAGE_ROWS ? rows - row : KVF_PAGE_ROWS;
+        const bool mass = op->statistic == KVF_STAT_MASS;
+        const float *stat = mass ? j->live->mass[row / KV_SEGMENT_ROWS] + row % KV_SEGMENT_ROWS
+                                 : op->statistic == KVF_STAT_POSITION ? NULL : work + row;
+        highest[row / KVF_PAGE_ROWS] = ops->weigh_page(x + row, stat, KV_SEGMENT_ROWS, mass ? j->readers : 1, positions_of(j, row),
+                                                       n, &how);
     }
 }
 
@@ -153,16 +132,19 @@ static void move_row(const head_job *j, uint32_t to, uint32_t from) {
     j->live->shuffled = true;
 }
 
-/* The highest of x; among equals the one with the highest position. */
-static uint32_t find_one(const head_job *j, const float *x) {
-    const cpu_ops *ops = cpu_ops_of(j->cache->dev);
-    const uint32_t rows = j->t->rows;
-    const float max = ops->max(x, rows);
-    uint32_t found = (uint32_t)ops->find(x, rows, max);
-    for (uint32_t row = found + 1; row < rows; row++) {
-        row += (uint32_t)ops->find(x + row, rows - row, max);
-        if (row >= rows) break;
-        if (positions_of(j, row)[row % KVF_PAGE_ROWS] > positions_of(j, found)[found % KVF_PAGE_ROWS]) found = row;
+/* The row with the highest x; among equals the one with the highest position. */
+static uint32_t find_one(const head_job *j, const float *x, const float *highest) {
+    const uint32_t rows = j->t->rows, n_page = (rows + KVF_PAGE_ROWS - 1) / KVF_PAGE_ROWS;
+    const float max = cpu_ops_of(j->cache->dev)->max(highest, n_page);
+    uint32_t found = 0, best = 0;
+    for (uint32_t page = 0; page < n_page; page++) {
+        if (highest[page] != max) continue;
+        const uint32_t first = page * KVF_PAGE_ROWS, *position = positions_of(j, first);
+        for (uint32_t i = 0; i < KVF_PAGE_ROWS && first + i < rows; i++) {
+            if (x[first + i] != max || position[i] < best) continue;
+            found = first + i;
+            best = position[i];
+        }
     }
     return found;
 }
@@ -231,16 +213,15 @@ void cpu_act_on_head(const kvf_cache *cache, kv_sequence *s, uint32_t layer, uin
     if (step->mass.size != 0) add_masses(&j, a);
     if (!kv_evicts(j.live, j.t->rows, s->position + 1)) return;
     const uint32_t rows = j.t->rows, n = rows - j.live->evict.keep;
-    const size_t padded = ((size_t)rows + KV_SEGMENT_ROWS) / KV_SEGMENT_ROWS * KV_SEGMENT_ROWS;
+    const size_t padded = padded_rows(rows);
     candidate *candidates = (candidate *)(void *)work;
-    float *x = work + padded * sizeof(candidate) / sizeof(float);
-    weigh(&j, x, x + padded);
-    guard(&j, x);
+    float *x = work + padded * sizeof(candidate) / sizeof(float), *highest = x + padded;
+    weigh(&j, x, highest, highest + padded);
     if (n > 1) {
         evict_many(&j, x, n, candidates);
         return;
     }
-    const uint32_t hole = find_one(&j, x);
+    const uint32_t hole = find_one(&j, x, highest);
     if (hole < rows - 1) move_row(&j, hole, rows - 1);
     j.t->rows = rows - 1;
 }
@@ -250,6 +231,9 @@ void cpu_act_on_head(const kvf_cache *cache, kv_sequence *s, uint32_t layer, uin
 void cpu_shift_scores(const kvf_cache *cache, const kv_table *t, uint32_t row, uint32_t n, uint32_t first, uint32_t shift,
                       const float *inv_freq, const float *q, size_t ld_q, uint32_t m, uint32_t oldest, float *scores,
                       size_t ld_s, float *work) {
+    /* rows only ever move towards the front, so the first positions lie among the first rows */
+    if (row >= first) return;
+    n = first - row < n ? first - row : n;
     const uint32_t dim = cache->config.head_dim, half = dim / 2, dtype = cache->config.row_dtype;
     float *turned = work, *score = work + (size_t)m * dim;
     bool ready = false;

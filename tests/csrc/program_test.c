@@ -183,6 +183,36 @@ static void budgets(kvf_model *model, kvf_cache *cache, uint32_t statistic, uint
     CHECK(kvf_sequence_free(cache, s, ERR) == KVF_OK);
 }
 
+/* With equal weights the row with the lowest draw goes: the reference draws one row at a time, without logarithms. */
+static void draws(kvf_model *model, kvf_cache *cache) {
+    kvf_op ops[] = {evict(KVF_STAT_POSITION, 40, 40, 3, 4)};
+    ops[0].draw = 1, ops[0].seed = 99;
+    const uint32_t s = start(model, cache, KVF_KV_HEAD, 40, ops, 1);
+    uint32_t token, before[512], after[512], n, n_after, met[64] = {0};
+    CHECK(kvf_decode(model, cache, &s, 1, 1, &token, NULL, 0, NULL, ERR) == KVF_OK);
+    for (uint32_t step = 1; step < 200; step++) {
+        positions_of(cache, s, 1, 1, before, &n);
+        CHECK(kvf_decode(model, cache, &s, 1, 1, &token, NULL, 0, NULL, ERR) == KVF_OK);
+        positions_of(cache, s, 1, 1, after, &n_after);
+        CHECK(n == 40 && n_after == 40);
+        const uint32_t seen = 40 + step;
+        uint32_t keys[2], lowest = UINT32_MAX, victim = 0, at = 0;
+        kv_draw_keys(99, 1, 1, seen, keys);
+        for (uint32_t i = 0; i < n; i++) {
+            if (before[i] < 3 || before[i] + 4 >= seen || kv_draw_bits(before[i], keys) > lowest) continue;
+            lowest = kv_draw_bits(before[i], keys);
+            victim = before[i];
+        }
+        while (at < n_after && after[at] == before[at]) at++; /* the first that is missing */
+        CHECK(before[at] == victim);
+        met[at]++;
+    }
+    uint32_t places = 0; /* no part of the head is spared */
+    for (uint32_t i = 3; i < 37; i++) places += met[i] > 0;
+    CHECK(places > 28);
+    CHECK(kvf_sequence_free(cache, s, ERR) == KVF_OK);
+}
+
 /* One sequence alone, among others, in a fork, and with another number of threads gives the same logits bit for bit. */
 static void invariance(kvf_model *model, kvf_cache *cache, kvf_model *other, kvf_cache *other_cache, const kvf_op *ops,
                        uint32_t n_op, uint32_t granularity) {
@@ -292,6 +322,7 @@ int main(void) {
         budgets(model, cache, i % 4, granularity, 40, 40, 0);
         budgets(model, cache, i % 4, granularity, 37, 20, i / 8);
     }
+    draws(model, cache);
     kvf_op ops[4] = {mass(0, 1), queries(6), evict(KVF_STAT_MASS, 32, 32, 2, 4)};
     for (uint32_t granularity = 0; granularity < 2; granularity++) {
         ops[2] = evict(KVF_STAT_MASS, 32, 32, 2, 4);
