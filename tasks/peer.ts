@@ -13,7 +13,6 @@
  * @module
  */
 // deno-lint-ignore-file no-console -- a program that prints
-import { cpuUsage } from "node:process";
 import { parseArgs } from "@std/cli/parse-args";
 import {
   type Configuration,
@@ -23,28 +22,20 @@ import {
 import { decode, type Sequence } from "../ffi/mod.ts";
 import { METHODS } from "../methods/mod.ts";
 import type { Policy } from "../methods/types.ts";
-import { type PeerShape, writeRandomGguf } from "./peer/gguf.ts";
+import { writeRandomGguf } from "./peer/gguf.ts";
 import { Llama, type LlamaContext } from "./peer/llama.ts";
+import {
+  median,
+  prompt,
+  SHAPE,
+  type Time,
+  timed,
+  writeConfig,
+} from "./peer/shape.ts";
 
 const FOLDER = "results/peer";
 const LIBRARIES =
   `${FOLDER}/node_modules/@node-llama-cpp/linux-x64/bins/linux-x64`;
-
-const SHAPE: PeerShape = {
-  layers: 16,
-  hidden: 1024,
-  queryHeads: 16,
-  kvHeads: 4,
-  intermediate: 2816,
-  vocab: 4096,
-  context: 16384,
-};
-
-/** One repetition, in milliseconds: by the wall's clock, and of all threads of this process. */
-interface Time {
-  wall: number;
-  cpu: number;
-}
 
 /** One measured quantity: a side of a comparison and its repetitions. */
 interface Series {
@@ -53,14 +44,6 @@ interface Series {
   /** Tokens that one repetition takes in or makes. */
   tokens: number;
   times: Time[];
-}
-
-/** Times some work. */
-async function timed(work: () => void | Promise<void>): Promise<Time> {
-  const before = cpuUsage(), started = performance.now();
-  await work();
-  const wall = performance.now() - started, spent = cpuUsage(before);
-  return { wall, cpu: (spent.user + spent.system) / 1e3 };
 }
 
 function exists(path: string): boolean {
@@ -76,36 +59,9 @@ function exists(path: string): boolean {
 /** The model files of both sides. */
 function writeModels(): { config: string; gguf: string } {
   const config = `${FOLDER}/config.json`, gguf = `${FOLDER}/random.gguf`;
-  Deno.writeTextFileSync(
-    config,
-    JSON.stringify({
-      "architectures": ["LlamaForCausalLM"],
-      "model_type": "llama",
-      "hidden_size": SHAPE.hidden,
-      "intermediate_size": SHAPE.intermediate,
-      "num_hidden_layers": SHAPE.layers,
-      "num_attention_heads": SHAPE.queryHeads,
-      "num_key_value_heads": SHAPE.kvHeads,
-      "vocab_size": SHAPE.vocab,
-      "max_position_embeddings": SHAPE.context,
-      "rms_norm_eps": 1e-5,
-      "rope_theta": 10000,
-      "hidden_act": "silu",
-      "tie_word_embeddings": false,
-      "torch_dtype": "bfloat16",
-      "bos_token_id": 1,
-      "eos_token_id": 2,
-    }),
-  );
+  writeConfig(config, SHAPE);
   if (!exists(gguf)) writeRandomGguf(gguf, SHAPE);
   return { config, gguf };
-}
-
-function prompt(length: number): number[] {
-  return Array.from(
-    { length },
-    (_, i) => 259 + (i * 7919) % (SHAPE.vocab - 259),
-  );
 }
 
 /** Repetitions of every quantity. */
@@ -241,14 +197,6 @@ const OURS = "kvf";
 
 function theirSide(flash: boolean): string {
   return `llama.cpp, flash attention ${flash ? "on" : "off"}`;
-}
-
-function median(values: number[]): number {
-  const sorted = values.toSorted((a, b) => a - b);
-  const middle = sorted.length >> 1;
-  return sorted.length % 2 === 1
-    ? sorted[middle]!
-    : (sorted[middle - 1]! + sorted[middle]!) / 2;
 }
 
 /** One line per quantity: rates, and ours over the better of llama.cpp's. */

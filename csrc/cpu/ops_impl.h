@@ -245,26 +245,47 @@ PAGE_KERNELS(bf16, KVF_BF16)
 
 /* ---- Elementwise ---- */
 
-/* exp(x) to about 1e-7 relative; 0 below -87.3, where f32 leaves its normal range, and for -inf. */
-static inline vf exp_v(vf x) {
-    const vf low = splat(-87.3f), high = splat(88.0f);
-    const vi under = x < low;
-    x = select(x > high, high, x);
-    x = select(under, low, x);
-    const vf magic = splat(12582912.0f); /* 1.5 * 2^23: adding it rounds to an integer */
-    const vf n = (x * 1.44269504f + magic) - magic;
-    vf r = x - n * 0.693359375f;
-    r = r + n * 2.12194440e-4f;
+/* The greater of two; b where one is NaN. */
+static inline vf max_v(vf a, vf b) {
+#if OPS_LANES == 16
+    return (vf)_mm512_max_ps((__m512)a, (__m512)b);
+#elif OPS_LANES == 8
+    return (vf)_mm256_max_ps((__m256)a, (__m256)b);
+#else
+    return select(a > b, a, b);
+#endif
+}
+
+/* exp(r) for |r| <= ln(2) / 2. */
+static inline vf exp_rest(vf r) {
     vf p = splat(1.9875691500e-4f);
     p = p * r + 1.3981999507e-3f;
     p = p * r + 8.3334519073e-3f;
     p = p * r + 4.1665795894e-2f;
     p = p * r + 1.6666665459e-1f;
     p = p * r + 5.0000001201e-1f;
-    p = p * r * r + r + 1.0f;
+    return p * r * r + r + 1.0f;
+}
+
+/* exp(x) to about 1e-7 relative; 0 below -87.3, where f32 leaves its normal range, and for -inf. NaN stays NaN. */
+static inline vf exp_v(vf x) {
+    const vf low = splat(-87.3f), high = splat(88.0f);
+#if OPS_LANES == 16
+    const __mmask16 live = _mm512_cmp_ps_mask((__m512)x, (__m512)low, _CMP_NLT_UQ);
+    x = (vf)_mm512_min_ps((__m512)high, (__m512)x);
+    const vf n = (vf)_mm512_roundscale_ps((__m512)(x * 1.44269504f), _MM_FROUND_TO_NEAREST_INT | _MM_FROUND_NO_EXC);
+    const vf r = x - n * 0.693359375f + n * 2.12194440e-4f;
+    return (vf)_mm512_maskz_scalef_ps(live, (__m512)exp_rest(r), (__m512)n);
+#else
+    const vi under = x < low;
+    x = select(x > high, high, x);
+    x = select(under, low, x);
+    const vf magic = splat(12582912.0f); /* 1.5 * 2^23: adding it rounds to an integer */
+    const vf n = (x * 1.44269504f + magic) - magic;
+    const vf r = x - n * 0.693359375f + n * 2.12194440e-4f;
     const vi bits = (__builtin_convertvector(n, vi) + 127) << 23;
-    const vf result = p * (vf)bits;
-    return select(under, splat(0), result);
+    return select(under, splat(0), exp_rest(r) * (vf)bits);
+#endif
 }
 
 static float sum_lanes(vf v) {
@@ -292,13 +313,32 @@ static float exp_sum(float *x, size_t n, float scale, float shift) {
     return sum_lanes(total);
 }
 
+static void add_exp(float *y, const float *x, size_t ld, const float *shift, float scale, uint32_t m, size_t n) {
+    size_t i = 0;
+    for (; i + L <= n; i += L) {
+        vf sum = load(y + i);
+        for (uint32_t k = 0; k < m; k++) sum += exp_v(load(x + k * ld + i) * scale - shift[k]);
+        store(y + i, sum);
+    }
+    if (i == n) return;
+    float rest[L] = {0};
+    memcpy(rest, y + i, (n - i) * sizeof *y);
+    vf sum = load(rest);
+    for (uint32_t k = 0; k < m; k++) {
+        float row[L] = {0};
+        memcpy(row, x + k * ld + i, (n - i) * sizeof *x);
+        sum += exp_v(load(row) * scale - shift[k]);
+    }
+    store(rest, sum);
+    memcpy(y + i, rest, (n - i) * sizeof *y);
+}
+
 static float max_of(const float *x, size_t n) {
     float max = -INFINITY;
     vf m = splat(-INFINITY);
     size_t i = 0;
     for (; i + L <= n; i += L) {
-        const vf v = load(x + i);
-        m = select(v > m, v, m);
+        m = max_v(load(x + i), m);
     }
     for (uint32_t k = 0; k < L; k++) max = m[k] > max ? m[k] : max;
     for (; i < n; i++) max = x[i] > max ? x[i] : max;
@@ -447,6 +487,7 @@ const cpu_ops *OPS_NAME(void) {
         .negate_reduced = negate_reduced,
         .weigh_page = weigh_page,
         .exp_sum = exp_sum,
+        .add_exp = add_exp,
     };
     return &ops;
 }

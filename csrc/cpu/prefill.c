@@ -55,7 +55,7 @@ void cpu_attend_chunk(void *arg, uint32_t chunk, uint32_t thread) {
     memset(out, 0, (size_t)m * dim * sizeof *out);
     for (uint32_t i = 0; i < m; i++) max[i] = -INFINITY, sum[i] = 0;
     const uint32_t oldest = j->window > 0 && start >= j->window ? start - j->window + 1 : 0;
-    for (uint32_t first = oldest / KEY_BLOCK * KEY_BLOCK; first < start + m; first += KEY_BLOCK) {
+    for (uint32_t first = oldest / KVF_PAGE_ROWS * KVF_PAGE_ROWS; first < start + m; first += KEY_BLOCK) {
         /* no later row than the last query's own */
         const uint32_t n = start + m - first < KEY_BLOCK ? start + m - first : KEY_BLOCK;
         block_scores(j, t, b.q, m, first, n, scores);
@@ -95,14 +95,16 @@ static void mass_chunk(void *arg, uint32_t chunk, uint32_t thread) {
         gather_queries(j, head, start, m, b.q);
         block_scores(j, t, b.q, m, first, n, scores);
         for (uint32_t i = 0; i < m; i++) {
-            const uint8_t member = j->member[start + i];
-            if (member == 0) continue;
             uint32_t low, high;
             visible(j, start + i, first, n, &low, &high);
-            float *row = scores + i * KEY_BLOCK;
-            ops->exp_sum(row + low, high - low, scale, j->lse[(size_t)head * j->n_token + start + i]);
-            for (uint32_t k = 0; k < n_mass; k++) {
-                if (member >> k & 1) ops->axpy(column[k] + low, 1.0f, row + low, high - low);
+            for (uint32_t k = 0; k < low; k++) scores[i * KEY_BLOCK + k] = -INFINITY;
+            for (uint32_t k = high; k < n; k++) scores[i * KEY_BLOCK + k] = -INFINITY;
+        }
+        const float *lse = j->lse + (size_t)head * j->n_token + start;
+        for (uint32_t k = 0; k < n_mass; k++) {
+            for (uint32_t i = 0, end; i < m; i = end + 1) { /* runs of queries that belong to the mass */
+                for (end = i; end < m && j->member[start + end] >> k & 1; end++) continue;
+                if (end > i) ops->add_exp(column[k], scores + i * KEY_BLOCK, KEY_BLOCK, lse + i, scale, end - i, n);
             }
         }
     }

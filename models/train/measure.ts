@@ -18,6 +18,7 @@ import {
   RecordStore,
 } from "../../eval/records/mod.ts";
 import { runTask } from "../../eval/runner.ts";
+import { ABI_VERSION } from "../../ffi/mod.ts";
 import { METHODS } from "../../methods/mod.ts";
 import { needleTask, rulerTask } from "../../tasks/mod.ts";
 import type { Task } from "../../tasks/types.ts";
@@ -89,12 +90,13 @@ async function main(args: string[]): Promise<void> {
   }
 }
 
-/** Mean score of a cell's records in a results folder. */
+/** Mean score of a cell's records in a results folder, those of this library's version. */
 async function scoreOf(folder: string, task: Task): Promise<number> {
   const options = canonicalJson(task.options);
   let sum = 0, count = 0;
   for await (const record of readRecords(folder)) {
     if (record.task.name !== task.name) continue;
+    if (record.build.abi !== ABI_VERSION) continue;
     if (canonicalJson(record.task.options) !== options) continue;
     sum += record.score;
     count++;

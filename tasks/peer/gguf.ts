@@ -4,23 +4,7 @@
  * @module
  */
 
-/** Sizes of the model, and nothing else: the weights are random. */
-export interface PeerShape {
-  /** Layers. */
-  layers: number;
-  /** Width of the residual stream. */
-  hidden: number;
-  /** Query heads. */
-  queryHeads: number;
-  /** KV heads. */
-  kvHeads: number;
-  /** Width of the MLP. */
-  intermediate: number;
-  /** Tokens of the vocabulary. */
-  vocab: number;
-  /** Longest context. */
-  context: number;
-}
+import type { PeerShape } from "./shape.ts";
 
 const ALIGNMENT = 32;
 /** Type numbers of the format. */
