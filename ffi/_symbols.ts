@@ -18,7 +18,7 @@ const model = "pointer" as Deno.NativeTypedPointer<ModelPointer>;
 const cache = "pointer" as Deno.NativeTypedPointer<CachePointer>;
 
 /** Version of the ABI that this table describes. */
-export const ABI_VERSION = 10;
+export const ABI_VERSION = 11;
 
 const PREFILL_LAYERS = [
   model,
@@ -752,6 +752,18 @@ export const SYMBOLS = {
   },
 
   // ---- Reading ----
+  kvf_share_directions: {
+    parameters: [
+      cache,
+      "u32", // sequence
+      "u32", // layer
+      "f32", // interpolation
+      "u32", // n_exact
+      "buffer", // err, written
+      "u32", // err_cap, bytes
+    ],
+    result: "i32",
+  },
   kvf_read_rows: {
     parameters: [
       cache,

@@ -534,6 +534,21 @@ export class NativeLayer implements LayerContext, Disposable {
     this.#length = undefined;
   }
 
+  shareDirections(
+    { interpolation, exact }: { interpolation: number; exact: number },
+  ): void {
+    const action = "share directions";
+    checkInteger(action, "exact", exact);
+    this.#scope.check();
+    callSequence(
+      this.#state,
+      "kvf_share_directions",
+      this.layer,
+      interpolation,
+      exact,
+    );
+  }
+
   attendSparsely(heads: readonly Sparsity[]): void {
     const action = "attend sparsely";
     checkLength(action, "heads", heads, this.queryHeads);

@@ -52,6 +52,7 @@ export {
 export { adakv, type AdaKvOptions, type AdaptiveOptions } from "./adakv.ts";
 export { cam, type CamOptions, type ValueMergeOptions } from "./cam.ts";
 export { headkv, type HeadKvOptions, type HeadTableOptions } from "./headkv.ts";
+export { minicache, type MiniCacheOptions } from "./minicache.ts";
 export { minference, type MInferenceOptions } from "./minference.ts";
 export { nacl, type NaclOptions, type ProxyOptions } from "./nacl.ts";
 export type { PatternName } from "./parts/pattern_file.ts";

@@ -17,6 +17,7 @@ import { kivi } from "./kivi.ts";
 import { kvquant } from "./kvquant.ts";
 import { l2norm } from "./l2norm.ts";
 import { minference } from "./minference.ts";
+import { minicache } from "./minicache.ts";
 import { nacl } from "./nacl.ts";
 import { pyramidkv } from "./pyramidkv.ts";
 import { quest } from "./quest.ts";
@@ -52,6 +53,7 @@ export const METHODS: ReadonlyMap<string, AnyMethod> = new Map<
   ["kvquant", kvquant],
   ["gear", gear],
   ["minference", minference],
+  ["minicache", minicache],
 ]);
 
 /** Shape of a method, as far as it can be seen without running it. */

@@ -198,6 +198,12 @@ export interface LayerContext extends ModelShape {
    */
   spreadValues(shares: Scores, options: { first: number; span: number }): void;
   /**
+   * Shares the directions of rows with the layer before: the direction between the two keys of a row is kept once, at
+   * `interpolation` of the way to this layer's, and each layer keeps the length of its own; the same for values. The
+   * `exact` rows of each head that differ most stay as they are. Afterwards neither layer can be scored, evicted or packed.
+   */
+  shareDirections(options: { interpolation: number; exact: number }): void;
+  /**
    * Packs the layer's rows but for the newest `residual`; the format stays with the layer, so that decode packs the rows
    * that come later, unless `once`.
    * @param chosen `rows`: pack these instead, the others stay plain (needs `once`); `channels`: key channels to store,

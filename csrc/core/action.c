@@ -195,6 +195,7 @@ static int32_t retain(kvf_cache *cache, uint32_t sequence, uint32_t layer, uint3
     }
     kv_sequence *s = kv_find_sequence(cache, sequence, "retain rows", err);
     if (s == NULL || !kv_check_layer(cache, layer, "retain rows", err)) return KVF_ERR_ARG;
+    if (!kv_check_whole(s, layer, "retain rows", err)) return KVF_ERR_STATE;
     if (s->prefill != NULL && s->prefill->projected && s->prefill->next_layer == layer) {
         return kv_fail(err, KVF_ERR_STATE, "Cannot retain rows as the attention of layer %u must have run", layer);
     }
@@ -262,6 +263,7 @@ static int32_t spread_values(kvf_cache *cache, uint32_t sequence, uint32_t layer
                              uint32_t span, kv_err err) {
     kv_sequence *s = kv_find_sequence(cache, sequence, "spread values", err);
     if (s == NULL || !kv_check_layer(cache, layer, "spread values", err)) return KVF_ERR_ARG;
+    if (!kv_check_whole(s, layer, "spread values", err)) return KVF_ERR_STATE;
     const kv_object *in = kv_find_object(cache, shares, KV_SCORES, "spread values", err);
     if (in == NULL) return KVF_ERR_ARG;
     if (span == 0) return kv_fail(err, KVF_ERR_ARG, "Cannot spread values as span must be at least 1: 0");

@@ -94,6 +94,14 @@ int32_t be_replace_rows(kvf_cache *cache, kv_table *t, const float *k, const flo
 /* As kvf_spread_values, for one head; shares: [rows], backend memory. All pages are t's own. */
 int32_t be_spread_values(kvf_cache *cache, kv_table *t, const float *shares, uint32_t first, uint32_t span, kv_err err);
 
+/*
+ * The directions of two layers' rows (kvf_share_directions): `before` and `now` are plain tables of n rows at the same
+ * positions (otherwise KVF_ERR_ARG); their directions and positions go into pages of plain rows, and each table's own part
+ * (share.h) into own[0] and own[1]. All backend memory; the tables stay as they are.
+ */
+int32_t be_share_rows(kvf_cache *cache, const kv_table *before, const kv_table *now, uint32_t n, float interpolation,
+                      uint32_t n_exact, void *const *pages, void *const own[2], kv_err err);
+
 /* ---- Lives ---- */
 
 /* Free what the backend keeps in impl, if anything. The sequences of a cache are closed before it. */

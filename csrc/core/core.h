@@ -139,6 +139,10 @@ typedef struct kv_table {
     uint32_t packed;   /* rows in packed pages; 0 without a format */
     uint32_t frame;    /* index of the frame page + 1; 0: none */
     kv_format *format; /* NULL: plain rows only */
+    uint32_t shared;   /* rows whose pages hold directions that another layer has too (share.h); 0: none. Only plain rows */
+    uint32_t exact;    /* of them, rows whose keys (and as many whose values) are kept as they were */
+    uint32_t scale;    /* index of the page with lengths and exact rows + 1; 0: none */
+    bool borrows;      /* the pages that both layers hold count for the layer before */
 } kv_table;
 
 /* ---- Ids ---- */
@@ -324,6 +328,9 @@ static inline double kv_held_bytes(const kvf_cache *cache) {
     return (double)cache->held_bytes + (double)cache->live_bytes;
 }
 
+/* Pages of a table that count for the layer before: whole pages of shared rows. */
+static inline uint32_t kv_borrowed_pages(const kv_table *t) { return t->borrows ? t->shared / KVF_PAGE_ROWS : 0; }
+
 /* The program of a layer, or NULL. */
 static inline kv_step *kv_step_of(const kv_sequence *s, uint32_t layer) { return s->step == NULL ? NULL : s->step[layer]; }
 
@@ -391,6 +398,8 @@ kv_object *kv_find_object(kvf_cache *cache, uint32_t id, uint32_t kind, const ch
 /* Whether the layer is below n_layer, with a message if not; the same for a stored head. */
 bool kv_check_layer(const kvf_cache *cache, uint32_t layer, const char *action, kv_err err);
 bool kv_check_head(const kv_sequence *s, uint32_t head, const char *action, kv_err err);
+/* Whether the layer shares no directions with another one, with a message if it does. */
+bool kv_check_whole(const kv_sequence *s, uint32_t layer, const char *action, kv_err err);
 
 /*
  * Page memory comes from be_alloc page by page and goes back to be_free with the last reference: nothing is held back,

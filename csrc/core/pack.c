@@ -415,6 +415,7 @@ static int32_t pack(kvf_cache *cache, uint32_t sequence, uint32_t layer, const k
                     uint32_t channels, kv_err err) {
     kv_sequence *s = kv_find_sequence(cache, sequence, "pack rows", err);
     if (s == NULL || !kv_check_layer(cache, layer, "pack rows", err)) return KVF_ERR_ARG;
+    if (!kv_check_whole(s, layer, "pack rows", err)) return KVF_ERR_STATE;
     if (s->prefill != NULL && s->prefill->projected && s->prefill->next_layer == layer) {
         return kv_fail(err, KVF_ERR_STATE, "Cannot pack rows as the attention of layer %u must have run", layer);
     }

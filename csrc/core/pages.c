@@ -110,6 +110,7 @@ static void release_from(kvf_cache *cache, kv_table *t, uint32_t first) {
 void kv_table_free(kvf_cache *cache, kv_table *t) {
     release_from(cache, t, 0);
     if (t->frame != 0) kv_page_release(cache, t->frame - 1);
+    if (t->scale != 0) kv_page_release(cache, t->scale - 1);
     kv_format_release(cache, t->format);
     free(t->page);
     *t = (kv_table){0};
@@ -129,6 +130,11 @@ int32_t kv_table_share(kvf_cache *cache, kv_table *to, const kv_table *from, kv_
     if (to->frame != 0) kv_page_retain(cache, to->frame - 1);
     to->format = from->format;
     if (to->format != NULL) kv_format_retain(to->format);
+    to->shared = from->shared;
+    to->exact = from->exact;
+    to->scale = from->scale;
+    if (to->scale != 0) kv_page_retain(cache, to->scale - 1);
+    to->borrows = from->borrows;
     return KVF_OK;
 }
 

@@ -431,6 +431,7 @@ static int32_t sequence_program(kvf_cache *cache, uint32_t sequence, uint32_t la
         return kv_fail(err, KVF_ERR_ARG, "Cannot %s as at most %u operations must be given: %u", ACTION, s->n_stored_head + 4,
                        ops == NULL ? 0 : n);
     }
+    if (n > 0 && !kv_check_whole(s, layer, ACTION, err)) return KVF_ERR_STATE;
     int32_t status = check_complete(s, layer, err);
     if (status == KVF_OK) status = kv_layer_order(cache, s, layer, err);
     if (status != KVF_OK) return status;

@@ -8,6 +8,7 @@
 
 /* The layer's rows are those of the prompt, as they were recorded. */
 static int32_t check_recorded(const kv_sequence *s, uint32_t layer, const char *action, kv_err err) {
+    if (!kv_check_whole(s, layer, action, err)) return KVF_ERR_STATE;
     const kv_observations *o = s->observe;
     if (o == NULL) return kv_fail(err, KVF_ERR_STATE, "Cannot %s as observations must be there: none were recorded or kept", action);
     const uint32_t rows = kv_table_of(s, layer, 0)->rows;
@@ -190,6 +191,7 @@ static int32_t scores_norm(kvf_cache *cache, uint32_t sequence, uint32_t layer, 
     static const char *const action = "score by norm";
     kv_sequence *s = kv_find_sequence(cache, sequence, action, err);
     if (s == NULL || !kv_check_layer(cache, layer, action, err)) return KVF_ERR_ARG;
+    if (!kv_check_whole(s, layer, action, err)) return KVF_ERR_STATE;
     if (what > 1) return kv_fail(err, KVF_ERR_ARG, "Cannot %s as what must be 0 (keys) or 1 (values): %u", action, what);
     int32_t status = kv_layer_order(cache, s, layer, err);
     if (status != KVF_OK) return status;

@@ -4,6 +4,7 @@
 #include <string.h>
 
 #include "backend.h"
+#include "share.h"
 
 _Static_assert(sizeof(kvf_sequence_info) == 40, "layout of the ABI");
 _Static_assert(sizeof(kvf_sampling) == 28, "layout of the ABI");
@@ -37,21 +38,28 @@ double kv_promised_bytes(const kvf_cache *cache, const kv_sequence *s) {
     for (size_t i = 0; i < n_table(cache, s); i++) {
         const kv_table *t = &s->table[i];
         const uint64_t n_packed = kv_packed_pages(t);
-        bytes += (kv_table_pages(t) - n_packed) * cache->page_bytes;
+        bytes += (kv_table_pages(t) - n_packed - kv_borrowed_pages(t)) * cache->page_bytes;
+        if (t->scale != 0) bytes += kv_scale_of(&cache->config, t->shared, t->exact).bytes;
         if (n_packed > 0) bytes += n_packed * t->format->page_bytes + t->format->frame_bytes;
     }
     return (double)bytes + kv_step_promised(cache, s);
 }
 
-static uint64_t table_bytes(const kvf_cache *cache, const kv_table *t) {
+/* Pages of table i; what it borrows is found in the table of the layer before. */
+static uint64_t table_bytes(const kvf_cache *cache, const kv_sequence *s, size_t i) {
+    const kv_table *t = &s->table[i], *lender = t->borrows ? t - s->n_stored_head : NULL;
     uint64_t bytes = t->frame == 0 ? 0 : cache->page[t->frame - 1].bytes;
-    for (uint32_t j = 0; j < t->n_page; j++) bytes += cache->page[t->page[j]].bytes;
+    if (t->scale != 0) bytes += cache->page[t->scale - 1].bytes;
+    for (uint32_t j = 0; j < t->n_page; j++) {
+        if (lender != NULL && j < lender->n_page && lender->page[j] == t->page[j]) continue;
+        bytes += cache->page[t->page[j]].bytes;
+    }
     return bytes;
 }
 
 double kv_owned_bytes(const kvf_cache *cache, const kv_sequence *s) {
     uint64_t bytes = 0;
-    for (size_t i = 0; i < n_table(cache, s); i++) bytes += table_bytes(cache, &s->table[i]);
+    for (size_t i = 0; i < n_table(cache, s); i++) bytes += table_bytes(cache, s, i);
     return (double)bytes + kv_step_owned(cache, s);
 }
 
@@ -155,6 +163,9 @@ static int32_t sequence_fork(kvf_cache *cache, uint32_t sequence, uint32_t granu
     if (s->prefill != NULL) {
         return kv_fail(err, KVF_ERR_STATE, "Cannot fork the sequence as its prefill must have ended: %u of %u layers are done",
                        s->prefill->next_layer, cache->config.n_layer);
+    }
+    for (uint32_t layer = 0; layer < cache->config.n_layer && granularity != s->granularity; layer++) {
+        if (!kv_check_whole(s, layer, "fork the sequence into query heads", err)) return KVF_ERR_STATE;
     }
     kv_sequence *copy = sequence_new(cache, granularity, err);
     if (copy == NULL) return KVF_ERR_MEMORY;
@@ -281,7 +292,7 @@ static int32_t sequence_bytes(kvf_cache *cache, uint32_t sequence, double *bytes
         return kv_fail(err, KVF_ERR_ARG, "Cannot read the bytes as bytes must have %zu elements: %u", n_table(cache, s),
                        bytes == NULL ? 0 : n_bytes);
     }
-    for (size_t i = 0; i < n_table(cache, s); i++) bytes[i] = (double)table_bytes(cache, &s->table[i]);
+    for (size_t i = 0; i < n_table(cache, s); i++) bytes[i] = (double)table_bytes(cache, s, i);
     return KVF_OK;
 }
 

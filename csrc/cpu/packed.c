@@ -3,6 +3,7 @@
 
 #include "convert.h"
 #include "packed.h"
+#include "share.h"
 
 /* ---- Packed pages ---- */
 
@@ -87,6 +88,7 @@ void cpu_page_tile(const kvf_cache *cache, const kv_table *t, uint32_t page, uin
     const uint32_t dim = cache->config.head_dim;
     if (page >= kv_packed_pages(t)) {
         plain_tile(cache, data, what, tile);
+        if (t->shared > 0) cpu_restore_tile(cache, t, kv_page_first(t, page), KVF_PAGE_ROWS, what, tile);
         return;
     }
     const cpu_packed p = cpu_packed_of(cache, t);

@@ -3,6 +3,7 @@
 #include <string.h>
 
 #include "packed.h"
+#include "share.h"
 #include "tiles.h"
 
 #define CHUNK_PAGES (CPU_CHUNK_ROWS / KVF_PAGE_ROWS)
@@ -72,7 +73,13 @@ void cpu_table_scores(const kvf_cache *cache, const kv_table *t, cpu_span span, 
     for (; row < span.n; row += KVF_PAGE_ROWS) {
         void *page = kv_page_data(cache, t, span.first + row);
         const uint32_t n = span.n - row < KVF_PAGE_ROWS ? span.n - row : KVF_PAGE_ROWS;
-        ops->page_scores[dtype](scores + row, ld_s, q, ld_q, page, m, dim);
+        if (span.first + row < t->shared) {
+            float tile[CPU_TILE_FLOATS] __attribute__((aligned(64)));
+            cpu_page_tile(cache, t, (span.first + row) / KVF_PAGE_ROWS, 0, tile);
+            ops->tile_scores(scores + row, ld_s, q, ld_q, tile, m, dim);
+        } else {
+            ops->page_scores[dtype](scores + row, ld_s, q, ld_q, page, m, dim);
+        }
         if (oldest > 0) hide(cpu_page_positions(page, dim, dtype), n, oldest, m, scores + row, ld_s);
     }
 }
@@ -101,6 +108,12 @@ void cpu_table_values(const kvf_cache *cache, const kv_table *t, cpu_span span, 
     if (span.first < t->packed) row = packed_values(cache, t, span, p, ld_p, m, out, ld_out);
     for (; row < span.n; row += KVF_PAGE_ROWS) {
         const uint32_t n = span.n - row < KVF_PAGE_ROWS ? span.n - row : KVF_PAGE_ROWS;
+        if (span.first + row < t->shared) {
+            float tile[CPU_TILE_FLOATS] __attribute__((aligned(64)));
+            cpu_page_tile(cache, t, (span.first + row) / KVF_PAGE_ROWS, 1, tile);
+            ops->tile_values(out, ld_out, p + row, ld_p, tile, dim, m, n, dim);
+            continue;
+        }
         ops->page_values[dtype](out, ld_out, p + row, ld_p, kv_page_data(cache, t, span.first + row), m, n, dim);
     }
 }

@@ -121,6 +121,7 @@ static inline void check_books(kvf_cache *cache) {
             CHECK(s->table[t].packed <= s->table[t].rows);
             CHECK(s->table[t].packed == 0 ? s->table[t].frame == 0 : s->table[t].format != NULL);
             if (s->table[t].frame != 0) refs[s->table[t].frame - 1]++;
+            if (s->table[t].scale != 0) refs[s->table[t].scale - 1]++;
             for (uint32_t j = 0; j < s->table[t].n_page; j++) refs[s->table[t].page[j]]++;
         }
     }

@@ -100,6 +100,7 @@ export function fakeLayer(
       calls.push(["retain", selection?.read().map((r) => r.length), range]);
     },
     pack: (format, chosen = {}) => void calls.push(["pack", format, chosen]),
+    shareDirections: (options) => void calls.push(["shareDirections", options]),
     attendSparsely: (heads) => void calls.push(["attendSparsely", heads]),
     spreadValues: (_, options) => void calls.push(["spreadValues", options]),
     ...facts,

@@ -254,7 +254,7 @@ for (const method of SELECTING) {
 }
 
 /** A stored output of the reference, one list of rows per head. */
-function storedRows(name: string, role: "k" | "v"): Float32Array[][] {
+function storedRows(name: string, role: string): Float32Array[][] {
   const { data, shape } = readTensor(header, `${name}.${role}`);
   const [heads = 0, rows = 0, dim = 0] = shape;
   return Array.from({ length: heads }, (_, h) =>
@@ -429,5 +429,54 @@ Deno.test("applyMethod takes a method's shorter prompt as it is", () => {
       device,
     });
     assertEquals(positions, [Array.from({ length: tokens }, (_, i) => i)]);
+  }
+});
+
+Deno.test("minicache shares directions as the reference does", () => {
+  using device = openDevice();
+  const own = cases.filter(({ method }) => method === "minicache");
+  assertEquals(own.length, 2);
+  const rows = [0, 1].map((layer) =>
+    storedRows("minicache", layer === 0 ? "previous" : "current")
+  );
+  for (const golden of own) {
+    const { interpolation, retention_ratio: keepRatio } = golden
+      .options as unknown as Record<string, number>;
+    const [heads, tokens, headDim] = [2, 64, 16];
+    const shape = { layers: 2, queryHeads: heads, kvHeads: heads, headDim };
+    using cache = new Cache(device, { ...shape, rowDtype: "f32" });
+    using sequence = cache.sequence("kv_head");
+    const minicache = resolveMethod("minicache");
+    const options = { interpolation, keepRatio, firstShare: 0 };
+    const policy = minicache.create(resolveOptions(minicache, options), shape);
+    sequence.record(tokens);
+    for (const layer of [0, 1]) {
+      const flat = Float32Array.from(
+        rows[layer]!.flat().flatMap((row) => [...row]),
+      );
+      sequence.recordLayer(layer, { q: flat, k: flat, v: flat });
+      sequence.act(policy, layer);
+    }
+    const direction = storedRows(golden.case, "direction");
+    for (const layer of [0, 1]) {
+      const side = layer === 0 ? "mag_previous" : "mag_current";
+      const length = storedRows(golden.case, side);
+      for (const what of ["keys", "values"] as const) {
+        for (let head = 0; head < heads; head++) {
+          const held = sequence.readRows(layer, head, what);
+          for (let row = 0; row < tokens; row++) {
+            const actual = held.subarray(row * headDim, (row + 1) * headDim);
+            const exact = rows[layer]![head]![row]!;
+            if (golden.indices![head]!.includes(row)) {
+              assertEquals(actual, exact.slice());
+              continue;
+            }
+            const expected = direction[head]![row]!
+              .map((x) => x * length[head]![row]![0]!);
+            assert(near(actual, expected), `${golden.case} ${head} ${row}`);
+          }
+        }
+      }
+    }
   }
 });

@@ -76,3 +76,24 @@ Deno.test("KA-8: a dropped row is merged into the row with the most similar key"
     assertNear(values, [1, 1, 2, 2, value, value]);
   }
 });
+
+Deno.test("KA-7: shared directions lie between, and lengths stay", () => {
+  const headDim = 2;
+  const shape = { layers: 2, queryHeads: 1, kvHeads: 1, headDim };
+  using device = openDevice();
+  using cache = new Cache(device, { ...shape, rowDtype: "f32" });
+  using sequence = cache.sequence("kv_head");
+  sequence.record(1);
+  const [previous, current] = [Float32Array.of(0, 2), Float32Array.of(3, 0)];
+  sequence.recordLayer(0, { q: previous, k: previous, v: previous });
+  sequence.recordLayer(1, { q: current, k: current, v: current });
+  {
+    using layer = sequence.layer(1);
+    layer.shareDirections({ interpolation: 0.6, exact: 0 });
+  }
+  const direction = [0.809017, 0.587785];
+  for (const what of ["keys", "values"] as const) {
+    assertNear([...sequence.readRows(0, 0, what)], direction.map((x) => 2 * x));
+    assertNear([...sequence.readRows(1, 0, what)], direction.map((x) => 3 * x));
+  }
+});
