@@ -98,14 +98,17 @@ function cellHtml<Row>(column: Column<Row>, row: Row): string {
   const shown = text.replace(
     /^(\S+) (\[.*?\])( ≈)?$/,
     (_, number: string, interval: string, noise: string | undefined) =>
-      `${number} <span class="interval">${interval}</span>${
+      `${number}${
         noise === undefined
           ? ""
           : ' <span class="noise" title="may be chance">≈</span>'
-      }`,
+      } <span class="interval">${interval}</span>`,
   );
   return `<td data-value="${Number.isNaN(value) ? "" : value}">${shown}</td>`;
 }
+
+/** Columns above which a table is set closer. */
+const MANY = 5;
 
 function tableHtml<Row extends { name: string }>(
   caption: string,
@@ -123,9 +126,9 @@ function tableHtml<Row extends { name: string }>(
   const notes = (table.notes ?? []).map((note) =>
     `<p class="note">${escape(note)}</p>`
   ).join("");
-  return `<div class="wide"><table class="sortable"><caption>${
-    escape(caption)
-  }</caption><thead><tr>${head}</tr></thead><tbody>
+  return `<div class="wide"><table class="sortable${
+    table.columns.length > MANY ? " many" : ""
+  }"><caption>${escape(caption)}</caption><thead><tr>${head}</tr></thead><tbody>
 ${rows}
 </tbody></table></div>${notes}`;
 }

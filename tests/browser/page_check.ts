@@ -350,6 +350,11 @@ onPage("fits wide and narrow windows in light and dark", async (_, browser) => {
         width,
         `${width} ${scheme}`,
       );
+      // A legend is a line or two, not a picture of its own.
+      const legend = await page.value(
+        `document.querySelector(".legend").getBoundingClientRect().height`,
+      );
+      assert(legend < 100, `legend of ${legend}`);
       Deno.writeFileSync(
         `${FOLDER}/page_${width}_${scheme}.png`,
         await page.picture(),
