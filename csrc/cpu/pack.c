@@ -159,20 +159,22 @@ void cpu_pack_scales(const cpu_source *s, uint16_t *offsets, uint16_t *scales) {
     }
 }
 
-/* Codes of elements x[0, n) with offset and scale as the steps say: 0 for one of both, 1 for one each. */
+/* Codes of elements x[0, n), n <= 256, with offset and scale as the steps say: 0 for one of both, 1 for one each. */
 static void codes_of(const kv_part *p, const float *between, const float *x, const float *offset, const float *scale,
                      uint32_t step, uint32_t n, uint32_t *code) {
     const float top = (float)((1u << p->bits) - 1), magic = 12582912.0f; /* 1.5 * 2^23: rounds half to even */
-    for (uint32_t i = 0; i < n; i++) {
-        const float width = scale[i * step], t = width > 0 ? (x[i] - offset[i * step]) / width : 0;
-        if (p->fitted) { /* the nearest level: so many middles between levels lie below */
-            uint32_t c = 0;
-            for (uint32_t k = 0; k + 1 < 1u << p->bits; k++) c += t > between[k];
-            code[i] = c;
-        } else {
-            const float held = t > 0 ? (t < top ? t : top) : 0; /* NaN is 0 */
-            code[i] = (uint32_t)(int32_t)((held + magic) - magic);
+    float t[256];
+    for (uint32_t i = 0; i < n; i++) t[i] = scale[i * step] > 0 ? (x[i] - offset[i * step]) / scale[i * step] : 0;
+    if (p->fitted) { /* the nearest level: so many middles between levels lie below */
+        for (uint32_t i = 0; i < n; i++) code[i] = 0;
+        for (uint32_t k = 0; k + 1 < 1u << p->bits; k++) {
+            for (uint32_t i = 0; i < n; i++) code[i] += t[i] > between[k];
         }
+        return;
+    }
+    for (uint32_t i = 0; i < n; i++) {
+        const float held = t[i] > 0 ? (t[i] < top ? t[i] : top) : 0; /* NaN is 0 */
+        code[i] = (uint32_t)(int32_t)((held + magic) - magic);
     }
 }
 
@@ -242,13 +244,15 @@ static void put_left(const cpu_source *s, const uint8_t *frame, const float *los
     const kv_part *p = s->part;
     const uint32_t n_channel = p->keys ? p->n_line : p->n_lane;
     for (uint32_t r = 0; r < p->rank; r++) {
+        const float *basis = (const float *)(const void *)(frame + p->basis) + (size_t)r * n_channel;
+        float sum[KVF_PAGE_ROWS] = {0};
+        for (uint32_t c = 0; c < n_channel; c++) { /* channels outside, so that the slots go side by side */
+            const float *x = loss + (p->keys ? (size_t)c * p->ld : c);
+            const uint32_t step = p->keys ? 1 : p->ld;
+            for (uint32_t slot = 0; slot < KVF_PAGE_ROWS; slot++) sum[slot] += x[slot * step] * basis[c];
+        }
         for (uint32_t slot = 0; slot < KVF_PAGE_ROWS; slot++) {
-            float sum = 0;
-            for (uint32_t c = 0; c < n_channel; c++) {
-                const float x = loss[p->keys ? (size_t)c * p->ld + slot : (size_t)slot * p->ld + c];
-                sum += x * cpu_get(frame + p->basis, (size_t)r * n_channel + c, KVF_F32);
-            }
-            const uint16_t h = half_of(sum, false);
+            const uint16_t h = half_of(sum[slot], false);
             memcpy(page + p->left + 2 * (r * KVF_PAGE_ROWS + slot), &h, sizeof h);
         }
     }
