@@ -28,6 +28,8 @@
 #ifndef KVF_CORE_PACKED_H
 #define KVF_CORE_PACKED_H
 
+#include <string.h>
+
 #include "core.h"
 
 #define KV_RUN 16 /* codes of a run */
@@ -79,15 +81,28 @@ static inline uint32_t kv_part_layout(kv_part *p, uint32_t element, uint32_t at)
 
 /* Layout of a checked format. */
 static inline kv_layout kv_layout_of(const kvf_cache_config *c, const kvf_format *f) {
-    kv_layout l = {.n_channel = f->key_channels > 0 ? f->key_channels : c->head_dim, .pruned = f->key_channels > 0};
+    kv_layout l;
+    memset(&l, 0, sizeof l);
+    l.pruned = f->key_channels > 0;
+    l.n_channel = l.pruned ? f->key_channels : c->head_dim;
     const uint32_t element = c->row_dtype == KVF_F32 ? 4 : 2;
     kv_part *k = &l.key, *v = &l.value;
-    *k = (kv_part){.keys = true, .bits = f->key_bits, .n_line = l.n_channel, .n_lane = KVF_PAGE_ROWS, .ld = KVF_PAGE_ROWS,
-                   .by_line = f->key_axis == KVF_PER_CHANNEL, .fitted = f->key_levels == KVF_LEVELS_FITTED,
-                   .n_outlier = f->key_outliers, .rank = f->key_rank};
-    *v = (kv_part){.bits = f->value_bits, .n_line = KVF_PAGE_ROWS, .n_lane = c->head_dim,
-                   .ld = kv_round_up(c->head_dim, KV_RUN), .by_line = f->value_axis == KVF_PER_TOKEN,
-                   .fitted = f->value_levels == KVF_LEVELS_FITTED, .n_outlier = f->value_outliers, .rank = f->value_rank};
+    k->keys = true;
+    k->bits = f->key_bits;
+    k->n_line = l.n_channel;
+    k->n_lane = k->ld = KVF_PAGE_ROWS;
+    k->by_line = f->key_axis == KVF_PER_CHANNEL;
+    k->fitted = f->key_levels == KVF_LEVELS_FITTED;
+    k->n_outlier = f->key_outliers;
+    k->rank = f->key_rank;
+    v->bits = f->value_bits;
+    v->n_line = KVF_PAGE_ROWS;
+    v->n_lane = c->head_dim;
+    v->ld = kv_round_up(c->head_dim, KV_RUN);
+    v->by_line = f->value_axis == KVF_PER_TOKEN;
+    v->fitted = f->value_levels == KVF_LEVELS_FITTED;
+    v->n_outlier = f->value_outliers;
+    v->rank = f->value_rank;
     /* Per channel a scale spans the page's rows, per token a group of channels. */
     k->group = k->by_line ? KVF_PAGE_ROWS : f->key_group > 0 ? f->key_group : l.n_channel;
     v->group = v->by_line ? (f->value_group > 0 ? f->value_group : v->ld) : KVF_PAGE_ROWS;

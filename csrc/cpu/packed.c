@@ -24,11 +24,23 @@ static void put_outliers(const kv_part *p, const uint8_t *page, uint32_t dtype, 
     }
 }
 
+/* n elements of `dtype` as f32. */
+static void widen(float *out, const void *from, size_t n, uint32_t dtype) {
+    const uint16_t *half = from;
+    if (dtype == KVF_F32) {
+        memcpy(out, from, n * sizeof *out);
+    } else if (dtype == KVF_BF16) {
+        for (size_t i = 0; i < n; i++) out[i] = cpu_from_bf16(half[i]);
+    } else {
+        for (size_t i = 0; i < n; i++) out[i] = cpu_from_f16(half[i]);
+    }
+}
+
 /* A part that has no bits: the page itself, or converted. */
 static const float *plain_part(const kv_part *p, const uint8_t *page, uint32_t dtype, float *tile) {
     const uint8_t *from = page + p->codes;
     if (dtype == KVF_F32) return (const float *)(const void *)from;
-    for (size_t i = 0; i < (size_t)p->n_line * p->n_lane; i++) tile[i] = cpu_get(from, i, dtype);
+    widen(tile, from, (size_t)p->n_line * p->n_lane, dtype);
     return tile;
 }
 
@@ -67,7 +79,7 @@ const uint32_t *cpu_positions_of(const kvf_cache *cache, const kv_table *t, uint
 static void plain_tile(const kvf_cache *cache, const uint8_t *data, uint32_t what, float *tile) {
     const uint32_t dim = cache->config.head_dim, dtype = cache->config.row_dtype;
     const uint8_t *from = what == 0 ? data : data + cpu_page_values_offset(dim, dtype);
-    for (size_t i = 0; i < (size_t)dim * KVF_PAGE_ROWS; i++) tile[i] = cpu_get(from, i, dtype);
+    widen(tile, from, (size_t)dim * KVF_PAGE_ROWS, dtype);
 }
 
 /* Moves the kept channels' lines to their places, from the last one on, and clears the others. */
