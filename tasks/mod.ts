@@ -3,21 +3,14 @@
  *
  * @module
  */
-import type { z } from "zod";
 import {
   LONGBENCH_DATA_SETS,
   LONGBENCH_PREFIX,
-  LONGBENCH_SCHEMA,
   type LongBenchOptions,
   longbenchTask,
 } from "./longbench/mod.ts";
-import { NEEDLE_SCHEMA, type NeedleOptions, needleTask } from "./needle.ts";
-import {
-  RULER_SCHEMA,
-  RULER_TASKS,
-  type RulerOptions,
-  rulerTask,
-} from "./ruler/mod.ts";
+import { type NeedleOptions, needleTask } from "./needle.ts";
+import { RULER_TASKS, type RulerOptions, rulerTask } from "./ruler/mod.ts";
 import type { Task } from "./types.ts";
 
 export * from "./longbench/mod.ts";
@@ -29,8 +22,6 @@ export type { Example, Json, Metric, Task, TextCodec } from "./types.ts";
 export interface TaskDefinition {
   /** Name in the registry. */
   name: string;
-  /** Options: types, defaults, descriptions. */
-  schema: z.ZodType;
   /** Makes the task; options are checked. */
   create(options: unknown): Task;
 }
@@ -40,12 +31,10 @@ export const TASKS: { readonly [name: string]: TaskDefinition } = Object
   .fromEntries([
     {
       name: "needle",
-      schema: NEEDLE_SCHEMA,
       create: (options: unknown): Task => needleTask(options as NeedleOptions),
     },
     ...RULER_TASKS.map((name) => ({
       name,
-      schema: RULER_SCHEMA,
       create: (options: unknown): Task =>
         rulerTask(name, options as RulerOptions),
     })),
@@ -58,7 +47,7 @@ export const DATA_TASKS: { readonly [name: string]: TaskDefinition } = Object
       const name = LONGBENCH_PREFIX + dataset;
       const create = (options: unknown): Task =>
         longbenchTask(dataset, options as LongBenchOptions);
-      return [name, { name, schema: LONGBENCH_SCHEMA, create }];
+      return [name, { name, create }];
     }),
   );
 
@@ -83,7 +72,7 @@ export function taskPaths(options: { [name: string]: unknown }): string[] {
  * Makes a task by name. Files that its options name are read at once.
  *
  * @throws {TypeError} If there is no task of that name.
- * @throws {z.ZodError} If an option is wrong or unknown.
+ * @throws If an option is wrong or unknown; the message names it.
  * @throws {SyntaxError} If a file is broken; the message names it and the line.
  */
 export function createTask(name: string, options: unknown = {}): Task {

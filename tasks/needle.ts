@@ -15,7 +15,44 @@ import { randomValue } from "./ruler/_parts.ts";
 import { resolveWording } from "./ruler/_wording.ts";
 
 /** A needle of the user. */
-export const CUSTOM_NEEDLE_SCHEMA = z.strictObject({
+export interface CustomNeedle {
+  /** The sentence that is hidden. */
+  text: string;
+  /** What is asked. */
+  question: string;
+  /** The answer that is expected. */
+  answer: string;
+  /** How the answer begins. Default: nothing. */
+  answerPrefix?: string | undefined;
+  /** Prompt with the slots `{context}` and `{question}`. Default: both, with blank lines between. */
+  template?: string | undefined;
+}
+
+/** Options of {@linkcode needleTask}. */
+export interface NeedleOptions {
+  /** Tokens of prompt, answer prefix, new tokens and buffer together. Default: 512, 1024, 2048, 4096. */
+  lengths?: number[] | undefined;
+  /** How many depths from 0 to 100 percent, or the depths. Default: 10. */
+  depths?: number | number[] | undefined;
+  /** Spacing of the depths where their number is given. Default: linear. */
+  depthSpacing?: "linear" | "sigmoid" | undefined;
+  /** Examples per length and depth. Default: 1. */
+  examplesPerCell?: number | undefined;
+  /** Seed of the examples. Default: 42. */
+  seed?: number | undefined;
+  /** Tokens kept free. Default: 0. */
+  buffer?: number | undefined;
+  /** New tokens at most. Default: 30. */
+  maxNewTokens?: number | undefined;
+  /** A needle in place of our own, which has a fresh key and number every time. */
+  needle?: CustomNeedle | undefined;
+  /** Folder of .txt files to hide the needle in; our own language where missing. */
+  haystack?: string | undefined;
+  /** Whether answers end before a newline. Default: true. */
+  stopAtNewline?: boolean | undefined;
+}
+
+const CUSTOM_NEEDLE_SCHEMA = z.strictObject({
   text: z.string().min(1).describe("The sentence that is hidden"),
   question: z.string().min(1).describe("What is asked"),
   answer: z.string().min(1).describe("The answer that is expected"),
@@ -26,8 +63,7 @@ export const CUSTOM_NEEDLE_SCHEMA = z.strictObject({
   ).describe("Prompt with the slots {context} and {question}"),
 });
 
-/** Options of the needle task. */
-export const NEEDLE_SCHEMA = z.strictObject({
+const NEEDLE_SCHEMA = z.strictObject({
   lengths: z.array(z.int().min(64)).min(1).default([512, 1024, 2048, 4096])
     .describe(
       "Tokens of prompt, answer prefix, new tokens and buffer together",
@@ -54,10 +90,7 @@ export const NEEDLE_SCHEMA = z.strictObject({
   stopAtNewline: z.boolean().default(true).describe(
     "Whether answers end before a newline",
   ),
-});
-
-/** Options of the needle task, as given. */
-export type NeedleOptions = z.input<typeof NEEDLE_SCHEMA>;
+}) satisfies z.ZodType<unknown, NeedleOptions>;
 
 /**
  * Depths in percent from 0 to 100: equally spaced and rounded, or crowded at both ends.

@@ -21,8 +21,35 @@ export { LONGBENCH_DATA_SETS, type LongBenchDataSet } from "./data_sets.ts";
 /** What stands before the name of a data set in the name of its task. */
 export const LONGBENCH_PREFIX = "longbench/";
 
-/** Options of every LongBench task. */
-export const LONGBENCH_SCHEMA = z.strictObject({
+/** Options of {@linkcode longbenchTask}. */
+export interface LongBenchOptions {
+  /** Folder of the JSONL files, or the official zip archive. */
+  data: string;
+  /** The official `dataset2prompt.json`; our own wording where missing. */
+  prompts?: string | undefined;
+  /** The official `dataset2maxlen.json`; the same numbers are built in. */
+  lengths?: string | undefined;
+  /** The records of LongBench-E. Default: false. */
+  e?: boolean | undefined;
+  /** Records at most; all if missing. */
+  limit?: number | undefined;
+  /** Which records a limit takes. Default: first. */
+  sample?: "first" | "random" | undefined;
+  /** Seed of a random sample. Default: 42. */
+  seed?: number | undefined;
+  /** New tokens at most; the benchmark's own number where missing. */
+  maxNewTokens?: number | undefined;
+  /** Data sets whose answers end before a newline. Default: samsum, which is LongBench's rule. */
+  stopAtNewline?: "samsum" | "few-shot" | "never" | undefined;
+  /** Data sets that are scored on the first line of the answer. Default: few-shot, which is LongBench's rule. */
+  firstLine?: "few-shot" | "always" | "never" | undefined;
+  /** Similarity of code: with python-Levenshtein installed (default) or without. */
+  similarity?: "indel" | "difflib" | undefined;
+  /** ROUGE of very long sentences: as defined (default), or 0 as under Python's recursion limit. */
+  rougeDepth?: "unlimited" | "python" | undefined;
+}
+
+const LONGBENCH_SCHEMA = z.strictObject({
   data: z.string().min(1).describe(
     "Folder of the JSONL files, or the official zip archive",
   ),
@@ -55,10 +82,7 @@ export const LONGBENCH_SCHEMA = z.strictObject({
   rougeDepth: z.enum(["unlimited", "python"]).default("unlimited").describe(
     "ROUGE of very long sentences: as defined, or 0 as under Python's recursion limit",
   ),
-});
-
-/** Options of every LongBench task, as given. */
-export type LongBenchOptions = z.input<typeof LONGBENCH_SCHEMA>;
+}) satisfies z.ZodType<unknown, LongBenchOptions>;
 type Resolved = z.output<typeof LONGBENCH_SCHEMA>;
 
 /**

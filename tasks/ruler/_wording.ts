@@ -7,43 +7,52 @@ import { z } from "zod";
 import { NOISE } from "../text/haystack.ts";
 
 /** Wording of one task. Slots are written `{name}`. */
-export const TASK_WORDING_SCHEMA = z.strictObject({
+export interface TaskWording {
   /** Context and question; slots differ by task and always include `{context}`. */
-  template: z.string().min(1).refine(
-    (s) => s.includes("{context}"),
-    "needs the slot {context}",
-  ),
+  template: string;
   /** How the answer begins. */
-  "answer_prefix": z.string(),
+  "answer_prefix": string;
   /** Template for a question with exactly one answer; `template` where missing. */
-  "template_one": z.string().min(1).refine(
-    (s) => s.includes("{context}"),
-    "needs the slot {context}",
-  ).optional(),
+  "template_one"?: string | undefined;
   /** Answer prefix for a question with exactly one answer. */
-  "answer_prefix_one": z.string().optional(),
+  "answer_prefix_one"?: string | undefined;
   /** New tokens at most. */
-  "tokens_to_generate": z.int().min(1).optional(),
-});
+  "tokens_to_generate"?: number | undefined;
+}
 
-/** Wording of one task. */
-export type TaskWording = z.infer<typeof TASK_WORDING_SCHEMA>;
-
-/** The user's wording file: task name to wording, plus what tasks share. */
-export const WORDING_SCHEMA = z.strictObject({
+/** A user's wording. */
+export interface Wording {
   /** Tasks by name; `niah` stands for all niah tasks without an entry of their own, `qa` for both qa tasks. */
-  tasks: z.record(z.string(), TASK_WORDING_SCHEMA).default({}),
+  tasks?: { [task: string]: TaskWording } | undefined;
   /** Paragraph of the noise haystack. */
+  noise?: string | undefined;
+  /** Form of a needle: slots `{type}`, `{key}`, `{value}`. */
+  needle?: string | undefined;
+}
+
+const template = z.string().min(1).refine(
+  (s) => s.includes("{context}"),
+  "needs the slot {context}",
+);
+
+/** Schema of {@linkcode Wording}. */
+export const WORDING_SCHEMA = z.strictObject({
+  tasks: z.record(
+    z.string(),
+    z.strictObject({
+      template,
+      "answer_prefix": z.string(),
+      "template_one": template.optional(),
+      "answer_prefix_one": z.string().optional(),
+      "tokens_to_generate": z.int().min(1).optional(),
+    }),
+  ).default({}),
   noise: z.string().min(1).optional(),
-  /** Form of a needle: slots {type}, {key}, {value}. */
   needle: z.string().min(1).refine(
     (s) => s.includes("{key}") && s.includes("{value}"),
     "needs the slots {key} and {value}",
   ).optional(),
-});
-
-/** A user's wording. */
-export type Wording = z.input<typeof WORDING_SCHEMA>;
+}) satisfies z.ZodType<Wording, Wording>;
 
 /** Our own form of a needle. */
 export const NEEDLE = "In the ledger of {type}, {key} holds {value}.";

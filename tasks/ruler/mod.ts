@@ -25,13 +25,41 @@ import { readRuler } from "./files.ts";
 import { makeVt, VT_NEW_TOKENS } from "./vt.ts";
 import { resolveWording, type Wording, WORDING_SCHEMA } from "./_wording.ts";
 
-export { parseHotpot, parseSquad } from "./qa.ts";
-export type { QaQuestion, QaSource } from "./qa.ts";
-export { DEFAULT_WORDING, NEEDLE, WORDING_SCHEMA } from "./_wording.ts";
 export type { TaskWording, Wording } from "./_wording.ts";
 
-/** Options of every RULER task. */
-export const RULER_SCHEMA = z.strictObject({
+/** Options of {@linkcode rulerTask}. */
+export interface RulerOptions {
+  /** Tokens of the prompt, the answer prefix and the new tokens together. Default: 4096. */
+  length?: number | undefined;
+  /** Examples; at most as many as a file has. Default: 100. */
+  count?: number | undefined;
+  /** Folder of ready records (`<length>/<task>.jsonl`) in place of generated ones. */
+  data?: string | undefined;
+  /** Seed of the examples. Default: 42. */
+  seed?: number | undefined;
+  /** New tokens at most; the benchmark's own number where missing. */
+  maxNewTokens?: number | undefined;
+  /** Wording in place of our own: a JSON file or its content. */
+  wording?: string | Wording | undefined;
+  /** Folder of .txt files for the essay haystack; our own language where missing. */
+  haystack?: string | undefined;
+  /** SQuAD 2.0 file, for `qa_1`; invented questions where missing. */
+  squad?: string | undefined;
+  /** HotpotQA file (distractor form), for `qa_2`; invented questions where missing. */
+  hotpot?: string | undefined;
+  /** RULER's cleaning of answers before they are scored; KVCache-Factory has none. Default: true. */
+  clean?: boolean | undefined;
+  /** Chains of variables, for `vt`. Default: 1. */
+  chains?: number | undefined;
+  /** Assignments per chain, for `vt`. Default: 4. */
+  hops?: number | undefined;
+  /** Worked example, for `vt`. Default: true. */
+  shot?: boolean | undefined;
+  /** Zipf exponent, for `fwe`. Default: 2. */
+  alpha?: number | undefined;
+}
+
+const RULER_SCHEMA = z.strictObject({
   length: z.int().min(256).default(4096).describe(
     "Tokens of the prompt, the answer prefix and the new tokens together",
   ),
@@ -64,17 +92,14 @@ export const RULER_SCHEMA = z.strictObject({
   hops: z.int().min(1).default(4).describe("Assignments per chain, for vt"),
   shot: z.boolean().default(true).describe("Worked example, for vt"),
   alpha: z.number().gt(1).default(2).describe("Zipf exponent, for fwe"),
-});
+}) satisfies z.ZodType<unknown, RulerOptions>;
+type Resolved = z.output<typeof RULER_SCHEMA>;
 
 /** Share of the length that a prompt may fall short of it before it is drawn again. */
 const TOLERANCE = 0.02;
 
 /** Draws of one example at most; units of some tasks are coarse, so that not every draw fills the length. */
 const ATTEMPTS = 12;
-
-/** Options of every RULER task, as given. */
-export type RulerOptions = z.input<typeof RULER_SCHEMA>;
-type Resolved = z.output<typeof RULER_SCHEMA>;
 
 /** Options with the content of the files that they name, and the fingerprints of these. */
 interface Loaded
