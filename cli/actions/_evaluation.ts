@@ -30,7 +30,8 @@ import {
   type Shard,
   WHOLE,
 } from "../../eval/records/mod.ts";
-import { runPrepared } from "../../eval/runner.ts";
+import { predictRuns, runPrepared } from "../../eval/runner.ts";
+import { formatBytes } from "../../eval/tables/mod.ts";
 import type { EvalRecord } from "../../eval/records/mod.ts";
 import { methodFile } from "../../methods/mod.ts";
 import { type Call, text } from "../spec.ts";
@@ -115,10 +116,9 @@ export async function evaluateCall(
     options: optionsOf(call, evaluation, prepared, memoryBytes),
     hashes: await hashesOf(model, prepared),
   }));
-  const progress = new EvaluationProgress(
-    label,
-    flags.quiet === true || flags.json === true,
-  );
+  const silent = flags.quiet === true || flags.json === true;
+  if (!silent) announce(model, prepared, memoryBytes);
+  const progress = new EvaluationProgress(label, silent);
   const counts = countsOf(prepared);
   progress.update(counts.all());
   try {
@@ -140,6 +140,28 @@ export async function evaluateCall(
   } finally {
     progress.stop();
   }
+}
+
+/** Says what is to be done and what memory it takes, before any work. */
+function announce(
+  model: LanguageModel,
+  prepared: readonly PreparedRun[],
+  memoryBytes: number,
+): void {
+  const missing = prepared.flatMap(({ examples }) =>
+    examples.map(({ missing }) => missing.length)
+  );
+  if (missing.length === 0) return;
+  const { leastBytes, sharedBytes } = predictRuns(model, prepared);
+  console.error(
+    `${missing.length} examples, ${
+      missing.reduce((a, b) => a + b, 0)
+    } records to compute; an example takes ${
+      formatBytes(leastBytes)
+    } at least, ${
+      formatBytes(sharedBytes)
+    } with all configurations at once, of ${formatBytes(memoryBytes)}`,
+  );
 }
 
 /** Says how much was there already, unless the call is silent. */
