@@ -357,6 +357,59 @@ static void packs(void) {
     }
 }
 
+/* Calls that were right, of each kind that changes rows in place. */
+static uint32_t n_merged, n_spread, n_shared, n_sparse;
+
+/* Rows that take others in, that layers share, and attention over a part of them. */
+static void merges(void) {
+    kvf_cache *c = below(4) ? caches[0] : any_cache();
+    const uint32_t s = any_id(sequence_ids), layer = number(2), a = any_id(object_ids);
+    switch (below(9)) {
+        case 0:
+        case 1:
+            n_merged += check(kvf_retain_merged(c, s, layer, below(3) ? a : 0, number(9), number(9), number(2), ERR)) == KVF_OK;
+            break;
+        case 2: {
+            uint32_t rows[16] = {0};
+            const int32_t got = kvf_sequence_rows(c, s, rows, 16, ERR);
+            const uint32_t heads = got == KVF_OK && c != caches[1] ? 2 + 2 * below(2) : number(4);
+            const int32_t id = check(kvf_scores_create(c, heads, rows[0], floats, ERR));
+            remember(object_ids, id);
+            n_spread += check(kvf_spread_values(c, s, layer, id > 0 ? (uint32_t)id : a, number(9), number(6), ERR)) == KVF_OK;
+            break;
+        }
+        case 3:
+        case 4:
+            for (uint32_t i = 0; i < N_ID; i += 1 + below(3)) {
+                n_shared += check(kvf_share_directions(c, sequence_ids[i], below(9) ? 1 : number(2),
+                                                       below(9) ? uniform() : any_float(), number(4), ERR)) == KVF_OK;
+            }
+            break;
+        case 5:
+        case 6: {
+            uint32_t patterns[3 * 8];
+            for (uint32_t i = 0; i < 24; i += 3) {
+                patterns[i] = number(4);
+                patterns[i + 1] = below(4) ? 30 + below(60) : number(99);
+                patterns[i + 2] = below(4) ? 50 + below(60) : number(99);
+            }
+            float shares[2 * 8];
+            const uint32_t n = below(4) ? 4 + 4 * below(2) : number(8);
+            for (uint32_t i = 0; i < N_ID; i++) {
+                kvf_model *m = models[0];
+                check(kvf_prefill_layers(m, c, sequence_ids[i], below(2), 1, KVF_PHASE_PROJECT, NULL, ERR));
+                if (below(2)) n_sparse += check(kvf_prefill_recall(c, sequence_ids[i], patterns, n <= 8 ? n : 8, shares, ERR)) == KVF_OK;
+                n_sparse += check(kvf_prefill_sparse(c, sequence_ids[i], below(20) ? patterns : NULL, n <= 8 ? n : UINT32_MAX, ERR)) == KVF_OK;
+                check(kvf_prefill_layers(m, c, sequence_ids[i], below(2), 1, KVF_PHASE_ATTEND, NULL, ERR));
+            }
+            break;
+        }
+        case 7: remember(object_ids, check(below(2) ? kvf_scores_log(c, a, ERR)
+                                                    : kvf_scores_relative(c, a, number(20), number(9), ERR))); break;
+        default: remember(object_ids, check(kvf_scores_fill_selected(c, a, any_id(object_ids), any_float(), ERR)));
+    }
+}
+
 static void actions(void) {
     kvf_cache *c = any_cache();
     const uint32_t s = any_id(sequence_ids), layer = number(2), head = number(4);
@@ -386,8 +439,9 @@ int main(void) {
             case 0: lives(); break;
             case 1: weights(); break;
             default:
-                switch (below(9)) {
+                switch (below(10)) {
                     case 8: packs(); break;
+                    case 9: merges(); break;
                     case 0: sequences(); break;
                     case 1:
                     case 2:
@@ -422,5 +476,6 @@ int main(void) {
     for (uint32_t i = 0; i < N_DEVICE; i++) kvf_device_free(devices[i]);
     CHECK(kvf_live_handles() == 0);
     CHECK(n_packed > 100);
+    CHECK(n_merged > 100 && n_spread > 20 && n_shared > 100 && n_sparse > 100);
     return 0;
 }
