@@ -388,8 +388,10 @@ function leanBytes<J extends Job>(
 ): { passing: number; kept: number } {
   const length = job.prompt.length;
   const member = members[0]!;
+  // Layers that share rows need new pages before their old ones go.
+  const layers = member.configuration.method.kind === "merge" ? 2 : 1;
   return {
-    passing: oneLayerBytes(model, member, length) + workBytes(
+    passing: layers * oneLayerBytes(model, member, length) + workBytes(
       model,
       length,
       mergeObservations([member.policy.observe]),
