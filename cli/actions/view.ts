@@ -16,6 +16,7 @@ import {
   type View,
 } from "../../eval/view/mod.ts";
 import { needleTask } from "../../tasks/mod.ts";
+import { pagePath } from "../commands/view.ts";
 import { type Call, text, UsageError } from "../spec.ts";
 import { promptOf } from "./_prompt.ts";
 import {
@@ -43,7 +44,7 @@ export async function viewAction(call: Call): Promise<number> {
     blocks: flags.blocks as number,
   });
   const packed = await packView(view);
-  const out = text(flags, "out")!;
+  const out = pagePath(flags);
   const files = [out];
   Deno.mkdirSync(dirname(out), { recursive: true });
   Deno.writeTextFileSync(

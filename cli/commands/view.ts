@@ -1,6 +1,12 @@
 import { InvalidArgumentError, Option } from "@commander-js/extra-typings";
-import { dirname } from "@std/path";
-import { type CommandSpec, methodPaths, paths, text } from "../spec.ts";
+import { dirname, join } from "@std/path";
+import {
+  type CommandSpec,
+  type Flags,
+  methodPaths,
+  paths,
+  text,
+} from "../spec.ts";
 import {
   deviceOf,
   granularityFlag,
@@ -17,6 +23,12 @@ function layersOf(value: string): string | number[] {
     throw new InvalidArgumentError("must be none, all, some or layers");
   }
   return integers(0)(value);
+}
+
+/** The page of `--out`: a file that ends in .html, or view.html in a folder. */
+export function pagePath(flags: Flags): string {
+  const out = text(flags, "out") ?? ".";
+  return out.endsWith(".html") ? out : join(out, "view.html");
 }
 
 /** `kvf view`: see on the text what methods keep. */
@@ -80,7 +92,11 @@ export const view: CommandSpec = {
         new Option("--blocks <n>", "blocks of an attention map at most")
           .argParser(integer(2)).default(128),
       )
-      .option("--out <file>", "the page", "results/view/view.html")
+      .option(
+        "--out <path>",
+        "the page: a file that ends in .html, or a folder for view.html",
+        "results/view",
+      )
       .option(
         "--images",
         "write the attention maps as SVG and PNG beside the page, too",
@@ -99,7 +115,7 @@ export const view: CommandSpec = {
 Options of methods are flags as well: see kvf methods.
 
 Example:
-  kvf view --model models/needle-6m --needle 2048 --method fullkv,snapkv,streamingllm --budget 128 --out results/view/view.html`,
+  kvf view --model models/needle-6m --needle 2048 --method fullkv,snapkv,streamingllm --budget 128 --out results/view`,
     );
   },
   grants({ flags }) {
@@ -110,7 +126,7 @@ Example:
         ...methodPaths(text(flags, "method")),
       ),
       write: paths(
-        dirname(text(flags, "out") ?? "."),
+        dirname(pagePath(flags)),
         text(flags, "into"),
       ),
       native: true,

@@ -100,7 +100,7 @@ Deno.test("kvf report fails for a missing record unless told to leave it out", a
 
 Deno.test("kvf view refuses a needle together with a prompt, and layers that are not there", async () => {
   const look = ["view", "--model", "models/needle-6m", "--method", "fullkv"];
-  const out = ["--out", "build/never/view.html"];
+  const out = ["--out", "build/never"];
   const both = await kvf(...look, ...out, "--needle", "256", "--prompt", "x");
   assertEquals(both.code, 2);
   assertStringIncludes(both.err, "Cannot look at a needle as --prompt");
