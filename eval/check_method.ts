@@ -167,8 +167,11 @@ export function modelChecks(
           const prompt = promptOf(length, vocab);
           const [expected] = await run(prompt, full);
           // A method that acts again sees the answer as well.
-          const { schedule = "prefill" } = configured().options;
-          const most = schedule === "prefill" ? length : length + NEW_TOKENS;
+          const { decode, again } = method.create(
+            configured().options,
+            model.shape,
+          );
+          const most = decode ?? again ? length + NEW_TOKENS : length;
           const ample = configured(Math.max(most, BUDGET));
           const [actual] = await run(prompt, ample);
           sameBits("logits must be those of FullKV", expected!, actual!);

@@ -50,6 +50,9 @@ export type ScissorhandsOptions =
   & EvictionOptions
   & BudgetOptions;
 
+/** The paper drops half of a full head. */
+const DROP_SHARE = 0.5;
+
 const SOURCE = "KVCache-Factory c97f9d7, scissorhands";
 
 function history({ historyWindow }: PersistenceOptions): QuerySet {
@@ -95,7 +98,7 @@ export const scissorhands: Method<ScissorhandsOptions> = defineEviction<
     dropShare: real("Share of a full head dropped at once (compat paper)", {
       min: 0,
       max: 0.9,
-      default: 0.5,
+      default: DROP_SHARE,
       source: "paper, section 4.1",
     }),
     groupReduce: GROUP_REDUCE,
@@ -104,14 +107,17 @@ export const scissorhands: Method<ScissorhandsOptions> = defineEviction<
       "paper",
     ], { default: "reference", source: SOURCE }),
   },
-  check({ compat, historyWindow, schedule, decay, selection }) {
+  check({ compat, historyWindow, schedule, decay, selection, dropShare }) {
     const refuse = (rule: string): never => {
       throw new RangeError(`Cannot run "scissorhands" as ${rule}`);
     };
+    const drops = compat === "paper" && schedule === "step";
+    if (dropShare !== DROP_SHARE && !drops) {
+      refuse(
+        `dropShare needs compat paper and schedule step: it is ${dropShare}`,
+      );
+    }
     if (compat === "paper") {
-      if (schedule === "prefill") {
-        refuse(`compat paper needs schedule step or every:N: it is prefill`);
-      }
       if (historyWindow === 0) {
         refuse("compat paper needs a historyWindow: it is 0");
       }

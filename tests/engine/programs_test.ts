@@ -1,5 +1,5 @@
 /** Methods that act during generation: step programs and schedules, in real generation on small models. */
-import { assert, assertEquals } from "@std/assert";
+import { assert, assertEquals, assertThrows } from "@std/assert";
 import { fromFileUrl } from "@std/path";
 import {
   type Configuration,
@@ -7,9 +7,16 @@ import {
   generate,
   LanguageModel,
 } from "../../eval/engine/mod.ts";
-import { Cache, decode, Device, NativeModel } from "../../ffi/mod.ts";
-import { METHODS, resolveMethod } from "../../methods/mod.ts";
-import type { Granularity } from "../../methods/types.ts";
+import { modelChecks } from "../../eval/check_method.ts";
+import {
+  Cache,
+  decode,
+  Device,
+  NativeModel,
+  recordProgram,
+} from "../../ffi/mod.ts";
+import { loadMethod, METHODS, resolveMethod } from "../../methods/mod.ts";
+import type { Granularity, Policy } from "../../methods/types.ts";
 import { BUILD, KIND, MODEL_BUILD } from "../ffi/tiny.ts";
 
 const MODELS = fromFileUrl(new URL("../goldens/models", import.meta.url));
@@ -40,13 +47,19 @@ function distance(a: Float32Array, b: Float32Array): number {
 for (const granularity of ["kv_head", "query_head"] as const) {
   for (const family of ["llama", "mistral-swa", "qwen3"]) {
     for (
-      const [name, own] of [["h2o", { window: 6 }], [
-        "streamingllm",
-        {},
-      ]] as const
+      const [name, own] of [["h2o", { window: 6 }], ["streamingllm", {}], [
+        "scissorhands",
+        { window: 2, sinks: 2, groupReduce: "max" },
+      ], ["scissorhands", {
+        compat: "paper",
+        historyWindow: 9,
+        dropShare: 0,
+        window: 3,
+      }]] as const
     ) {
-      const title =
-        `${name} rolls on ${family} in ${granularity} layout as if it chose anew after every token`;
+      const title = `${name} with ${
+        JSON.stringify(own)
+      } rolls on ${family} in ${granularity} layout as if it chose anew after every token`;
       Deno.test(title, { ignore }, async () => {
         using model = await LanguageModel.load(
           `${MODELS}/${family}`,
@@ -57,7 +70,15 @@ for (const granularity of ["kv_head", "query_head"] as const) {
           const [length, budget] of [[90, 40], [20, 32], [64, 64], [70, 33]]
         ) {
           const make = (schedule: string) =>
-            configuration(name, { budget, schedule, ...own }, granularity);
+            configuration(name, {
+              budget,
+              schedule,
+              ...own,
+              // One row at a time, as the others choose.
+              ...("compat" in own && schedule === "step"
+                ? { dropShare: 0 }
+                : {}),
+            }, granularity);
           const [rolling, again, none] = await generate(
             model,
             prompt(length!),
@@ -291,3 +312,105 @@ Deno.test(
     }
   },
 );
+
+Deno.test("a user's own method may act in every step", { ignore }, async () => {
+  const path = new URL("../methods/fixtures/tova.ts", import.meta.url);
+  const tova = await loadMethod(fromFileUrl(path));
+  using model = await LanguageModel.load(`${MODELS}/llama`, MODEL_BUILD);
+  for (const granularity of tova.granularities) {
+    for (const check of modelChecks(tova, model, granularity)) {
+      await check.run();
+    }
+    // At a budget of two rows only the newest and the best of the others are left.
+    const policy = tova.create({ budget: 2 }, model.shape);
+    using sequence = model.cache.sequence(granularity);
+    const prefill = sequence.prefill(model.native, prompt(30), policy.observe);
+    for (let layer = 0; layer < model.shape.layers; layer++) {
+      await prefill.layers(layer, 1);
+      sequence.act(policy, layer);
+    }
+    prefill.end();
+    for (let seen = 30; seen < 40; seen++) {
+      await decode(model.native, model.cache, [sequence], 1);
+      for (let head = 0; head < sequence.storedHeads; head++) {
+        assertEquals(sequence.positions(0, head).length, 2);
+        assertEquals(sequence.positions(0, head)[1], Math.max(29, seen - 1));
+      }
+    }
+  }
+});
+
+Deno.test("DecodeRecorder refuses what makes no sense", () => {
+  const facts = {
+    layers: 2,
+    queryHeads: 4,
+    kvHeads: 2,
+    headDim: 8,
+    layer: 0,
+    rows: [9, 9],
+    observation: { windowQueries: 0, columnMasses: [] },
+  };
+  const refused = (
+    decodeHook: Policy["decode"],
+    kind: typeof RangeError | typeof TypeError,
+    message: string,
+  ) =>
+    assertThrows(
+      () => recordProgram({ decode: decodeHook! }, facts),
+      kind,
+      message,
+    );
+  refused((step) => step.mass({ decay: -1 }), RangeError, "decay is -1");
+  refused((step) => step.mass({ from: "all" }), RangeError, '"all" is not');
+  refused((step) => step.evict(step.position()), TypeError, "whenRowsExceed");
+  refused(
+    (step) =>
+      step.whenRowsExceed(4, () => step.evict({ statistic: "position" })),
+    TypeError,
+    "of this recorder",
+  );
+  refused(
+    (step) =>
+      step.whenRowsExceed(4, () => step.evict(step.position(), { keep: 5 })),
+    RangeError,
+    "keep",
+  );
+  refused(
+    (step) =>
+      step.whenRowsExceed(4, () => step.evict(step.position(), { last: 5 })),
+    RangeError,
+    "keep",
+  );
+  refused(
+    (step) => step.whenRowsExceed([4], () => step.evict(step.position())),
+    RangeError,
+    "each of the 2 stored heads",
+  );
+  refused(
+    (step) => {
+      step.mass({ decay: 1 });
+      step.mass({ decay: 0.5 });
+    },
+    TypeError,
+    "must come once",
+  );
+  assertEquals(
+    recordProgram({
+      decode: (step) =>
+        step.every(
+          4,
+          () => step.whenRowsExceed([4, 6], () => step.evict(step.position())),
+        ),
+    }, facts).map(({ kind, head, every, above, keep }) => ({
+      kind,
+      head,
+      every,
+      above,
+      keep,
+    })),
+    [
+      { kind: "evict", head: 0, every: 4, above: 4, keep: 4 },
+      { kind: "evict", head: 1, every: 4, above: 6, keep: 6 },
+    ],
+  );
+});
