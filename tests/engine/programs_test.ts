@@ -53,7 +53,6 @@ for (const granularity of ["kv_head", "query_head"] as const) {
       ], ["scissorhands", {
         compat: "paper",
         historyWindow: 9,
-        dropShare: 0,
         window: 3,
       }]] as const
     ) {
