@@ -55,8 +55,14 @@ export interface LoadOptions {
   onProgress?: (progress: LoadProgress) => void;
   /** Cancels loading; the promise is rejected with the signal's reason. */
   signal?: AbortSignal;
-  /** Bytes of the reused buffer. Default: 8 MiB. */
+  /** Bytes of the reused buffer. Default: a 64th of the weights, from 256 KiB to 8 MiB. */
   bufferBytes?: number;
+}
+
+/** A buffer that is small beside the weights, and large enough for few reads. */
+function bufferFor(weightBytes: number): number {
+  const part = Math.ceil(weightBytes / 64);
+  return Math.min(8 << 20, Math.max(256 << 10, part));
 }
 
 /** Milliseconds after which loading lets timers, signals and progress bars run. */
@@ -83,7 +89,7 @@ export async function loadWeights(
   const plan = typeof source === "string"
     ? planLoad(readWeightHeaders(source), config)
     : source;
-  const buffer = new StreamBuffer(bufferBytes);
+  const buffer = new StreamBuffer(bufferBytes ?? bufferFor(plan.bytes));
   let doneBytes = 0;
   let pause = performance.now() + SLICE_MS;
   for (const header of plan.headers) {
