@@ -9,9 +9,20 @@
  */
 import type { TextCodec } from "../../tasks/types.ts";
 
-/** Splits text in pieces: letters or up to two digits with the space before them, other signs, white space. */
-export const PIECE_PATTERN =
-  " ?\\p{L}+| ?\\p{N}{1,2}| ?[^\\s\\p{L}\\p{N}]+|\\s+(?!\\S)|\\s+";
+/**
+ * Splits text in pieces: pairs of hexadecimal digits in a UUID, always the same ones wherever it begins; letters or up to
+ * two digits with the space before them; other signs; white space. A pair is told by what follows it: the rest of a
+ * UUID's first group, or an even number of such digits up to the end of a group.
+ */
+export const PIECE_PATTERN = [
+  " ?[0-9a-f]{2}(?=[0-9a-f]{6}-[0-9a-f]{4}-)",
+  "[0-9a-f]{2}(?=(?:[0-9a-f]{2}){0,5}(?:-[0-9a-f]{4}-|-[0-9a-f]{12}|(?![\\p{L}\\p{N}])))",
+  " ?\\p{L}+",
+  " ?\\p{N}{1,2}",
+  " ?[^\\s\\p{L}\\p{N}]+",
+  "\\s+(?!\\S)",
+  "\\s+",
+].join("|");
 
 /**
  * The printable character that stands for each byte in byte-level vocabularies: visible Latin-1 characters stand for
@@ -32,6 +43,8 @@ export const BYTE_CHARS: readonly string[] = (() => {
 export interface TokenizerJson {
   /** Special tokens. */
   "added_tokens": { id: number; content: string; special: boolean }[];
+  /** How text is split: the first splitter's pattern is used. */
+  "pre_tokenizer": { pretokenizers: { pattern?: { Regex: string } }[] };
   /** The byte-level BPE. */
   model: {
     vocab: { [token: string]: number };
@@ -56,10 +69,19 @@ export class PieceCodec implements TextCodec {
   #special: Set<number>;
   #bytes = new Map(BYTE_CHARS.map((c, i) => [c, i]));
   #known = new Map<string, readonly number[]>();
-  #pattern = new RegExp(PIECE_PATTERN, "gu");
+  #pattern: RegExp;
 
   /** Takes the parsed `tokenizer.json`. */
-  constructor({ model, "added_tokens": added }: TokenizerJson) {
+  constructor(
+    { model, "added_tokens": added, "pre_tokenizer": split }: TokenizerJson,
+  ) {
+    const pattern = split.pretokenizers[0]?.pattern?.Regex;
+    if (pattern === undefined) {
+      throw new TypeError(
+        "Cannot make the codec as the tokenizer must split by a pattern first",
+      );
+    }
+    this.#pattern = new RegExp(pattern, "gu");
     this.#vocab = new Map(Object.entries(model.vocab));
     for (const [token, id] of this.#vocab) this.#tokens[id] = token;
     model.merges.forEach((merge, rank) =>

@@ -84,9 +84,9 @@ function drawConfig(random: Random, row: number): NiahConfig {
       "niah_single_2": 0.7,
       "niah_single_3": 1,
       "niah_multikey_1": 1,
-      "niah_multikey_2": 1.5,
-      "niah_multikey_3": 2.5,
-      "niah_multivalue": 2,
+      "niah_multikey_2": 2,
+      "niah_multikey_3": 3.5,
+      "niah_multivalue": 3,
       "niah_multiquery": 1.5,
     });
     return NIAH_TASKS[name] as NiahConfig;

@@ -1,10 +1,11 @@
 /**
  * Trains the tokenizer of the bundled model: a byte-level BPE over the text that our own generators write.
  *
- * The vocabulary is: special tokens, the 256 bytes, one- and two-digit numbers, the pieces that the generators use most
- * (words with their leading space) as whole entries, and BPE merges for everything else.
+ * The vocabulary is: special tokens, the 256 bytes, one- and two-digit numbers, pairs of hexadecimal digits, the pieces
+ * that the generators use most (words with their leading space) as whole entries, and BPE merges for everything else.
  *
- * Run: `deno run --allow-write=models/needle-6m models/train/tokenizer.ts`
+ * A model only works with the tokenizer it was trained with, so the files go to a folder of their own:
+ * `deno run --allow-write=results/train models/train/tokenizer.ts results/train`
  *
  * @module
  */
@@ -13,11 +14,10 @@ import { ADJECTIVES, NOUNS, VERBS } from "../../tasks/text/words.ts";
 import { BYTE_CHARS, byteString, PIECE_PATTERN } from "./codec.ts";
 
 /** Entries of the vocabulary. */
-const VOCABULARY = 2048;
+const VOCABULARY = 2304;
 /** Merges among them. */
 const MERGES = 400;
 const SPECIAL = ["<pad>", "<bos>", "<eos>"];
-const FOLDER = new URL("../needle-6m/", import.meta.url);
 
 /** A codec that counts pieces and encodes each as one token: enough to size the corpus. */
 function countingCodec(counts: Map<string, number>) {
@@ -117,6 +117,11 @@ export function buildTokenizer(): { [key: string]: unknown } {
     add(byteString(d));
     add(byteString(` ${d}`));
   }
+  const hex = Array.from("0123456789abcdef");
+  for (const pair of hex.flatMap((a) => hex.map((b) => a + b))) {
+    add(pair);
+    add(byteString(` ${pair}`));
+  }
   for (const word of [...NOUNS, ...ADJECTIVES, ...VERBS]) {
     add(byteString(` ${word}`));
   }
@@ -206,12 +211,18 @@ export function buildTokenizer(): { [key: string]: unknown } {
 }
 
 if (import.meta.main) {
+  const [folder] = Deno.args;
+  if (folder === undefined) {
+    throw new TypeError(
+      "Cannot write the tokenizer as the first argument must name a folder",
+    );
+  }
   const write = (name: string, value: unknown): void =>
     Deno.writeTextFileSync(
-      new URL(name, FOLDER),
+      `${folder}/${name}`,
       JSON.stringify(value, null, 1) + "\n",
     );
-  Deno.mkdirSync(FOLDER, { recursive: true });
+  Deno.mkdirSync(folder, { recursive: true });
   write("tokenizer.json", buildTokenizer());
   write("tokenizer_config.json", {
     "add_bos_token": true,

@@ -512,6 +512,9 @@ def main():
     begin = time.time()
     device = torch.device(args.device)
     os.makedirs(args.out, exist_ok=True)
+    with open(args.tokenizer) as f:
+        vocabulary = json.load(f)["model"]["vocab"]
+    CONFIG["vocab_size"] = (len(vocabulary) + 63) // 64 * 64
     torch.manual_seed(args.seed)
     torch.backends.cuda.matmul.allow_tf32 = False
     model = Model(CONFIG).to(device)

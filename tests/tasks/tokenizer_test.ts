@@ -2,6 +2,7 @@ import { assert, assertEquals } from "@std/assert";
 import { Tokenizer } from "@huggingface/tokenizers";
 import fc from "fast-check";
 import { PieceCodec, type TokenizerJson } from "../../models/train/codec.ts";
+import { buildTokenizer } from "../../models/train/tokenizer.ts";
 import { createTask, TASKS } from "../../tasks/mod.ts";
 import { ADJECTIVES, NOUNS, VERBS } from "../../tasks/text/words.ts";
 
@@ -64,4 +65,27 @@ Deno.test("the tokenizer reads our haystack language in few tokens per word", ()
     .examples(codec);
   const words = (example?.prompt ?? "").split(/\s+/).length;
   assert(codec.encode(example?.prompt ?? "").length < 1.5 * words);
+});
+
+Deno.test("a tokenizer that is trained now cuts every UUID in the same twenty places", () => {
+  const next = new PieceCodec(buildTokenizer() as unknown as TokenizerJson);
+  const pairs = fc.array(fc.constantFrom(..."0123456789abcdef"), {
+    minLength: 32,
+    maxLength: 32,
+  });
+  fc.assert(
+    fc.property(pairs, fc.constantFrom("", " "), (digits, space) => {
+      const hex = digits.join("");
+      const uuid = [[0, 8], [8, 12], [12, 16], [16, 20], [20, 32]]
+        .map(([from, to]) => hex.slice(from, to)).join("-");
+      const ids = next.encode(`${space}${uuid}.`).slice(0, 20);
+      const parts = ids.map((id) => next.decode([id]).trim());
+      assertEquals(
+        parts.filter((part) => part !== "-"),
+        hex.match(/../g),
+      );
+      assertEquals(next.decode(ids).trim(), uuid);
+    }),
+    { seed: 1, numRuns: 200 },
+  );
 });
