@@ -83,7 +83,6 @@ async function run(
   const { keys } = await evaluateCall(call, {
     label: folder,
     model,
-    modelPath: MODEL,
     runs: tasks.map((task) => ({ task, configurations, seed: SEED })),
     store,
   });

@@ -4,17 +4,14 @@
  *
  * @module
  */
-import { basename, resolve } from "@std/path";
 import { type AnyMethod, loadMethod } from "../methods/mod.ts";
 import type { Granularity } from "../methods/types.ts";
 import { recordsOfKeys } from "./collect.ts";
 import { crossConfigurations, LanguageModel } from "./engine/mod.ts";
-import { prepareRun, type TaskRun } from "./prepare.ts";
+import { prepareRuns, type TaskRun } from "./prepare.ts";
 import { grantedPermissions, runMeta, sourceState } from "./provenance/mod.ts";
 import {
-  contentHash,
   type EvalRecord,
-  type JsonObject,
   RecordStore,
   type RunMeta,
   WHOLE,
@@ -28,6 +25,7 @@ import {
   sectionFigures,
   summarise,
 } from "./report/mod.ts";
+import { runHashes, runOptions } from "./run_facts.ts";
 import { runPrepared } from "./runner.ts";
 import { parsePlan, taskRuns } from "./sweep/mod.ts";
 import { toMarkdown } from "./tables/mod.ts";
@@ -153,32 +151,18 @@ async function evaluateRuns(
   const { out } = request;
   const memory = new Memory();
   using kept = out === undefined ? undefined : await RecordStore.open(out);
-  const source = sourceState();
-  const prepared = [];
-  for (const run of runs) {
-    prepared.push(
-      await prepareRun(model, run, {
-        modelName: basename(resolve(model.folder.path)),
-        commit: source.commit,
-      }, kept ?? memory),
-    );
-  }
-  const hashes = prepared.map((one) => one.hashes);
+  const prepared = await prepareRuns(model, runs, kept ?? memory);
   const manifest = runMeta({
     device: model.device,
     shard: { ...WHOLE },
-    source,
+    source: sourceState(),
     permissions: grantedPermissions({
       read: [model.folder.path],
       ffi: [model.device.path],
       ...(out === undefined ? {} : { write: [out] }),
     }),
-    options: optionsOf(runs),
-    hashes: {
-      model: model.folder.hash(),
-      data: await contentHash(hashes.map(({ data }) => data)),
-      prompts: await contentHash(hashes.map(({ prompts }) => prompts)),
-    },
+    options: runOptions(model, prepared),
+    hashes: await runHashes(model, prepared),
   });
   kept?.appendRunMeta(manifest);
   await runPrepared(model, prepared, { store: kept ?? memory });
@@ -204,19 +188,4 @@ async function evaluateRuns(
     figures: summaries.flatMap((summary) => sectionFigures(summary)),
     manifest,
   };
-}
-
-function optionsOf(runs: readonly TaskRun[]): JsonObject {
-  return JSON.parse(JSON.stringify({
-    runs: runs.map(({ task, seed, protocol, configurations }) => ({
-      task: task.name,
-      options: task.options,
-      seed,
-      protocol,
-      configurations: configurations.map(({ method, ...rest }) => ({
-        method: method.name,
-        ...rest,
-      })),
-    })),
-  }));
 }

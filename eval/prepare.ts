@@ -3,6 +3,7 @@
  *
  * @module
  */
+import { basename, resolve } from "@std/path";
 import { fileOptions, methodFile } from "../methods/mod.ts";
 import { ABI_VERSION } from "../ffi/mod.ts";
 import type { Example, Task } from "../tasks/types.ts";
@@ -15,7 +16,7 @@ import {
   PROTOCOL_SCHEMA,
   type ProtocolOptions,
 } from "./protocol.ts";
-import { fileHash } from "./provenance/mod.ts";
+import { fileHash, sourceState } from "./provenance/mod.ts";
 import {
   contentHash,
   exampleHash,
@@ -178,6 +179,23 @@ export async function prepareRun(
       prompts: await contentHash(prompts),
     },
   };
+}
+
+/** {@linkcode prepareRun} for several tasks, with the names of this model and program. */
+export async function prepareRuns(
+  model: LanguageModel,
+  runs: readonly TaskRun[],
+  store: Pick<RecordStore, "has" | "claims">,
+): Promise<PreparedRun[]> {
+  const names = {
+    modelName: basename(resolve(model.folder.path)),
+    commit: sourceState().commit,
+  };
+  const prepared: PreparedRun[] = [];
+  for (const run of runs) {
+    prepared.push(await prepareRun(model, run, names, store));
+  }
+  return prepared;
 }
 
 /** What of a configuration decides tokens: its options, and the content of the user's files. */

@@ -24,7 +24,7 @@ const object = z.record(z.string(), z.json());
 
 /** What of `run_meta` tells how a record was made. */
 const MADE_SCHEMA = z.object({
-  flags: z.object({ model: z.string() }),
+  model: z.string(),
   runs: z.array(z.object({
     task: z.string(),
     options: object,
@@ -75,7 +75,7 @@ export function originsOf(
         run.seed !== record.seed || canonicalJson(run.options) !== wanted
       ) continue;
       const origin = {
-        model: made.data.flags.model,
+        model: made.data.model,
         recipe: run.recipe,
         protocol: run.protocol as ProtocolOptions,
         method: own.file ?? own.method,

@@ -40,7 +40,6 @@ export async function runBenchmark(
   const { keys, finished } = await evaluateCall(call, {
     label: "all",
     model,
-    modelPath,
     runs: tasks.map((task) => ({ task, configurations, seed, protocol })),
     store,
   });

@@ -5,7 +5,6 @@
  *
  * @module
  */
-import { basename, resolve } from "@std/path";
 import {
   type Configuration,
   labelsOf,
@@ -13,7 +12,7 @@ import {
 } from "../../eval/engine/mod.ts";
 import {
   type PreparedRun,
-  prepareRun,
+  prepareRuns,
   type TaskRun,
 } from "../../eval/prepare.ts";
 import {
@@ -22,18 +21,15 @@ import {
   sourceState,
 } from "../../eval/provenance/mod.ts";
 import {
-  contentHash,
-  type Json,
-  type JsonObject,
+  type EvalRecord,
   parseShard,
   RecordStore,
   type Shard,
   WHOLE,
 } from "../../eval/records/mod.ts";
+import { plainJson, runHashes, runOptions } from "../../eval/run_facts.ts";
 import { predictRuns, runPrepared } from "../../eval/runner.ts";
 import { formatBytes } from "../../eval/tables/mod.ts";
-import type { EvalRecord } from "../../eval/records/mod.ts";
-import { methodFile } from "../../methods/mod.ts";
 import { type Call, text } from "../spec.ts";
 import { type Count, EvaluationProgress } from "./_progress.ts";
 
@@ -43,8 +39,6 @@ export interface Evaluation {
   label: string;
   /** The model. */
   model: LanguageModel;
-  /** Its folder. */
-  modelPath: string;
   /** Tasks with their configurations. */
   runs: readonly TaskRun[];
   /** The results folder. */
@@ -74,23 +68,6 @@ export function shardOf({ flags }: Call): Shard {
   return shard === undefined ? { ...WHOLE } : parseShard(shard);
 }
 
-/** Finds out what is missing. */
-export async function prepareAll(
-  { model, modelPath, runs, store }:
-    & Pick<Evaluation, "model" | "modelPath" | "runs">
-    & { store: Pick<RecordStore, "has" | "claims"> },
-): Promise<PreparedRun[]> {
-  const names = {
-    modelName: basename(resolve(modelPath)),
-    commit: sourceState().commit,
-  };
-  const prepared: PreparedRun[] = [];
-  for (const run of runs) {
-    prepared.push(await prepareRun(model, run, names, store));
-  }
-  return prepared;
-}
-
 /**
  * Runs an evaluation: writes run_meta, computes what is missing.
  *
@@ -101,9 +78,9 @@ export async function evaluateCall(
   call: Call,
   evaluation: Evaluation,
 ): Promise<Evaluated> {
-  const { model, store, label } = evaluation;
+  const { model, runs, store, label } = evaluation;
   const { flags } = call;
-  const prepared = await prepareAll(evaluation);
+  const prepared = await prepareRuns(model, runs, store);
   const memoryBytes = memoryLimit(call, model);
   store.appendRunMeta(runMeta({
     device: model.device,
@@ -113,8 +90,12 @@ export async function evaluateCall(
       ...call.granted,
       ffi: [model.device.path],
     }),
-    options: optionsOf(call, evaluation, prepared, memoryBytes),
-    hashes: await hashesOf(model, prepared),
+    options: {
+      flags: plainJson({ ...flags, memory: memoryBytes }),
+      methodFlags: call.rest,
+      ...runOptions(model, prepared),
+    },
+    hashes: await runHashes(model, prepared),
   }));
   const silent = flags.quiet === true || flags.json === true;
   if (!silent) announce(model, prepared, memoryBytes);
@@ -180,50 +161,6 @@ export function memoryLimit({ flags }: Call, model: LanguageModel): number {
     ? model.device.info().freeBytes
     : Deno.systemMemoryInfo().available;
   return 0.8 * available;
-}
-
-function optionsOf(
-  { flags, rest }: Call,
-  { modelPath, runs }: Evaluation,
-  prepared: readonly PreparedRun[],
-  memoryBytes: number,
-): JsonObject {
-  return {
-    flags: plain({ ...flags, model: modelPath, memory: memoryBytes }),
-    methodFlags: rest,
-    runs: runs.map(({ task, configurations, seed, protocol }, i): Json => ({
-      task: task.name,
-      examples: prepared[i]?.total ?? null,
-      options: task.options,
-      recipe: task.recipe,
-      seed,
-      protocol: plain(protocol ?? {}),
-      configurations: configurations.map(
-        ({ method, options, granularity }): Json => ({
-          method: method.name,
-          file: methodFile(method)?.path ?? null,
-          options: plain(options),
-          granularity,
-        }),
-      ),
-    })),
-  };
-}
-
-/** What JSON keeps of a value. */
-function plain(value: Record<string, unknown>): JsonObject {
-  return JSON.parse(JSON.stringify(value)) as JsonObject;
-}
-
-async function hashesOf(
-  model: LanguageModel,
-  prepared: readonly PreparedRun[],
-): Promise<{ [name: string]: string }> {
-  return {
-    model: model.folder.hash(),
-    data: await contentHash(prepared.map(({ hashes }) => hashes.data)),
-    prompts: await contentHash(prepared.map(({ hashes }) => hashes.prompts)),
-  };
 }
 
 /** Counts by configuration over all tasks. */

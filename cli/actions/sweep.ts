@@ -2,7 +2,11 @@
 import { basename, fromFileUrl, resolve } from "@std/path";
 import { recordsOfKeys } from "../../eval/collect.ts";
 import { labelsOf, type LanguageModel } from "../../eval/engine/mod.ts";
-import type { PreparedRun, TaskRun } from "../../eval/prepare.ts";
+import {
+  type PreparedRun,
+  prepareRuns,
+  type TaskRun,
+} from "../../eval/prepare.ts";
 import {
   claims,
   type EvalRecord,
@@ -28,7 +32,6 @@ import {
   evaluateCall,
   memoryLimit,
   openStore,
-  prepareAll,
   shardOf,
   tellFinished,
 } from "./_evaluation.ts";
@@ -62,7 +65,6 @@ export async function sweepAction(call: Call): Promise<number> {
     const evaluated = await evaluateCall({ ...call, granted }, {
       label: "all",
       model,
-      modelPath: one.path,
       runs,
       store,
     });
@@ -156,12 +158,7 @@ async function dryRun(
   const models: { [name: string]: ModelPrediction } = {};
   for (const one of plan.models) {
     using model = await openPlanModel(call, one);
-    const prepared = await prepareAll({
-      model,
-      modelPath: one.path,
-      runs,
-      store,
-    });
+    const prepared = await prepareRuns(model, runs, store);
     rows.push(...prepared.map((run) => rowOf(one.path, model, run)));
     models[one.path] = {
       ...predictRuns(model, prepared),
