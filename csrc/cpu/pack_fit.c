@@ -8,7 +8,7 @@
 
 #include "pack.h"
 
-#define FIT_PAGES 32
+#define FIT_PAGES 16
 #define BINS 512
 #define ROUNDS 32
 
