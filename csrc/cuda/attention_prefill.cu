@@ -4,12 +4,7 @@
  * a page's 32 rows for the scores, and the same queries and every 16th column for the output. Positions decide who sees
  * whom, so evicted rows leave no trace here.
  */
-#include "numbers.cuh"
-
-/* Rows that a query may see. */
-static __device__ __forceinline__ bool visible(uint32_t query, uint32_t row, uint32_t window) {
-    return row <= query && (window == 0 || query - row < window);
-}
+#include "attention_prefill.cuh"
 
 /* [n, head_dim] f32 rows at `from` into shared memory of `stride` floats per row, zeros around them. */
 static __device__ __forceinline__ void fill_queries(float *to, uint32_t stride, const float *from, uint32_t n,
@@ -72,16 +67,6 @@ static __device__ __forceinline__ float half_warp_sum(float x) {
     for (int step = 8; step > 0; step /= 2) x += __shfl_xor_sync(0xffffffffu, x, step);
     return x;
 }
-
-typedef struct prefill_args {
-    cu_view view;
-    cu_queries queries;
-    void *out;
-    uint32_t out_dtype;
-    uint32_t ldo;
-    float *lse;
-    float scale; /* with log2(e) folded in */
-} prefill_args;
 
 /* DIM: head_dim rounded up to 64, 128 or 256; QI * 16 queries per block. */
 template <typename R, int DIM, int QI>
@@ -196,7 +181,9 @@ int32_t cu_attention_prefill(kvf_device *dev, const cu_view *view, uint32_t row_
     a.view = *view, a.queries = *queries, a.out = out, a.out_dtype = out_dtype, a.ldo = ldo, a.lse = lse;
     a.scale = LOG2E / sqrtf((float)view->head_dim);
     if (queries->n == 0) return KVF_OK;
-    CU_WITH_TYPE(row_dtype, R, e = launch_prefill_dim<R>(a, cu_of(dev)->stream));
+    if (!cu_attention_tensor(row_dtype, a, cu_of(dev)->stream, &e)) {
+        CU_WITH_TYPE(row_dtype, R, e = launch_prefill_dim<R>(a, cu_of(dev)->stream));
+    }
     CU_TRY(e, "attention");
     return KVF_OK;
 }

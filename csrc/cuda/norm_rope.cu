@@ -102,7 +102,13 @@ typedef struct rope_args {
     uint32_t n_head;
     uint32_t n_kv_head;
     uint32_t head_dim;
+    uint32_t round; /* type that queries are rounded to, so that every kernel that reads them sees the same ones */
 } rope_args;
+
+static __device__ __forceinline__ float rounded(float x, uint32_t dtype) {
+    return dtype == KVF_F16 ? __half2float(__float2half_rn(x))
+                            : dtype == KVF_BF16 ? __bfloat162float(__float2bfloat16_rn(x)) : x;
+}
 
 /*
  * One warp, one head of one token: bias, norm of the head, rotation of the pairs (i, i + head_dim / 2). Lane l holds the
@@ -149,8 +155,8 @@ static __device__ __forceinline__ void store_query(const rope_args &a, uint32_t 
     for (int j = 0; j < 4; j++) {
         const uint32_t i = lane + 32 * j;
         if (i >= half) continue;
-        to[i] = low[j];
-        to[i + half] = high[j];
+        to[i] = rounded(low[j], a.round);
+        to[i + half] = rounded(high[j], a.round);
     }
 }
 
@@ -221,7 +227,7 @@ static __global__ void __launch_bounds__(256) rope_step_kernel(rope_args a, cons
     }
 }
 
-static rope_args args_of(const kvf_model *model, uint32_t layer, const float *qkv, float *q) {
+static rope_args args_of(const kvf_model *model, uint32_t layer, uint32_t row_dtype, const float *qkv, float *q) {
     const kvf_model_config *c = &model->config;
     const cu_layer *l = &cu_weights(model)->layer[layer];
     rope_args a = {};
@@ -229,12 +235,13 @@ static rope_args args_of(const kvf_model *model, uint32_t layer, const float *qk
     a.inv_freq = cu_weights(model)->inv_freq, a.q = q;
     a.eps = c->norm_eps, a.rope_scale = c->rope_scale;
     a.n_head = c->n_head, a.n_kv_head = c->n_kv_head, a.head_dim = c->head_dim;
+    a.round = row_dtype == c->weight_dtype ? row_dtype : (uint32_t)KVF_F32;
     return a;
 }
 
 int32_t cu_rope_prefill(kvf_model *model, uint32_t layer, const cu_view *view, uint32_t row_dtype, const float *qkv,
                         uint32_t first, uint32_t n, float *q, uint32_t n_token, kv_err err) {
-    rope_args a = args_of(model, layer, qkv, q);
+    rope_args a = args_of(model, layer, row_dtype, qkv, q);
     a.q_head_stride = (size_t)n_token * a.head_dim;
     a.q_token_stride = a.head_dim;
     const uint32_t copies = a.n_head / view->readers / a.n_kv_head;
@@ -246,7 +253,7 @@ int32_t cu_rope_prefill(kvf_model *model, uint32_t layer, const cu_view *view, u
 
 int32_t cu_rope_step(kvf_model *model, uint32_t layer, uint32_t row_dtype, const float *qkv, const cu_slot *slot,
                      uint32_t n, float *q, kv_err err) {
-    rope_args a = args_of(model, layer, qkv, q);
+    rope_args a = args_of(model, layer, row_dtype, qkv, q);
     a.q_head_stride = a.head_dim;
     a.q_token_stride = (size_t)a.n_head * a.head_dim;
     const dim3 grid(cu_div_up(a.n_head + 2 * a.n_kv_head, 8), n);

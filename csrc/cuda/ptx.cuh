@@ -57,4 +57,32 @@ static __device__ __forceinline__ void allow_next(void) {
 #endif
 }
 
+/*
+ * Four 8x8 matrices of 16-bit elements from shared memory: lanes 8 i to 8 i + 7 give the rows of matrix i; r[i] is the lane's
+ * pair of it (row lane / 4, columns 2 (lane % 4) and the next). Turned: the same of the transposed matrices.
+ */
+static __device__ __forceinline__ void load_matrix(uint32_t r[4], const uint4 *row) {
+    asm volatile("ldmatrix.sync.aligned.m8n8.x4.shared.b16 {%0,%1,%2,%3}, [%4];"
+                 : "=r"(r[0]), "=r"(r[1]), "=r"(r[2]), "=r"(r[3])
+                 : "r"((uint32_t)__cvta_generic_to_shared(row))
+                 : "memory");
+}
+static __device__ __forceinline__ void load_matrix_turned(uint32_t r[4], const uint4 *row) {
+    asm volatile("ldmatrix.sync.aligned.m8n8.x4.trans.shared.b16 {%0,%1,%2,%3}, [%4];"
+                 : "=r"(r[0]), "=r"(r[1]), "=r"(r[2]), "=r"(r[3])
+                 : "r"((uint32_t)__cvta_generic_to_shared(row))
+                 : "memory");
+}
+
+/* 16 bytes from global to shared memory, zeros where not `inside`; done when copy_wait says so. */
+static __device__ __forceinline__ void copy_async(uint4 *to, const void *from, bool inside) {
+    asm volatile("cp.async.cg.shared.global [%0], [%1], 16, %2;"
+                 :
+                 : "r"((uint32_t)__cvta_generic_to_shared(to)), "l"(from), "r"(inside ? 16 : 0)
+                 : "memory");
+}
+static __device__ __forceinline__ void copy_commit(void) { asm volatile("cp.async.commit_group;" ::: "memory"); }
+/* Waits for all groups that this thread has committed. */
+static __device__ __forceinline__ void copy_wait(void) { asm volatile("cp.async.wait_group 0;" ::: "memory"); }
+
 #endif

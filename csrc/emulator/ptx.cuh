@@ -2,6 +2,8 @@
 #ifndef KVF_CUDA_PTX_H
 #define KVF_CUDA_PTX_H
 
+#include <vector>
+
 #include "cuda.h"
 
 static inline float ptx_f32(uint16_t bits, __nv_bfloat16) { return __bfloat162float({bits}); }
@@ -42,5 +44,46 @@ static inline uint4 load_stream(const void *at) {
 static inline uint4 load_rows(const void *at) { return load_stream(at); }
 static inline void wait_previous(void) {}
 static inline void allow_next(void) {}
+
+/* Addresses go to the other lanes; matrix i lies in what lanes 8 i to 8 i + 7 point to. */
+static inline void ptx_load_matrix(uint32_t r[4], const uint4 *row, bool turned) {
+    const uint32_t lane = emulator::lane_id();
+    emulator::exchange *e = emulator::next_exchange();
+    memcpy(e->lane[lane], row, sizeof *row);
+    emulator::warp_barrier();
+    for (uint32_t i = 0; i < 4; i++) {
+        uint16_t pair[2];
+        for (uint32_t k = 0; k < 2; k++) {
+            const uint32_t a = lane / 4, b = 2 * (lane % 4) + k;
+            memcpy(&pair[k], e->lane[8 * i + (turned ? b : a)] + 2 * (turned ? a : b), 2);
+        }
+        memcpy(&r[i], pair, sizeof pair);
+    }
+}
+static inline void load_matrix(uint32_t r[4], const uint4 *row) { ptx_load_matrix(r, row, false); }
+static inline void load_matrix_turned(uint32_t r[4], const uint4 *row) { ptx_load_matrix(r, row, true); }
+
+/* Copies happen as late as they may. Uncommitted ones are not waited for. */
+struct ptx_copy {
+    uint4 *to;
+    const void *from;
+    bool inside, committed;
+};
+static std::vector<ptx_copy> ptx_copies[1024];
+static inline void copy_async(uint4 *to, const void *from, bool inside) {
+    if ((uintptr_t)to % 16 != 0 || (uintptr_t)from % 16 != 0) __builtin_trap();
+    ptx_copies[threadIdx.x].push_back({to, from, inside, false});
+}
+static inline void copy_commit(void) {
+    for (ptx_copy &c : ptx_copies[threadIdx.x]) c.committed = true;
+}
+static inline void copy_wait(void) {
+    std::vector<ptx_copy> left;
+    for (const ptx_copy &c : ptx_copies[threadIdx.x]) {
+        if (!c.committed) left.push_back(c);
+        else *c.to = c.inside ? *(const uint4 *)c.from : uint4{0, 0, 0, 0};
+    }
+    ptx_copies[threadIdx.x].swap(left);
+}
 
 #endif
