@@ -34,6 +34,8 @@ export const REASONS: Readonly<Record<string, string>> = {
     "the CUDA sources, compiled for the processor, for tests",
   "run cc": "the C compiler",
   "run c++": "the C++ compiler of the emulated CUDA build",
+  "run ./build/gpu_bench": "the program that times the GPU",
+  "read ./tasks/gpu": "the shape of the model that is timed",
   "run compute-sanitizer": "the memory checker of the GPU",
   "run nvcc": "the CUDA compiler",
   "run deno":

@@ -48,6 +48,14 @@ const PROBES: Record<string, Probe> = {
       "run deno": "the Deno tests need the whole library",
     },
   },
+  "bench-gpu": {
+    args: ["run", "tasks/bench_gpu.ts", "--help"],
+    excused: Object.fromEntries(
+      entriesOf(config.permissions["bench-gpu"]).map((
+        { kind, entry },
+      ) => [`${kind} ${entry}`, "needs a GPU"]),
+    ),
+  },
   "test-cuda": {
     args: ["test", "tests/ffi/structs_test.ts"],
     excused: { "ffi ./build/libkvf_cuda.so": "needs a GPU" },

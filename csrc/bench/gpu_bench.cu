@@ -1,0 +1,260 @@
+/*
+ * Times the CUDA build on random weights: copy and read bandwidth, the rate of matrix products, attention alone, prefill with
+ * and without compression, decode. One JSON object per line; tasks/bench_gpu.ts makes the table of it.
+ *
+ *     gpu_bench layers hidden heads kv_heads head_dim intermediate vocab short long batch rows repeats
+ */
+#include <stdio.h>
+
+#include <algorithm>
+#include <chrono>
+#include <vector>
+
+#include "../cuda/attention_prefill.cuh"
+
+static char message[512];
+#define ERR message, (uint32_t)sizeof message
+
+static void must(bool ok, const char *what) {
+    if (ok) return;
+    printf("{\"what\":\"failed\",\"in\":\"%s\",\"message\":\"%s\"}\n", what, message);
+    exit(1);
+}
+
+static double now_ms(void) {
+    return std::chrono::duration<double, std::milli>(std::chrono::steady_clock::now().time_since_epoch()).count();
+}
+
+static double median(std::vector<double> x) {
+    std::sort(x.begin(), x.end());
+    return x[x.size() / 2];
+}
+
+/* Median device time of `work`, after two runs that do not count. */
+template <typename F>
+static double device_ms(kvf_device *dev, uint32_t repeats, F work) {
+    cudaEvent_t start, end;
+    std::vector<double> times;
+    must(cudaEventCreate(&start) == cudaSuccess && cudaEventCreate(&end) == cudaSuccess, "events");
+    for (uint32_t i = 0; i < repeats + 2; i++) {
+        float ms = 0;
+        cudaEventRecord(start, cu_of(dev)->stream);
+        work();
+        cudaEventRecord(end, cu_of(dev)->stream);
+        must(cudaEventSynchronize(end) == cudaSuccess && cudaEventElapsedTime(&ms, start, end) == cudaSuccess, "timing");
+        if (i >= 2) times.push_back(ms);
+    }
+    cudaEventDestroy(start);
+    cudaEventDestroy(end);
+    return median(times);
+}
+
+typedef struct setup {
+    kvf_device *dev;
+    kvf_model *model;
+    kvf_cache *cache;
+    kvf_model_config c;
+    uint32_t short_n, long_n, batch, rows, repeats;
+    uint32_t seed;
+    double free_at_start; /* of the device's memory, before weights */
+} setup;
+
+static double free_bytes(void) {
+    size_t free_now = 0, total = 0;
+    cudaMemGetInfo(&free_now, &total);
+    return (double)free_now;
+}
+
+static void bandwidth(setup *s, size_t bytes) {
+    const kv_err err = {ERR};
+    void *from, *to;
+    must(cu_alloc(s->dev, &from, bytes, "copy", err) == KVF_OK && cu_alloc(s->dev, &to, bytes, "copy", err) == KVF_OK, "copy");
+    cudaMemsetAsync(from, 0x3c, bytes, cu_of(s->dev)->stream);
+    const double ms = device_ms(s->dev, s->repeats, [&] { be_copy(s->dev, to, from, bytes, err); });
+    be_free(s->dev, from);
+    be_free(s->dev, to);
+    printf("{\"what\":\"copy\",\"bytes_per_s\":%.6g}\n", 2.0 * (double)bytes / ms * 1e3);
+    printf("{\"what\":\"read\",\"bytes_per_s\":%.6g}\n", kvf_device_read_bandwidth(s->dev, (double)bytes));
+}
+
+/* The four products of a layer, for n tokens, on the model's own weights. */
+static void products(setup *s, uint32_t n) {
+    const kv_err err = {ERR};
+    const cu_layer *l = cu_weights(s->model)->layer;
+    const cu_matrix *matrices[] = {&l->qkv, &l->o, &l->gate_up, &l->down};
+    const uint32_t dtype = s->c.weight_dtype;
+    double total_ms = 0, total_flop = 0;
+    for (const cu_matrix *m : matrices) {
+        void *x, *out;
+        must(cu_alloc(s->dev, &x, (size_t)n * m->ld * 2, "x", err) == KVF_OK &&
+                 cu_alloc(s->dev, &out, (size_t)n * m->n_row * 4, "out", err) == KVF_OK, "products");
+        /* Random input: as many rows of the matrix itself as fit, over and over. */
+        const size_t have = (size_t)m->n_row * m->ld * 2, want = (size_t)n * m->ld * 2;
+        for (size_t done = 0; done < want; done += have) {
+            be_copy(s->dev, (char *)x + done, m->data, want - done < have ? want - done : have, err);
+        }
+        const double ms = device_ms(s->dev, s->repeats, [&] {
+            must(cu_gemm(s->dev, dtype, m, x, m->ld, n, (float *)out, m->n_row, false, err) == KVF_OK, "a product");
+        });
+        total_ms += ms;
+        total_flop += 2.0 * n * m->n_row * m->n_col;
+        be_free(s->dev, x);
+        be_free(s->dev, out);
+    }
+    printf("{\"what\":\"products\",\"n\":%u,\"layer_ms\":%.6g,\"flop_per_s\":%.6g,\"blas\":%s}\n", n, total_ms,
+           total_flop / total_ms * 1e3, cu_of(s->dev)->blas != NULL ? "true" : "false");
+}
+
+static uint32_t draw(setup *s) {
+    s->seed = s->seed * 1664525u + 1013904223u;
+    return s->seed >> 8;
+}
+
+/* Runs a prompt; with rows > 0 each layer is compressed to that many rows by window scores before the next one runs. */
+static uint32_t prompt(setup *s, uint32_t n, uint32_t rows, double *ms, double *policy_ms, double *least_free) {
+    std::vector<uint32_t> tokens(n), counts(s->c.n_kv_head, rows - std::min(rows, 32u));
+    for (uint32_t &t : tokens) t = draw(s) % s->c.vocab;
+    const uint32_t window = 32;
+    const bool compress = rows > 0 && rows < n;
+    kvf_observe observe = {sizeof observe, compress ? window : 0, 0, 0};
+    const int32_t id = kvf_sequence_create(s->cache, KVF_KV_HEAD, ERR);
+    must(id > 0, "a sequence");
+    const uint32_t q = (uint32_t)id;
+    must(cu_synchronize(s->dev, (kv_err){ERR}) == KVF_OK, "waiting");
+    const double start = now_ms();
+    double spent = 0;
+    must(kvf_prefill_begin(s->model, s->cache, q, tokens.data(), n, &observe, NULL, ERR) == KVF_OK, "prefill");
+    for (uint32_t layer = 0; layer < s->c.n_layer; layer++) {
+        must(kvf_prefill_layers(s->model, s->cache, q, layer, 1, KVF_PHASE_ALL, NULL, ERR) == KVF_OK, "prefill");
+        if (least_free != NULL) *least_free = std::min(*least_free, free_bytes());
+        if (!compress) continue;
+        if (policy_ms != NULL) {
+            cu_synchronize(s->dev, (kv_err){ERR});
+            spent -= now_ms();
+        }
+        const int32_t w = kvf_scores_window(s->cache, q, layer, window, 0, KVF_MEAN, ERR);
+        const int32_t p = w > 0 ? kvf_scores_pool(s->cache, (uint32_t)w, 0, 7, ERR) : w;
+        const int32_t t = p > 0 ? kvf_select_top(s->cache, (uint32_t)p, counts.data(), s->c.n_kv_head, ERR) : p;
+        must(t > 0 && kvf_retain(s->cache, q, layer, (uint32_t)t, 0, window, ERR) == KVF_OK, "compression");
+        for (int32_t object : {w, p, t}) kvf_object_free(s->cache, (uint32_t)object, ERR);
+        if (policy_ms != NULL) {
+            cu_synchronize(s->dev, (kv_err){ERR});
+            spent += now_ms();
+        }
+    }
+    must(kvf_prefill_end(s->model, s->cache, q, ERR) == KVF_OK, "prefill");
+    if (ms != NULL) *ms = now_ms() - start;
+    if (policy_ms != NULL) *policy_ms = spent;
+    return q;
+}
+
+static void prefill(setup *s, uint32_t n) {
+    std::vector<double> full, compressed, policy;
+    double least = free_bytes();
+    for (uint32_t i = 0; i < 4; i++) {
+        double ms, share;
+        must(kvf_sequence_free(s->cache, prompt(s, n, 0, &ms, NULL, NULL), ERR) == KVF_OK, "prefill");
+        if (i > 0) full.push_back(ms);
+        must(kvf_sequence_free(s->cache, prompt(s, n, s->rows, &ms, NULL, NULL), ERR) == KVF_OK, "prefill");
+        if (i > 0) compressed.push_back(ms);
+        must(kvf_sequence_free(s->cache, prompt(s, n, s->rows, NULL, &share, &least), ERR) == KVF_OK, "prefill");
+        if (i > 0) policy.push_back(share);
+    }
+    printf("{\"what\":\"prefill\",\"n\":%u,\"rows\":%u,\"ms\":%.6g,\"compressed_ms\":%.6g,\"policy_ms\":%.6g,"
+           "\"peak_bytes\":%.0f}\n", n, s->rows, median(full), median(compressed), median(policy),
+           s->free_at_start - least);
+}
+
+/* One layer's attention over n tokens, alone, on rows and queries of a real prefill's layout. */
+static void attention(setup *s, uint32_t n) {
+    const kv_err err = {ERR};
+    const uint32_t q = prompt(s, n, 0, NULL, NULL, NULL), dim = s->c.head_dim;
+    kv_sequence *sequence = (kv_sequence *)kv_ids_get(&s->cache->sequences, q);
+    const size_t count = (size_t)n * s->c.n_head * dim;
+    std::vector<float> values(count);
+    for (float &x : values) x = (float)(draw(s) % 4096) / 1024.0f - 2.0f;
+    void *queries, *out, *lse;
+    must(cu_alloc(s->dev, &queries, count * 4, "queries", err) == KVF_OK && cu_alloc(s->dev, &out, count * 2, "out", err) == KVF_OK &&
+             cu_alloc(s->dev, &lse, (size_t)n * s->c.n_head * 4, "lse", err) == KVF_OK &&
+             be_upload(s->dev, queries, values.data(), count * 4, err) == KVF_OK, "attention");
+    cu_view view;
+    cu_queries given = {};
+    given.q = (const float *)queries, given.head_stride = (size_t)n * dim, given.n = n, given.n_head = s->c.n_head;
+    must(cu_layer_view(s->cache, sequence, 0, &view, err) == KVF_OK, "attention");
+    const double ms = device_ms(s->dev, s->repeats, [&] {
+        must(cu_attention_prefill(s->dev, &view, s->c.weight_dtype, &given, out, s->c.weight_dtype, s->c.n_head * dim,
+                                  (float *)lse, err) == KVF_OK, "attention");
+    });
+    be_free(s->dev, queries);
+    be_free(s->dev, out);
+    be_free(s->dev, lse);
+    kvf_sequence_free(s->cache, q, ERR);
+    printf("{\"what\":\"attention\",\"n\":%u,\"ms\":%.6g,\"flop_per_s\":%.6g}\n", n, ms,
+           2.0 * n * n * s->c.n_head * dim / ms * 1e3);
+}
+
+/* `batch` sequences with prompts of n tokens, kept whole (rows 0) or cut to `rows`. */
+static void decode(setup *s, uint32_t batch, uint32_t n, uint32_t rows) {
+    enum { STEPS = 64 };
+    const double row_bytes = 2.0 * s->c.n_layer * s->c.n_kv_head * s->c.head_dim * 2;
+    std::vector<uint32_t> ids, tokens((size_t)STEPS * batch);
+    for (uint32_t b = 0; b < batch; b++) ids.push_back(prompt(s, n, rows, NULL, NULL, NULL));
+    std::vector<double> times;
+    uint32_t held = rows > 0 && rows < n ? rows : n;
+    double read = 0;
+    for (uint32_t i = 0; i < s->repeats + 1; i++) {
+        const double start = now_ms();
+        must(kvf_decode(s->model, s->cache, ids.data(), batch, STEPS, tokens.data(), NULL, 0, NULL, ERR) == KVF_OK, "decode");
+        if (i > 0) times.push_back((now_ms() - start) / STEPS);
+        if (i == s->repeats / 2) read = ((double)held + STEPS / 2) * row_bytes * batch;
+        held += STEPS;
+    }
+    for (uint32_t id : ids) kvf_sequence_free(s->cache, id, ERR);
+    printf("{\"what\":\"decode\",\"batch\":%u,\"n\":%u,\"rows\":%u,\"ms\":%.6g,\"bytes\":%.6g}\n", batch, n, rows,
+           median(times), kvf_model_step_bytes(s->model) + read);
+}
+
+int main(int argc, char **argv) {
+    setup s = {};
+    uint32_t v[12];
+    if (argc != 13) {
+        fprintf(stderr, "Cannot run as 12 numbers must be given: %d\n", argc - 1);
+        return 2;
+    }
+    for (int i = 0; i < 12; i++) v[i] = (uint32_t)strtoul(argv[i + 1], NULL, 10);
+    setvbuf(stdout, NULL, _IONBF, 0); /* what was measured is kept when something fails later */
+    s.c.size = sizeof s.c, s.c.n_layer = v[0], s.c.hidden = v[1], s.c.n_head = v[2], s.c.n_kv_head = v[3];
+    s.c.head_dim = v[4], s.c.intermediate = v[5], s.c.vocab = v[6], s.c.weight_dtype = KVF_BF16;
+    s.c.norm_eps = 1e-5f, s.c.rope_scale = 1;
+    s.short_n = v[7], s.long_n = v[8], s.batch = v[9], s.rows = v[10], s.repeats = v[11], s.seed = 1;
+    kvf_device_options options = {};
+    kvf_device_info info = {};
+    options.size = sizeof options, info.size = sizeof info;
+    s.dev = kvf_device_create(&options, ERR);
+    must(s.dev != NULL && kvf_device_describe(s.dev, &info, ERR) == KVF_OK, "the device");
+    printf("{\"what\":\"device\",\"name\":\"%s\",\"capability\":%u,\"total_bytes\":%.0f}\n", info.name, info.capability,
+           info.total_bytes);
+    std::vector<float> inv_freq(s.c.head_dim / 2);
+    std::vector<uint32_t> windows(s.c.n_layer, 0);
+    for (uint32_t i = 0; i < s.c.head_dim / 2; i++) inv_freq[i] = powf(500000.0f, -2.0f * (float)i / (float)s.c.head_dim);
+    s.free_at_start = free_bytes();
+    bandwidth(&s, (size_t)(info.total_bytes / 32) / 256 * 256);
+    s.model = kvf_model_create(s.dev, &s.c, inv_freq.data(), windows.data(), ERR);
+    must(s.model != NULL && kvf_model_randomize(s.model, 1, ERR) == KVF_OK, "the model");
+    kvf_cache_config cache = {};
+    cache.size = sizeof cache, cache.n_layer = s.c.n_layer, cache.n_head = s.c.n_head, cache.n_kv_head = s.c.n_kv_head;
+    cache.head_dim = s.c.head_dim, cache.row_dtype = KVF_BF16;
+    s.cache = kvf_cache_create(s.dev, &cache, ERR);
+    must(s.cache != NULL, "the cache");
+    products(&s, s.short_n);
+    for (uint32_t n : {s.short_n, s.long_n}) attention(&s, n);
+    for (uint32_t n : {s.short_n, s.long_n}) decode(&s, 1, n, 0);
+    decode(&s, 1, s.short_n, s.rows);
+    for (uint32_t n : {s.short_n, s.long_n}) prefill(&s, n);
+    decode(&s, s.batch, s.short_n, 0);
+    decode(&s, s.batch, s.short_n, s.rows);
+    kvf_cache_free(s.cache);
+    kvf_model_free(s.model);
+    kvf_device_free(s.dev);
+    return 0;
+}

@@ -1,0 +1,162 @@
+/**
+ * Measures the CUDA build on random weights of a model's shape and prints what it took beside what the hardware allows.
+ *
+ *     deno task bench:gpu [--config=FILE] [--lengths=8192,32768] [--batch=32] [--rows=1024] [--repeats=20]
+ *                         [--peer=FILE] [--json]
+ *
+ * `--peer` names the output of tasks/gpu/peer_torch.py of the same machine. The table's floors follow from the copy
+ * bandwidth and the rate of matrix products of the same run. Needs a GPU and nvcc; to read csrc, build and the files it is
+ * given, to write build, and to run cc, nvcc and build/gpu_bench.
+ *
+ * @module
+ */
+import { parseArgs } from "@std/cli/parse-args";
+import { join } from "@std/path";
+import { readModelConfig } from "../models/mod.ts";
+import {
+  BuildError,
+  CUDA_ARCHITECTURES,
+  CUDA_LINK,
+  cudaSteps,
+  headers,
+  reportBuildErrors,
+  ROOT,
+  runSteps,
+  say,
+  type Step,
+  type Variant,
+} from "./build.ts";
+import { type Measurement, table } from "./gpu/_table.ts";
+
+const PROGRAM = "build/gpu_bench";
+const FLAGS = [
+  "config",
+  "lengths",
+  "batch",
+  "rows",
+  "repeats",
+  "peer",
+] as const;
+
+async function main(args: string[]): Promise<void> {
+  const flags = parseArgs(args, {
+    string: [...FLAGS],
+    boolean: ["json"],
+    default: {
+      config: join(ROOT, "tasks/gpu/llama-3-8b.json"),
+      lengths: "8192,32768",
+      batch: "32",
+      rows: "1024",
+      repeats: "20",
+    },
+    unknown: (arg: string) => {
+      throw new BuildError(
+        `Cannot measure the GPU as an argument is unknown: "${arg}"; ${
+          FLAGS.map((name) => `--${name}`).join(", ")
+        } and --json are known`,
+      );
+    },
+  });
+  const lengths = String(flags.lengths).split(",").map((n) =>
+    count("lengths", n)
+  );
+  if (lengths.length !== 2) {
+    throw new BuildError(
+      `Cannot measure the GPU as --lengths must be two numbers: it is "${flags.lengths}"`,
+    );
+  }
+  const shape = readModelConfig(String(flags.config));
+  if (shape.experts > 0) {
+    throw new BuildError(
+      `Cannot measure the GPU as the model must have no experts: it has ${shape.experts}`,
+    );
+  }
+  const peer = flags.peer === undefined
+    ? []
+    : lines(await Deno.readTextFile(String(flags.peer)));
+  await compile();
+  const measured = await run([
+    shape.layers,
+    shape.hidden,
+    shape.queryHeads,
+    shape.kvHeads,
+    shape.headDim,
+    shape.intermediate,
+    shape.vocab,
+    ...lengths,
+    count("batch", String(flags.batch)),
+    count("rows", String(flags.rows)),
+    count("repeats", String(flags.repeats)),
+  ]);
+  const text = flags.json
+    ? JSON.stringify({ shape: flags.config, measured, peer }, null, 2)
+    : table(shape, measured, peer);
+  Deno.stdout.writeSync(new TextEncoder().encode(`${text}\n`));
+  const failed = measured.find(({ what }) => what === "failed");
+  if (failed) {
+    throw new BuildError(
+      `Cannot measure everything as ${failed.in} failed: ${failed.message}`,
+    );
+  }
+}
+
+function count(name: string, text: string): number {
+  if (/^[1-9]\d{0,8}$/.test(text)) return Number(text);
+  throw new BuildError(
+    `Cannot measure the GPU as --${name} must be a whole number above 0: it is "${text}"`,
+  );
+}
+
+/** JSON lines; anything else is no measurement. */
+function lines(text: string): Measurement[] {
+  return text.split("\n").filter((line) => line.startsWith("{")).map((line) =>
+    JSON.parse(line) as Measurement
+  );
+}
+
+async function compile(): Promise<void> {
+  const variant: Variant = { folder: "build/obj", flags: ["-O3"] };
+  const library = cudaSteps(CUDA_ARCHITECTURES, variant);
+  const source = "csrc/bench/gpu_bench.cu";
+  const bench: Step = {
+    compiler: "nvcc",
+    args: ["-std=c++17", "-O3", "-Icsrc", "-c", source],
+    inputs: [source, ...headers()],
+    output: `${variant.folder}/gpu_bench.o`,
+  };
+  const objects = [bench, ...library].map((step) => step.output);
+  await runSteps([...library, bench], variant.folder);
+  await runSteps([{
+    compiler: "nvcc",
+    args: [...objects, ...CUDA_LINK],
+    inputs: objects,
+    output: PROGRAM,
+    inPlace: true,
+  }], variant.folder);
+}
+
+/** Runs the program; its lines are shown as they come, so that a fault costs none that was measured. */
+async function run(numbers: number[]): Promise<Measurement[]> {
+  const child = new Deno.Command(join(ROOT, PROGRAM), {
+    args: numbers.map(String),
+    stdin: "null",
+    stdout: "piped",
+    stderr: "inherit",
+  }).spawn();
+  let text = "";
+  for await (
+    const part of child.stdout.pipeThrough(new TextDecoderStream())
+  ) {
+    text += part;
+    Deno.stderr.writeSync(new TextEncoder().encode(part));
+  }
+  const { code } = await child.status;
+  const measured = lines(text);
+  if (code !== 0 && !measured.some(({ what }) => what === "failed")) {
+    say(`the program ended with status ${code}`);
+    measured.push({ what: "failed", in: "the program", message: `${code}` });
+  }
+  return measured;
+}
+
+if (import.meta.main) await reportBuildErrors(() => main(Deno.args));

@@ -1,0 +1,149 @@
+/**
+ * The table of `deno task bench:gpu`: what was measured, the floor that the hardware sets, and a peer's number.
+ *
+ * @module
+ */
+
+/** One line of the program's, or of the peer's, output. */
+export interface Measurement {
+  /** What was measured. */
+  what: string;
+  /** Whose number it is; missing: ours. */
+  peer?: string;
+  /** Tokens of the prompt. */
+  n?: number;
+  /** Sequences. */
+  batch?: number;
+  /** Rows kept per head; 0: all. */
+  rows?: number;
+  /** Milliseconds. */
+  ms?: number;
+  /** Bytes that a step reads. */
+  bytes?: number;
+  /** Anything else. */
+  [field: string]: unknown;
+}
+
+/** The facts of a model that floors follow from. */
+export interface Shape {
+  /** Number of layers. */
+  layers: number;
+  /** Width of the residual stream. */
+  hidden: number;
+  /** Query heads. */
+  queryHeads: number;
+  /** KV heads. */
+  kvHeads: number;
+  /** Columns of a head. */
+  headDim: number;
+  /** Width of the MLP. */
+  intermediate: number;
+}
+
+/** Operations of the linear layers for one token, without the output matrix. */
+export function linearFlop(shape: Shape): number {
+  const { layers, hidden, queryHeads, kvHeads, headDim, intermediate } = shape;
+  const attention = (2 * queryHeads + 2 * kvHeads) * headDim * hidden;
+  return 2 * layers * (attention + 3 * hidden * intermediate);
+}
+
+/** Operations of causal attention of n tokens in all layers. */
+export function attentionFlop(shape: Shape, n: number): number {
+  return 2 * n * n * shape.queryHeads * shape.headDim * shape.layers;
+}
+
+/** A Markdown table with one line per measurement. */
+export function table(
+  shape: Shape,
+  ours: Measurement[],
+  peers: Measurement[],
+): string {
+  const one = (what: string) => ours.find((line) => line.what === what);
+  const copy = Number(one("copy")?.bytes_per_s);
+  const products = Number(one("products")?.flop_per_s);
+  const rows: string[][] = [];
+  for (const line of ours) {
+    const { n = 0, ms = NaN, batch = 1 } = line;
+    const kept = line.rows ? `${line.rows} rows` : "full";
+    if (line.what === "decode") {
+      const floor = Number(line.bytes) / copy * 1e3;
+      const name = `decode, batch ${batch}, ${n} tokens, ${kept}`;
+      rows.push([name, time(ms), time(floor), ratio(ms / floor)]);
+    }
+    if (line.what === "attention") {
+      const peer = peers.filter((p) => p.what === "attention" && p.n === n);
+      const name = `attention of a layer, ${n} tokens, ${
+        rate(line.flop_per_s)
+      }`;
+      rows.push([
+        name,
+        time(ms),
+        peer.map((p) => `${p.peer} ${time(Number(p.ms))}`).join(", "),
+        peer.map((p) => ratio(ms / Number(p.ms))).join(", "),
+      ]);
+    }
+    if (line.what === "prefill") {
+      const attention = ours.find((o) => o.what === "attention" && o.n === n);
+      const linear = linearFlop(shape) * n / products * 1e3;
+      const floor = linear + shape.layers * Number(attention?.ms);
+      const name = `prefill, ${n} tokens`;
+      rows.push([name, time(ms), time(floor), ratio(ms / floor)]);
+      const compressed = Number(line.compressed_ms);
+      rows.push([
+        `${name}, each layer cut to ${line.rows} rows`,
+        time(compressed),
+        time(floor),
+        ratio(compressed / floor),
+      ]);
+      rows.push([
+        `${name}: share of window scores, selection, compaction`,
+        time(Number(line.policy_ms)),
+        "",
+        `${(100 * Number(line.policy_ms) / compressed).toFixed(2)} %`,
+      ]);
+      rows.push([
+        `${name}: peak memory`,
+        `${(Number(line.peak_bytes) / 2 ** 30).toFixed(2)} GiB`,
+        "",
+        "",
+      ]);
+    }
+  }
+  for (const line of peers) {
+    if (line.what !== "decode" && line.what !== "prefill") continue;
+    rows.push([
+      `${line.peer}: ${line.what}, ${line.n} tokens`,
+      time(Number(line.ms)),
+      "",
+      "",
+    ]);
+  }
+  const device = one("device");
+  return [
+    `${device?.name}: copy ${bandwidth(copy)}, read ${
+      bandwidth(Number(one("read")?.bytes_per_s))
+    }, products of a layer ${rate(products)}${
+      one("products")?.blas === false ? " (no cuBLASLt)" : ""
+    }`,
+    "",
+    "| what | ours | floor or peer | ratio |",
+    "| --- | --- | --- | --- |",
+    ...rows.map((cells) => `| ${cells.join(" | ")} |`),
+  ].join("\n");
+}
+
+function time(ms: number): string {
+  return Number.isFinite(ms) ? `${ms.toPrecision(3)} ms` : "-";
+}
+
+function ratio(x: number): string {
+  return Number.isFinite(x) ? x.toFixed(2) : "-";
+}
+
+function rate(flop: unknown): string {
+  return `${(Number(flop) / 1e12).toFixed(0)} TFLOP/s`;
+}
+
+function bandwidth(bytes: number): string {
+  return `${(bytes / 1e12).toFixed(2)} TB/s`;
+}

@@ -1,0 +1,37 @@
+/** The table of the GPU benchmark, from made-up measurements. */
+import { assert, assertAlmostEquals } from "@std/assert";
+import { attentionFlop, linearFlop, table } from "../../tasks/gpu/_table.ts";
+
+const LLAMA_8B = {
+  layers: 32,
+  hidden: 4096,
+  queryHeads: 32,
+  kvHeads: 8,
+  headDim: 128,
+  intermediate: 14336,
+};
+
+Deno.test("linearFlop() and attentionFlop() count the operations of Llama-3-8B", () => {
+  assertAlmostEquals(linearFlop(LLAMA_8B) / 1e9, 2 * 6.98, 0.01);
+  assertAlmostEquals(attentionFlop(LLAMA_8B, 8192) / 1e12, 17.6, 0.05);
+});
+
+Deno.test("table() sets decode against the bytes of a step and attention against the peers", () => {
+  const text = table(LLAMA_8B, [
+    { what: "device", name: "a GPU" },
+    { what: "copy", bytes_per_s: 4e12 },
+    { what: "read", bytes_per_s: 4.5e12 },
+    { what: "products", n: 8192, flop_per_s: 7e14, blas: true },
+    { what: "attention", n: 8192, ms: 1.1, flop_per_s: 5e14 },
+    { what: "decode", batch: 1, n: 8192, rows: 0, ms: 5, bytes: 16e9 },
+  ], [{ what: "attention", peer: "flash", n: 8192, ms: 2.2 }]);
+  assert(
+    text.startsWith("a GPU: copy 4.00 TB/s, read 4.50 TB/s, products of a"),
+  );
+  assert(
+    text.includes(
+      "| decode, batch 1, 8192 tokens, full | 5.00 ms | 4.00 ms | 1.25 |",
+    ),
+  );
+  assert(text.includes("| 1.10 ms | flash 2.20 ms | 0.50 |"));
+});
