@@ -31,6 +31,8 @@ export interface Bench {
   link: { compiler: Compiler; before: string[]; after: string[] };
   /** A program that runs the test program, with its arguments. */
   under?: string[];
+  /** Environment of the test program. */
+  env?: Record<string, string>;
 }
 
 /** Sources of the C test programs; all of them without names. */
@@ -66,7 +68,7 @@ export async function runPrograms(
     const start = performance.now();
     const { success, code, stdout, stderr } = await new Deno.Command(
       program!,
-      { args, cwd: ROOT, stdin: "null" },
+      { args, cwd: ROOT, stdin: "null", env: bench.env ?? {} },
     ).output();
     const time = `${Math.round(performance.now() - start)} ms`;
     if (success) say(`ok      ${name} (${time})`);

@@ -4,6 +4,8 @@
  *     deno task test:gpu [name ...]        on a GPU; the C tests also under compute-sanitizer's memcheck and racecheck
  *     deno task test:emulated [name ...]   on the CPU, by the emulator of csrc/emulator; the C tests under sanitizers
  *
+ * With `--order=N` the emulator shuffles the order of threads; a result that depends on it shows a missing barrier.
+ *
  * Names choose C test programs, or "deno" for the Deno tests; without names everything runs. What was skipped is said in
  * the last lines. Needs to read csrc, tests/csrc and build, to write build, and to run the compilers, deno and
  * build/native_test.
@@ -37,13 +39,26 @@ const DENO_TESTS = [
 async function main(args: string[]): Promise<void> {
   const flags = parseArgs(args, {
     boolean: ["emulated"],
+    string: ["order"],
+    default: { order: "0" },
     unknown: (arg: string) => {
       if (!arg.startsWith("-")) return true;
       throw new BuildError(
-        `Cannot test the CUDA build as a flag is unknown: "${arg}"; --emulated is known`,
+        `Cannot test the CUDA build as a flag is unknown: "${arg}"; --emulated and --order are known`,
       );
     },
   });
+  const order = String(flags.order);
+  if (!/^\d{1,9}$/.test(order)) {
+    throw new BuildError(
+      `Cannot test the CUDA build as --order must be a number: it is "${order}"`,
+    );
+  }
+  if (order !== "0" && flags.emulated !== true) {
+    throw new BuildError(
+      "Cannot test the CUDA build as --order is for the emulator: --emulated is missing",
+    );
+  }
   const names = flags._.map(String);
   const programs = testPrograms(names.filter((name) => name !== "deno"));
   const wantsC = names.length === 0 || names.some((name) => name !== "deno");
@@ -57,7 +72,9 @@ async function main(args: string[]): Promise<void> {
   const skipped: string[] = [];
   let failed = 0;
   if (wantsC) {
-    for (const bench of await benches(flags.emulated === true, skipped)) {
+    for (
+      const bench of await benches(flags.emulated === true, order, skipped)
+    ) {
       failed += await runPrograms(programs, bench);
     }
   }
@@ -71,6 +88,7 @@ async function main(args: string[]): Promise<void> {
 
 async function benches(
   emulated: boolean,
+  order: string,
   skipped: string[],
 ): Promise<Bench[]> {
   if (emulated) {
@@ -83,6 +101,7 @@ async function benches(
     return [{
       title: "on the emulator under address,undefined",
       variant,
+      env: { KVF_EMULATOR_ORDER: order },
       library: await emulatedSteps(variant),
       link: {
         compiler: "c++",
