@@ -70,7 +70,8 @@ function countKept(
   let of = 0;
   for (let l = 0; l < view.model.layers; l++) {
     for (let h = 0; h < heads; h++) {
-      if ((layer >= 0 && l !== layer) || (head >= 0 && h !== head)) continue;
+      const kvHead = Math.floor(h * view.model.kvHeads / heads);
+      if (layer >= 0 && l !== layer || head >= 0 && kvHead !== head) continue;
       of++;
       for (const i of counts.keys()) {
         const byte = kept[(l * heads + h) * stride + Math.floor(i / 8)]!;

@@ -1,5 +1,6 @@
 /**
- * A view as large as the page must be able to show: 4096 tokens, 24 layers, 8 heads, 6 configurations.
+ * A view as large as the page must be able to show: 4096 tokens, 24 layers, 8 KV heads, 6 configurations, the
+ * last of which keeps every query head's own rows.
  *
  * @module
  */
@@ -7,11 +8,12 @@ import {
   codeProbability,
   type Snapshot,
   type View,
+  type ViewConfiguration,
 } from "../../eval/view/mod.ts";
 
 /** Tokens of the prompt. */
 export const TOKENS = 4096;
-const LAYERS = 24, HEADS = 8, STEPS = 12, BLOCKS = 128;
+const LAYERS = 24, KV_HEADS = 8, QUERY_HEADS = 16, STEPS = 12, BLOCKS = 128;
 
 /** Draws that look random and are always the same, in [0, 1). */
 function draws(seed: number): () => number {
@@ -26,12 +28,17 @@ const WORDS = "river stone winter glass <b> & market letter seven golden"
   .split(" ");
 
 /** Keeps a share of the tokens, the last ones and, in decode, the new ones. */
-function snapshots(seed: number, share: number, full: boolean): Snapshot[] {
+function snapshots(
+  seed: number,
+  share: number,
+  heads: number,
+): Snapshot[] {
+  const full = seed === 0;
   const draw = draws(seed);
   const stride = Math.ceil((TOKENS + STEPS) / 8);
-  const first = new Uint8Array(LAYERS * HEADS * stride);
-  for (let head = 0; head < LAYERS * HEADS; head++) {
-    const own = share * (1 + head % HEADS) / HEADS;
+  const first = new Uint8Array(LAYERS * heads * stride);
+  for (let head = 0; head < LAYERS * heads; head++) {
+    const own = share * (1 + head % heads) / heads;
     for (let i = 0; i < TOKENS; i++) {
       if (!full && i < TOKENS - 32 && draw() >= own) continue;
       const at = head * stride + (i >> 3);
@@ -44,7 +51,7 @@ function snapshots(seed: number, share: number, full: boolean): Snapshot[] {
     if (step > 0) {
       kept = kept.slice();
       const i = TOKENS + step - 1;
-      for (let head = 0; head < LAYERS * HEADS; head++) {
+      for (let head = 0; head < LAYERS * heads; head++) {
         const at = head * stride + (i >> 3);
         kept[at] = kept[at]! | 1 << (i & 7);
       }
@@ -52,8 +59,8 @@ function snapshots(seed: number, share: number, full: boolean): Snapshot[] {
     all.push({
       generated: step,
       kept,
-      bytes: new Uint32Array(LAYERS * HEADS).fill(4096 * (1 + step)),
-      ownedBytes: LAYERS * HEADS * 4096 * (1 + step),
+      bytes: new Uint32Array(LAYERS * heads).fill(4096 * (1 + step)),
+      ownedBytes: LAYERS * heads * 4096 * (1 + step),
     });
   }
   return all;
@@ -67,7 +74,7 @@ export function sampleView(): View {
     { length: TOKENS },
     (_, i) => i % 97 === 96 ? ".\n" : ` ${word()}`,
   );
-  const maps = new Uint8Array(3 * HEADS * BLOCKS * BLOCKS);
+  const maps = new Uint8Array(3 * QUERY_HEADS * BLOCKS * BLOCKS);
   for (let row = 0; row < maps.length / BLOCKS; row++) {
     for (let column = 0; column <= row % BLOCKS; column++) {
       maps[row * BLOCKS + column] = codeProbability(draw() ** 6);
@@ -78,25 +85,28 @@ export function sampleView(): View {
     model: {
       name: "sample",
       layers: LAYERS,
-      queryHeads: HEADS,
-      kvHeads: HEADS,
+      queryHeads: QUERY_HEADS,
+      kvHeads: KV_HEADS,
     },
     tokens,
     highlights: [[2000, 2016]],
     scoreWindow: 32,
     scores: Uint8Array.from(
-      { length: LAYERS * HEADS * TOKENS },
+      { length: LAYERS * KV_HEADS * TOKENS },
       () => codeProbability(draw() ** 8),
     ),
-    configurations: Array.from({ length: 6 }, (_, i) => ({
-      name: i === 0 ? "FullKV" : `Method ${i}`,
-      method: i === 0 ? "fullkv" : `method${i}`,
-      options: {},
-      granularity: "kv_head",
-      heads: HEADS,
-      generated: Array.from({ length: STEPS }, () => ` ${word()}`),
-      snapshots: snapshots(i, 0.04 * i, i === 0),
-    })),
+    configurations: Array.from({ length: 6 }, (_, i): ViewConfiguration => {
+      const heads = i === 5 ? QUERY_HEADS : KV_HEADS;
+      return {
+        name: i === 0 ? "FullKV" : `Method ${i}`,
+        method: i === 0 ? "fullkv" : `method${i}`,
+        options: {},
+        granularity: i === 5 ? "query_head" : "kv_head",
+        heads,
+        generated: Array.from({ length: STEPS }, () => ` ${word()}`),
+        snapshots: snapshots(i, 0.04 * i, heads),
+      };
+    }),
     attention: {
       block: TOKENS / BLOCKS,
       blocks: BLOCKS,

@@ -112,9 +112,13 @@ export class Explorer {
 
   #controls(place: HTMLElement, changed: () => void): HTMLElement {
     const { model, configurations } = this.#view;
-    const steps = Math.max(
-      ...configurations.map(({ generated }) => generated.length),
-    );
+    const moments = [
+      ...new Set(
+        configurations.flatMap(({ snapshots }) =>
+          snapshots.map(({ generated }) => generated)
+        ),
+      ),
+    ].sort((a, b) => a - b);
     const choose = (what: keyof ViewState) => (value: number) => {
       this.#state[what] = value;
       this.update();
@@ -172,9 +176,9 @@ export class Explorer {
       ).box,
       sliderBox(
         "Moment",
-        { min: 0, max: steps, value: 0 },
-        (n) => n === 0 ? "after prefill" : `after ${n} new tokens`,
-        choose("generated"),
+        { min: 0, max: moments.length - 1, value: 0 },
+        (i) => i === 0 ? "after prefill" : `after ${moments[i]} new tokens`,
+        (i) => choose("generated")(moments[i]!),
       ).box,
       shade.box,
       ...(this.#view.highlights.length > 0
