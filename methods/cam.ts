@@ -71,6 +71,8 @@ export const cam: Method<CamOptions> = defineEviction<ValueMergeOptions>({
   title: "CAM",
   summary: "Tokens that the window attends to; values of others merged onward",
   paper: "https://openreview.net/forum?id=LCTmppB165",
+  acts:
+    "once per layer: values before its attention (reference) or all when prefill ends (paper)",
   differs:
     "compat reference merges before attention and whatever is dropped later, compat paper after it and only what is dropped",
   options: {

@@ -133,6 +133,8 @@ export interface LayerContext extends ModelShape {
   readonly layer: number;
   /** Rows in each stored head right now (the longest, where they differ). */
   readonly length: number;
+  /** Rows in each stored head right now. */
+  rowCounts(): ArrayLike<number>;
   /** Heads of the cache: `kvHeads` or `queryHeads`, by granularity. */
   readonly storedHeads: number;
   /** Query heads per KV head. */

@@ -34,9 +34,11 @@ export async function methodsAction({ args, flags }: Call): Promise<number> {
   const method = chosen[0]!;
   console.log(`${method.title}: ${method.summary}\n`);
   printColumns([
+    ["kind", method.kind],
     ["paper", method.paper ?? "-"],
     ["acts", method.acts],
     ["layouts", method.granularities.join(", ")],
+    ["prefill", method.altersPrefill ? "one of its own" : "shared"],
     ["differs", method.differs],
   ]);
   const options = optionFlags(method);

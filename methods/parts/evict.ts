@@ -76,6 +76,8 @@ export interface EvictionSpec<O> {
   summary: string;
   /** Address of the paper. */
   paper?: string;
+  /** When it acts; when prefill ends, if missing. */
+  acts?: string;
   /** Differences from the paper or the authors' code. */
   differs: string;
   /** Layouts in which it is defined; both when missing. */
@@ -150,7 +152,7 @@ export function defineEviction<O>(
     summary,
     ...(paper === undefined ? {} : { paper }),
     kind: "evict",
-    acts: "once per layer, when prefill ends",
+    acts: spec.acts ?? "once per layer, when prefill ends",
     granularities: spec.granularities ?? ["kv_head", "query_head"],
     differs,
     ...(spec.altersPrefill ? { altersPrefill: true } : {}),
@@ -224,6 +226,9 @@ function createPolicy<O>(
 
   function evict(layer: LayerContext): void {
     if (untouched(layer)) return;
+    // Heads that compete may hold different numbers of rows: the layer's budget is one.
+    const held = Array.from(layer.rowCounts()).reduce((sum, n) => sum + n, 0);
+    if (budgets.compares && held <= layer.storedHeads * budget) return;
     const facts = demand(layer);
     const merge = MERGE_KIND[options.merge ?? "none"];
     const range = {

@@ -82,6 +82,7 @@ export function fakeLayer(
     kvHeads: 2,
     headDim: 8,
     length,
+    rowCounts: () => Array<number>(heads).fill(length),
     storedHeads: heads,
     groupSize: 2,
     granularity: "kv_head",
