@@ -242,7 +242,7 @@ typedef struct due_page {
 static int32_t take_due(kvf_cache *cache, due_page *list, uint32_t n, kv_pack_job *jobs, uint32_t *n_job, kv_err err) {
     due_page *d = &list[n];
     const uint32_t plain = d->t->page[d->at];
-    for (uint32_t i = n; i-- > 0;) {
+    for (uint32_t i = cache->page[plain].refs > 1 ? n : 0; i-- > 0;) {
         if (list[i].t->page[list[i].at] != plain || list[i].t->frame != d->t->frame || list[i].t->format != d->t->format) continue;
         d->page = list[i].page;
         kv_page_retain(cache, d->page);

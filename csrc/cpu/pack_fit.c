@@ -191,14 +191,13 @@ static float power_step(const float *square, uint32_t n, float *v) {
     return (float)length;
 }
 
-/* The directions along which the codes lose most, by power iteration with deflation. */
-static int32_t fit_basis(fit *f, bool keys, uint8_t *frame, kv_err err) {
+/* The directions along which the codes lose most, by power iteration with deflation; false without memory. */
+static bool fit_basis(fit *f, bool keys, uint8_t *frame) {
     const kv_part *p = keys ? &f->layout.key : &f->layout.value;
     const uint32_t n = keys ? p->n_line : p->n_lane;
-    if (p->rank == 0) return KVF_OK;
-    const size_t bytes = (size_t)n * n * sizeof(float);
-    float *square = calloc(1, bytes);
-    if (square == NULL) return no_memory(bytes, err);
+    if (p->rank == 0) return true;
+    float *square = calloc((size_t)n * n, sizeof *square);
+    if (square == NULL) return false;
     for (uint32_t i = 0; i < n_sample(f); i++) add_square(f, i, keys, frame, square);
     for (uint32_t r = 0; r < p->rank; r++) {
         float v[256];
@@ -211,36 +210,53 @@ static int32_t fit_basis(fit *f, bool keys, uint8_t *frame, kv_err err) {
         memcpy(frame + p->basis + (size_t)r * n * sizeof *v, v, n * sizeof *v);
     }
     free(square);
-    return KVF_OK;
+    return true;
 }
 
 /* ---- All of it ---- */
 
+typedef struct fit_job {
+    fit *parts; /* keys, values */
+    uint8_t *frame;
+    bool failed[2];
+} fit_job;
+
+static void fit_part(void *arg, uint32_t what, uint32_t thread) {
+    (void)thread;
+    fit_job *j = arg;
+    fit *f = &j->parts[what];
+    f->page = malloc(f->layout.page_bytes);
+    j->failed[what] = f->page == NULL;
+    if (!j->failed[what]) {
+        fit_levels(f, what == 0, j->frame);
+        j->failed[what] = !fit_basis(f, what == 0, j->frame);
+    }
+    free(f->page);
+}
+
 int32_t be_pack_fit(kvf_cache *cache, kv_format *format, const void *const *pages, uint32_t n_row,
                     const uint16_t *channels, void *frame, kv_err err) {
-    fit *f = malloc(sizeof *f);
-    if (f == NULL) return no_memory(sizeof *f, err);
-    f->cache = cache;
-    f->format = format;
-    f->pages = pages;
-    f->channels = channels;
-    f->n_row = n_row;
-    f->layout = kv_layout_of(&cache->config, &format->config);
-    f->page = malloc(f->layout.page_bytes);
-    int32_t status = f->page == NULL ? no_memory(f->layout.page_bytes, err) : KVF_OK;
-    memset(frame, 0, f->layout.frame_bytes);
-    if (channels != NULL) memcpy(frame, channels, f->layout.n_channel * sizeof *channels);
-    for (uint32_t i = 0; i * KVF_PAGE_ROWS < n_row && status == KVF_OK; i++) {
+    for (uint32_t i = 0; i * KVF_PAGE_ROWS < n_row; i++) {
         const uint32_t rest = n_row - i * KVF_PAGE_ROWS;
-        status = cpu_turns_reach(cache, format, pages[i], rest < KVF_PAGE_ROWS ? rest : KVF_PAGE_ROWS, err);
+        const int32_t status = cpu_turns_reach(cache, format, pages[i], rest < KVF_PAGE_ROWS ? rest : KVF_PAGE_ROWS, err);
+        if (status != KVF_OK) return status;
     }
-    const uint32_t saved = cpu_fp_enter();
-    for (uint32_t what = 0; what < 2 && status == KVF_OK; what++) {
-        fit_levels(f, what == 0, frame);
-        status = fit_basis(f, what == 0, frame, err);
+    fit_job j = {.parts = malloc(2 * sizeof *j.parts), .frame = frame};
+    if (j.parts == NULL) return no_memory(2 * sizeof *j.parts, err);
+    for (uint32_t what = 0; what < 2; what++) {
+        fit *f = &j.parts[what];
+        f->cache = cache;
+        f->format = format;
+        f->pages = pages;
+        f->channels = channels;
+        f->n_row = n_row;
+        f->layout = kv_layout_of(&cache->config, &format->config);
     }
-    cpu_fp_leave(saved);
-    free(f->page);
-    free(f);
-    return status;
+    const kv_layout *l = &j.parts[0].layout;
+    memset(frame, 0, l->frame_bytes);
+    if (channels != NULL) memcpy(frame, channels, l->n_channel * sizeof *channels);
+    const uint32_t page_bytes = l->page_bytes;
+    cpu_parallel(cache->dev, 2, fit_part, &j);
+    free(j.parts);
+    return j.failed[0] || j.failed[1] ? no_memory(page_bytes, err) : KVF_OK;
 }
