@@ -432,11 +432,13 @@ void cpu_pick_scores(const kvf_cache *cache, const kv_table *t, const cpu_pick *
 void cpu_pick_values(const kvf_cache *cache, const kv_table *t, const cpu_pick *picks, uint32_t n, const float *p,
                      size_t ld_p, uint32_t m, float *out, size_t ld_out) {
     const uint32_t dim = cache->config.head_dim, dtype = cache->config.row_dtype;
+    const size_t row_bytes = dim * cpu_dtype_bytes(dtype);
     for (uint32_t i = 0; i < n; i++) {
-        const uint32_t first = picks[i].page * KVF_PAGE_ROWS;
-        const uint32_t used = t->rows - first < KVF_PAGE_ROWS ? t->rows - first : KVF_PAGE_ROWS;
-        cpu_ops_of(cache->dev)->page_values[dtype](out, ld_out, p + (size_t)i * KVF_PAGE_ROWS, ld_p, kv_page_data(cache, t, first),
-                                                   m, used, dim);
+        /* only from the first to the last picked slot: the kernel begins with slot 0 of the page it is given */
+        const uint32_t first = (uint32_t)__builtin_ctz(picks[i].mask), end = 32 - (uint32_t)__builtin_clz(picks[i].mask);
+        const uint8_t *page = kv_page_data(cache, t, picks[i].page * KVF_PAGE_ROWS);
+        cpu_ops_of(cache->dev)->page_values[dtype](out, ld_out, p + (size_t)i * KVF_PAGE_ROWS + first, ld_p,
+                                                   page + first * row_bytes, m, end - first, dim);
     }
 }
 
