@@ -133,7 +133,7 @@ async function build(target: string): Promise<number> {
   return code;
 }
 
-/** Starts Deno and waits for it. */
+/** Starts Deno and waits for it, also while it ends what a request to stop interrupted. */
 async function start(args: string[], cwd: string): Promise<number> {
   const child = new Deno.Command("deno", {
     args,
@@ -141,8 +141,18 @@ async function start(args: string[], cwd: string): Promise<number> {
     stdin: "inherit",
     stdout: "inherit",
     stderr: "inherit",
-  });
-  return (await child.output()).code;
+  }).spawn();
+  // A terminal interrupts the child itself.
+  const wait = (): void => {};
+  const stop = (): void => child.kill("SIGTERM");
+  Deno.addSignalListener("SIGINT", wait);
+  Deno.addSignalListener("SIGTERM", stop);
+  try {
+    return (await child.status).code;
+  } finally {
+    Deno.removeSignalListener("SIGINT", wait);
+    Deno.removeSignalListener("SIGTERM", stop);
+  }
 }
 
 if (import.meta.main) {

@@ -7,7 +7,7 @@
  */
 import { CommanderError } from "@commander-js/extra-typings";
 import { createProgram } from "./program.ts";
-import { UsageError } from "./spec.ts";
+import { StoppedError, UsageError } from "./spec.ts";
 
 /** Runs a command line; resolves to the exit status: 0 good, 1 failed, 2 wrong usage or input. */
 export async function main(args: string[]): Promise<number> {
@@ -29,6 +29,10 @@ export function report(error: unknown): number {
   if (!(error instanceof Error)) {
     console.error(`error: ${error}`);
     return 1;
+  }
+  if (error instanceof StoppedError) {
+    console.error(error.message);
+    return 130;
   }
   if (error instanceof Deno.errors.NotCapable) {
     console.error(`error: the sandbox refused it: ${error.message}`);

@@ -78,6 +78,11 @@ export class UsageError extends Error {
   override name = "UsageError";
 }
 
+/** The user, or the system, asked the program to stop: told without a stack, exit status 130. */
+export class StoppedError extends Error {
+  override name = "StoppedError";
+}
+
 /** The string value of a flag, or undefined. */
 export function text(flags: Flags, name: string): string | undefined {
   const value = flags[name];

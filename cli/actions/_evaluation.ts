@@ -31,6 +31,7 @@ import { plainJson, runHashes, runOptions } from "../../eval/run_facts.ts";
 import { predictRuns, runPrepared } from "../../eval/runner.ts";
 import { formatBytes } from "../../eval/tables/mod.ts";
 import { type Call, text } from "../spec.ts";
+import { Interrupt } from "./_interrupt.ts";
 import { type Count, EvaluationProgress } from "./_progress.ts";
 
 /** An evaluation of one model. */
@@ -102,11 +103,13 @@ export async function evaluateCall(
   const progress = new EvaluationProgress(label, silent);
   const counts = countsOf(prepared);
   progress.update(counts.all());
+  using interrupt = new Interrupt();
   try {
     const made = await runPrepared(model, prepared, {
       store,
       memoryBytes,
       slots: flags.batch as number,
+      signal: interrupt.signal,
       onProgress: (changed) => {
         for (const one of changed) counts.note(one.configuration, one);
         progress.update(counts.all());

@@ -56,7 +56,6 @@ export class EvaluationProgress {
       const multi = new MultiBar({
         format: "{label} {bar} {value}/{total} | {left} left",
         clearOnComplete: true,
-        hideCursor: true,
         stopOnComplete: false,
       }, Presets.shades_classic);
       this.#bars = {

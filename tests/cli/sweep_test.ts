@@ -119,6 +119,34 @@ Deno.test("a sweep killed at 20 random moments and started again ends with the v
   assert(halfDone > 0, "no kill fell into the middle of the work");
 });
 
+Deno.test("a sweep that is asked to stop says so and goes on when it is started again", async () => {
+  const { records } = await whole();
+  for (const launcher of [false, true]) {
+    using folder = new Folder();
+    const args = [...SWEEP, "--out", folder.path, "--batch", "5"];
+    const child = launcher ? spawnLauncher(args) : start(args);
+    const output = finish(child);
+    for (let lines = 0; lines === 0;) {
+      await new Promise((done) => setTimeout(done, 20));
+      try {
+        lines = folder.lines().length;
+      } catch (error) {
+        if (!(error instanceof Deno.errors.NotFound)) throw error;
+      }
+    }
+    child.kill("SIGTERM");
+    const { code, err } = await output;
+    assertEquals(code, 130, err);
+    assertStringIncludes(err, "Stopped.");
+    const finished = folder.lines().length;
+    assert(finished > 0 && finished < RECORDS);
+    const rest = await finish(start([...SWEEP, "--out", folder.path]));
+    assertEquals(rest.code, 0, rest.err);
+    assertStringIncludes(rest.err, `${finished} finished records`);
+    assertEquals(await folder.comparable(), records);
+  }
+});
+
 Deno.test("three processes share a folder: each record once, the same as from one process", async () => {
   const { records } = await whole();
   using folder = new Folder();
@@ -234,24 +262,20 @@ Deno.test("a sweep that cannot fit in memory is refused before any work", async 
 });
 
 /** Through the launcher, which works out what a plan needs. */
-function launch(...args: string[]): Promise<{
-  code: number;
-  out: string;
-  err: string;
-}> {
-  return finish(
-    new Deno.Command("deno", {
-      args: [
-        ...["run", "-q", "--no-prompt", "-P=launcher", "cli/kvf.ts", "sweep"],
-        ...args,
-      ],
-      cwd: ROOT,
-      stdin: "null",
-      stdout: "piped",
-      stderr: "piped",
-    }).spawn(),
-  );
+function spawnLauncher(args: string[]): Deno.ChildProcess {
+  return new Deno.Command("deno", {
+    args: [
+      ...["run", "-q", "--no-prompt", "-P=launcher", "cli/kvf.ts", "sweep"],
+      ...args,
+    ],
+    cwd: ROOT,
+    stdin: "null",
+    stdout: "piped",
+    stderr: "piped",
+  }).spawn();
 }
+
+const launch = (...args: string[]) => finish(spawnLauncher(args));
 
 Deno.test("kvf sweep runs a plan under the permissions that the plan needs", async () => {
   using folder = new Folder();
