@@ -1,5 +1,6 @@
 /* Scores that read a layer's rows or prefill's records, and the records themselves. */
 #include "numbers.cuh"
+#include "window.cuh"
 
 /* ---- Records ---- */
 
@@ -152,12 +153,24 @@ extern "C" int32_t be_scores_window(kvf_cache *cache, kv_sequence *s, uint32_t l
     queries.n = window, queries.n_head = n_head, queries.position = o->n_token - window;
     void *work;
     const size_t lse_bytes = (size_t)n_head * window * sizeof(float), mass_bytes = (size_t)n_head * n_row * sizeof(float);
-    CU_PASS(cu_scratch(dev, &work, lse_bytes + mass_bytes + window, err));
-    float *lse = (float *)work, *mass = lse + (size_t)n_head * window;
+    const size_t partial_bytes = cu_window_bytes(n_head, window, o->n_token);
+    const bool maxima = flags & KVF_WINDOW_REDUCE_FIRST && reduce == KVF_MAX && s->n_stored_head < n_head;
+    cudaError_t ran;
+    CU_PASS(cu_scratch(dev, &work, partial_bytes + lse_bytes + mass_bytes + window, err));
+    float *lse = (float *)((char *)work + partial_bytes), *mass = lse + (size_t)n_head * window;
     uint8_t *sets = (uint8_t *)(mass + (size_t)n_head * n_row);
     CU_PASS(cu_layer_view(cache, s, layer, &view, err));
+    if (cu_window_scores(dev, &view, dtype, &queries, maxima, divide, o->n_token, work, lse, maxima ? out : mass, n_row,
+                         &ran)) {
+        CU_TRY(ran, "window scores");
+        if (maxima) return KVF_OK;
+        reduce_kernel<<<dim3(cu_div_up(n_row, 256), s->n_stored_head), 256, 0, stream>>>(out, mass, n_row, n_row,
+                                                                                     view.readers, reduce, divide);
+        CU_LAUNCHED("window scores");
+        return KVF_OK;
+    }
     CU_PASS(cu_attention_prefill(dev, &view, dtype, &queries, NULL, 0, 0, lse, err));
-    if (flags & KVF_WINDOW_REDUCE_FIRST && reduce == KVF_MAX && view.readers > 1) {
+    if (maxima) {
         const dim3 grid(cu_div_up(n_row, KVF_PAGE_ROWS), s->n_stored_head);
         const size_t bytes = (size_t)KVF_PAGE_ROWS * (head_dim + 1) * sizeof(float);
         const float scale = LOG2E / sqrtf((float)head_dim);
