@@ -155,6 +155,24 @@ const PROBES: Record<string, Probe> = {
       ...["--attention", "0", "--images", "--out", "OUT/view.html"],
     ],
   },
+  "bench-steps": {
+    args: ["run", "tasks/bench_steps.ts", "--rows=64", "--rounds=1"],
+  },
+  "overheads": {
+    args: [
+      ...["run", "tasks/overheads.ts", "--lengths", "128"],
+      ...["--budget", "40", "--repeats", "1"],
+    ],
+  },
+  "peer": {
+    args: ["run", "tasks/peer.ts"],
+    excused: Object.fromEntries(
+      [
+        ...["read ./results/peer", "write ./results/peer"],
+        ...["ffi ./build/libkvf.so", "ffi ./results/peer"],
+      ].map((entry) => [entry, "llama.cpp is installed by hand"]),
+    ),
+  },
   "bench": {
     args: [
       ...["run", "cli/main.ts", "bench", "--model", "models/needle-6m"],
