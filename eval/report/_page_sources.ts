@@ -13,6 +13,8 @@ import explorer from "./page/explorer.ts" with { type: "text" };
 import hint from "./page/hint.ts" with { type: "text" };
 import kept from "./page/kept.ts" with { type: "text" };
 import main from "./page/main.ts" with { type: "text" };
+import panel from "./page/panel.ts" with { type: "text" };
+import rows from "./page/rows.ts" with { type: "text" };
 import style from "./page/style.css" with { type: "text" };
 import tables from "./page/tables.ts" with { type: "text" };
 
@@ -26,6 +28,8 @@ const MODULES = [
   tables,
   charts,
   attention,
+  rows,
+  panel,
   explorer,
   main,
 ];

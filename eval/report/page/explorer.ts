@@ -13,47 +13,19 @@ import {
   percent,
   selectBox,
   sliderBox,
-  styleOf,
 } from "./dom.ts";
-import { channels } from "./dom.ts";
 import { say } from "./hint.ts";
 import {
   countLayers,
   type LayerCounts,
   meanScores,
-  rowCounts,
   shadeOfScore,
   shadeOfShare,
   snapshotAt,
   sumLayers,
 } from "./kept.ts";
-
-/** What all parts of a view look at. */
-export interface ViewState {
-  layer: number;
-  head: number;
-  generated: number;
-}
-
-/** A panel: one configuration. */
-interface Panel {
-  configuration: ViewConfiguration;
-  root: HTMLElement;
-  text: HTMLElement;
-  summary: HTMLElement;
-  map: HTMLCanvasElement;
-  spans: HTMLSpanElement[];
-  /** Class of a span beside its shade. */
-  base: string[];
-  /** Shade that each span has, and the one it should have. */
-  shades: Int8Array;
-  wanted: Int8Array;
-  /** Counts of the moment and head that were shown last. */
-  counts?: { generated: number; head: number; found: LayerCounts };
-}
-
-/** Added to the shade of a token that no chosen head holds. */
-const GONE = 16;
+import { drawStrip, GONE, paint, type Panel, visible } from "./panel.ts";
+import type { ViewState } from "./rows.ts";
 
 /** Shade of a token that was not generated yet. */
 const FUTURE = 9;
@@ -323,7 +295,7 @@ export class Explorer {
       wanted[i] = i >= past ? FUTURE : counts[i] === 0 ? shade + GONE : shade;
     }
     this.#summarise(panel, counts, of);
-    this.#drawMap(panel, found);
+    drawStrip(panel, found, this.#view, this.#state.layer);
   }
 
   #summarise(panel: Panel, counts: Uint16Array, of: number): void {
@@ -344,48 +316,6 @@ export class Explorer {
     panel.summary.textContent = `${count(rows / of)} rows per head (${
       percent(rows / of / Math.max(1, seen))
     }); ${bytesText(snapshot.ownedBytes)} in all.${marked.join("")}`;
-  }
-
-  /** The strip above the text: a column per position, a row per layer. */
-  #drawMap({ map }: Panel, { layers, of }: LayerCounts): void {
-    const n = this.#view.tokens.length;
-    const width = Math.min(n, 1024);
-    const each = Math.max(2, Math.min(8, Math.floor(72 / layers.length)));
-    map.width = width;
-    map.height = layers.length * each + 4;
-    const paper = map.getContext("2d");
-    if (paper === null) return;
-    const image = paper.createImageData(width, map.height);
-    const pixels = new Uint32Array(image.data.buffer);
-    const from = channels(styleOf("--map-0"));
-    const to = channels(styleOf("--map-1"));
-    const colours = Array.from(
-      { length: 65 },
-      (_, i) => pixelOf(from.map((c, k) => c + (to[k]! - c) * i / 64)),
-    );
-    for (const [layer, counts] of layers.entries()) {
-      const dim = this.#state.layer >= 0 && this.#state.layer !== layer;
-      for (let x = 0; x < width; x++) {
-        const first = Math.floor(x * n / width);
-        const end = Math.max(first + 1, Math.floor((x + 1) * n / width));
-        let most = 0;
-        for (let i = first; i < end; i++) most = Math.max(most, counts[i]!);
-        const colour = colours[Math.ceil((dim ? 20 : 64) * most / of)]!;
-        for (let y = 0; y < each; y++) {
-          pixels[(layer * each + y) * width + x] = colour;
-        }
-      }
-    }
-    const mark = pixelOf(channels(styleOf("--mark")));
-    for (const [first, end] of this.#view.highlights) {
-      const last = Math.ceil(Math.max(first + 1, end) * width / n);
-      for (let x = Math.floor(first * width / n); x < last; x++) {
-        for (let y = 1; y <= 3; y++) {
-          pixels[(layers.length * each + y) * width + x] = mark;
-        }
-      }
-    }
-    paper.putImageData(image, 0, 0);
   }
 
   #hover(event: Event): void {
@@ -516,145 +446,5 @@ export class Explorer {
         ).join("; ")
       }`,
     );
-  }
-}
-
-/** Tokens of a panel that are in sight, and some around them. */
-function visible({ text, spans }: Panel): [first: number, end: number] {
-  const below = (top: number): number => {
-    let low = 0, high = spans.length;
-    while (low < high) {
-      const middle = (low + high) >> 1;
-      if (spans[middle]!.offsetTop < top) low = middle + 1;
-      else high = middle;
-    }
-    return low;
-  };
-  const shown = below(text.scrollTop - 60);
-  return [
-    Math.max(0, shown - 10),
-    below(text.scrollTop + text.clientHeight + 60) + 10,
-  ];
-}
-
-/** Gives the spans of a range the shades they should have. */
-function paint(
-  { spans, base, shades, wanted }: Panel,
-  [first, end]: readonly [number, number],
-): void {
-  const last = Math.min(spans.length, Math.ceil(end));
-  for (let i = Math.floor(first); i < last; i++) {
-    const shade = wanted[i]!;
-    if (shades[i] === shade) continue;
-    shades[i] = shade;
-    spans[i]!.className = shade >= GONE
-      ? `${base[i]}k${shade - GONE} gone`
-      : `${base[i]}k${shade}`;
-  }
-}
-
-/** A pixel as canvases keep it in memory. */
-function pixelOf([red, green, blue]: readonly number[]): number {
-  return (255 << 24 | blue! << 16 | green! << 8 | red!) >>> 0;
-}
-
-/** Rows or bytes of each layer and head of one configuration, as a shaded table. */
-export class RowTable {
-  readonly #view: View;
-  readonly #state: ViewState;
-  readonly #place = make("div", { class: "wide" });
-  #what: "rows" | "bytes" = "rows";
-  #which = 0;
-
-  /** Builds the table into `root`. */
-  constructor(root: HTMLElement, view: View, state: ViewState) {
-    this.#view = view;
-    this.#state = state;
-    const which = selectBox(
-      "Configuration",
-      view.configurations.map(({ name }, i) => [String(i), name] as const),
-      (value) => {
-        this.#which = Number(value);
-        this.update();
-      },
-    );
-    const compressed = view.configurations.findIndex(({ method }) =>
-      method !== "fullkv"
-    );
-    this.#which = Math.max(0, compressed);
-    which.select.value = String(this.#which);
-    const what = selectBox(
-      "Show",
-      [["rows", "rows"], ["bytes", "bytes"]],
-      (value) => {
-        this.#what = value as "rows" | "bytes";
-        this.update();
-      },
-    );
-    root.append(
-      make("div", { class: "controls no-print" }, which.box, what.box),
-      this.#place,
-    );
-    this.update();
-  }
-
-  /** Fills the table for the moment that is chosen. */
-  update(): void {
-    const configuration = this.#view.configurations[this.#which]!;
-    const { heads, name } = configuration;
-    const snapshot = snapshotAt(configuration, this.#state.generated);
-    const values = this.#what === "rows"
-      ? rowCounts(this.#view, configuration, snapshot)
-      : rowCounts(this.#view, configuration, snapshot).map((row, layer) =>
-        row.map((_, head) => snapshot.bytes[layer * heads + head]!)
-      );
-    const most = Math.max(1, ...values.flat());
-    const text = this.#what === "rows" ? count : bytesText;
-    const sum = (row: number[]) => row.reduce((a, b) => a + b, 0);
-    const kind = configuration.granularity === "query_head"
-      ? "query head"
-      : "KV head";
-    this.#place.replaceChildren(make(
-      "table",
-      { class: "grid-table" },
-      make(
-        "caption",
-        {},
-        `${
-          this.#what === "rows" ? "Rows" : "Bytes"
-        } that ${name} holds, by layer and ${kind}: ${
-          text(sum(values.map(sum)))
-        } in all`,
-      ),
-      make(
-        "thead",
-        {},
-        make(
-          "tr",
-          {},
-          make("th", { scope: "col" }, "Layer"),
-          ...Array.from(
-            { length: heads },
-            (_, head) => make("th", { scope: "col" }, String(head)),
-          ),
-          make("th", { scope: "col" }, "All"),
-        ),
-      ),
-      make(
-        "tbody",
-        {},
-        ...values.map((row, layer) =>
-          make(
-            "tr",
-            {},
-            make("th", { scope: "row" }, String(layer)),
-            ...row.map((value) =>
-              make("td", { style: `--share:${value / most}` }, text(value))
-            ),
-            make("td", { class: "sum" }, text(sum(row))),
-          )
-        ),
-      ),
-    ));
   }
 }

@@ -8,7 +8,8 @@ import { unpackView } from "../../view/pack.ts";
 import { AttentionMap } from "./attention.ts";
 import { type Chart, curves, heatMaps, type HeatPanel } from "./charts.ts";
 import { found, make } from "./dom.ts";
-import { Explorer, RowTable, type ViewState } from "./explorer.ts";
+import { Explorer } from "./explorer.ts";
+import { RowTable, type ViewState } from "./rows.ts";
 import { enliven } from "./tables.ts";
 
 /** Pictures of a section, as the generator writes them. */
