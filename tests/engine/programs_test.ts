@@ -113,6 +113,8 @@ const AGAIN: [string, Record<string, unknown>][] = [
   ["l2norm", { budgetPolicy: "pyramid:4", skipLayers: [] }],
   ["scissorhands", { selection: "prob", historyWindow: 7 }],
   ["nacl", { randomRows: 5 }],
+  ["h2o", { quant: "gear:4" }],
+  ["snapkv", { quant: "kivi:4", budgetPolicy: "adaptive" }],
 ];
 for (const [name, variant] of AGAIN) {
   const title = `${name} with ${
