@@ -152,7 +152,7 @@ function page<Row>(
   table: Table<Row>,
 ): string {
   const { name } = model.device.info();
-  return `# ${title}\n\n${text}\n\nCommit ${
+  return `# ${title}\n\n${text}\n\nMethods as of commit ${
     sourceState().commit.slice(0, 12)
   }, model ${model.folder.hash().slice(0, 12)}, ${name}.\n\n${
     toMarkdown(table)
