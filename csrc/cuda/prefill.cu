@@ -161,7 +161,10 @@ extern "C" int32_t be_prefill_logits(kvf_model *model, kvf_cache *cache, kv_sequ
         status = cu_rms_norm(model->dev, c->weight_dtype, p->h, w->output.ld, p->x + (size_t)first * c->hidden, w->final_norm,
                              n, c->hidden, c->norm_eps, err);
         if (status == KVF_OK) {
-            status = cu_gemm(model->dev, c->weight_dtype, &w->output, p->h, w->output.ld, n, logits, c->vocab, false, err);
+            /* the product of decode and of kvf_prefill_end, so that the last token's logits have the same bits */
+            cu_skinny_out out = {};
+            out.epilogue = CU_STORE, out.out = logits, out.ld = c->vocab;
+            status = cu_skinny(model->dev, c->weight_dtype, &w->output, p->h, n, out, err);
         }
         if (status == KVF_OK) {
             status = be_download(model->dev, to_host + (size_t)first * c->vocab, logits,
