@@ -1,10 +1,10 @@
 /** Loads the model folder that is named and prints what it cost: bytes of the weights, and by how much memory peaked. */
 import { LanguageModel } from "../../eval/engine/mod.ts";
-import { Device } from "../../ffi/mod.ts";
 
 {
-  // The library and its threads are there before the count begins.
-  using _device = new Device({ threads: 1 });
+  // The library and the code that loads are there before the count begins.
+  const tiny = new URL("../goldens/models/llama", import.meta.url).pathname;
+  using _model = await LanguageModel.load(tiny, { threads: 1 });
 }
 const before = Deno.memoryUsage().rss;
 let peak = 0;
