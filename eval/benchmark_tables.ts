@@ -164,7 +164,7 @@ function scoreColumns(
 
 const COMMON: Column<BenchmarkRow>[] = [
   { title: "cache", cell: (row) => row.residentBytes, format: formatBytes },
-  { title: "ms/token", cell: (row) => row.msPerToken },
+  { title: "ms/step", cell: (row) => row.msPerToken },
   { title: "examples", cell: (row) => row.n, digits: 0 },
 ];
 

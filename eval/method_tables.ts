@@ -85,7 +85,7 @@ export function rulerBudgetTable(
     ...table,
     columns: table.columns
       // Times of a batch of many configurations say nothing of any one of them.
-      .filter(({ title }) => title !== "ms/token")
+      .filter(({ title }) => title !== "ms/step")
       .map((column) => column.format ? column : { ...column, digits: 0 }),
   };
 }

@@ -86,7 +86,7 @@ export function needleRows(records: readonly EvalRecord[]): NeedleRow[] {
 /** The table in Markdown. */
 export function needleMarkdown(rows: readonly NeedleRow[]): string {
   return [
-    "| configuration | score | 95 % interval | exact | cache bytes | ms/token | examples |",
+    "| configuration | score | 95 % interval | exact | cache bytes | ms/step | examples |",
     "| --- | --- | --- | --- | --- | --- | --- |",
     ...rows.map((row) =>
       `| ${row.configuration} | ${percent(row.score)} | ${

@@ -77,7 +77,7 @@ export async function evalNeedleAction(call: Call): Promise<number> {
       "95 % interval",
       "exact",
       "cache",
-      "ms/token",
+      "ms/step",
       "examples",
     ],
     ...rows.map((row) => [

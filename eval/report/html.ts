@@ -148,7 +148,7 @@ function picturesOf(
       : []),
     `${formatBytes(cost.residentBytes)} resident, ${
       cost.msPerToken.toFixed(2)
-    } ms/token`,
+    } ms/step`,
   ];
   const reference = configurations.find(({ name }) =>
     name === section.reference

@@ -136,13 +136,13 @@ export function costTable(
       },
       bytes("Promised", ({ cost }) => cost.promisedBytes),
       bytes("Peak of the batch", ({ cost }) => cost.peakBytes),
-      { title: "ms/token", cell: ({ cost }) => cost.msPerToken },
+      { title: "ms/step", cell: ({ cost }) => cost.msPerToken },
       { title: "Prefill ms", digits: 1, cell: ({ cost }) => cost.prefillMs },
       { title: "Compress ms", digits: 1, cell: ({ cost }) => cost.compressMs },
     ],
     rows: configurations,
     notes: [
-      "Means over the examples. Bytes are those of the page pool after prefill. Configurations that decoded as one batch share its time per token.",
+      "Means over the examples. Bytes are those of the page pool after prefill. Configurations that decoded as one batch share the time of its steps.",
     ],
   };
 }

@@ -243,7 +243,7 @@ static void prefill(kvf_device *dev, kvf_model *model) {
     REFUSED(kvf_scores_window(cache, s, 2, 1, 0, 0, ERR), KVF_ERR_ARG);
     REFUSED(kvf_scores_window(cache, s, 0, 0, 0, 0, ERR), KVF_ERR_ARG);
     REFUSED(kvf_scores_window(cache, s, 0, 8, 0, 0, ERR), KVF_ERR_ARG);
-    REFUSED(kvf_scores_window(cache, s, 0, 1, 8, 0, ERR), KVF_ERR_ARG);
+    REFUSED(kvf_scores_window(cache, s, 0, 1, 1024, 0, ERR), KVF_ERR_ARG);
     REFUSED(kvf_scores_window(cache, s, 0, 1, 0, 3, ERR), KVF_ERR_ARG);
     REFUSED(kvf_scores_mass(cache, s, 0, 1, 0, ERR), KVF_ERR_ARG);
     REFUSED(kvf_scores_mass(cache, s, 0, 0, 3, ERR), KVF_ERR_ARG);

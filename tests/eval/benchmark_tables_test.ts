@@ -73,7 +73,7 @@ Deno.test("LongBench's table has both averages, and marks what may be chance", (
   ];
   const rows = benchmarkRows(all, [FULL, SNAP], LONGBENCH_RULES);
   const table = longbenchTable(rows);
-  const { cache: _cache, "ms/token": _ms, ...full } = cells(table, 0);
+  const { cache: _cache, "ms/step": _ms, ...full } = cells(table, 0);
   assertEquals(full, {
     configuration: "FullKV",
     hotpotqa: 100,
@@ -179,5 +179,5 @@ Deno.test("the methods table takes rows and bytes from runs of one configuration
   assertEquals([snap["peak at 2048"], snap["peak at 4096"]], [2000, 4000]);
   const published = rulerBudgetTable(ruler, [FULL, SNAP]);
   assertEquals(cells(published, 1).mean, 37.5);
-  assert(!published.columns.some(({ title }) => title === "ms/token"));
+  assert(!published.columns.some(({ title }) => title === "ms/step"));
 });
