@@ -9,7 +9,15 @@ import {
   Option,
 } from "@commander-js/extra-typings";
 import type { ProtocolOptions } from "../../eval/protocol.ts";
-import { type Flags, text, UsageError } from "../spec.ts";
+import {
+  type Call,
+  type Flags,
+  type Grants,
+  methodPaths,
+  paths,
+  text,
+  UsageError,
+} from "../spec.ts";
 
 /** Parses an integer within bounds. */
 export function integer(
@@ -109,10 +117,22 @@ export function scheduleFlags(command: Command): void {
     );
 }
 
-/** What evaluations need beside their own folders. */
-export const EVALUATION_GRANTS = {
-  sys: ["systemMemoryInfo"],
-};
+/**
+ * What an evaluation needs: model, methods, results folder, and the files and folders of the user that its flags name.
+ */
+export function evaluationGrants({ flags }: Call, named: string[]): Grants {
+  return {
+    read: paths(
+      text(flags, "model"),
+      ...named.map((name) => text(flags, name)),
+      ...methodPaths(text(flags, "method")),
+    ),
+    write: paths(text(flags, "out")),
+    sys: ["systemMemoryInfo"],
+    native: true,
+    device: deviceOf(flags),
+  };
+}
 
 /** `--granularity`. */
 export function granularityFlag(command: Command): void {

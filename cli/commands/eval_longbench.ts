@@ -1,10 +1,9 @@
 import { Option } from "@commander-js/extra-typings";
 import { LONGBENCH_PROTOCOL } from "../../eval/protocol.ts";
-import { type CommandSpec, methodPaths, paths, text } from "../spec.ts";
+import type { CommandSpec } from "../spec.ts";
 import {
   benchmarkFlags,
-  deviceOf,
-  EVALUATION_GRANTS,
+  evaluationGrants,
   granularityFlag,
   integer,
   modelFlags,
@@ -92,21 +91,8 @@ Example:
   kvf eval longbench --model DIR --data data.zip --prompts dataset2prompt.json --datasets hotpotqa,lcc --limit 20 --method fullkv,snapkv --budget 128`,
     );
   },
-  grants({ flags }) {
-    return {
-      read: paths(
-        text(flags, "model"),
-        text(flags, "data"),
-        text(flags, "prompts"),
-        text(flags, "answerLengths"),
-        ...methodPaths(text(flags, "method")),
-      ),
-      write: paths(text(flags, "out")),
-      ...EVALUATION_GRANTS,
-      native: true,
-      device: deviceOf(flags),
-    };
-  },
+  grants: (call) =>
+    evaluationGrants(call, ["data", "prompts", "answerLengths"]),
   run: async (call) =>
     (await import("../actions/eval_longbench.ts")).evalLongbenchAction(call),
 };

@@ -1,9 +1,8 @@
 import { Option } from "@commander-js/extra-typings";
-import { type CommandSpec, methodPaths, paths, text } from "../spec.ts";
+import type { CommandSpec } from "../spec.ts";
 import {
   benchmarkFlags,
-  deviceOf,
-  EVALUATION_GRANTS,
+  evaluationGrants,
   granularityFlag,
   integer,
   integers,
@@ -101,20 +100,7 @@ Example:
   kvf eval needle --model models/needle-6m --method fullkv,snapkv --budget 64,128 --out results/mine`,
     );
   },
-  grants({ flags }) {
-    return {
-      read: paths(
-        text(flags, "model"),
-        text(flags, "haystack"),
-        text(flags, "template"),
-        ...methodPaths(text(flags, "method")),
-      ),
-      write: paths(text(flags, "out")),
-      ...EVALUATION_GRANTS,
-      native: true,
-      device: deviceOf(flags),
-    };
-  },
+  grants: (call) => evaluationGrants(call, ["haystack", "template"]),
   run: async (call) =>
     (await import("../actions/eval_needle.ts")).evalNeedleAction(call),
 };

@@ -1,9 +1,8 @@
 import { Option } from "@commander-js/extra-typings";
-import { type CommandSpec, methodPaths, paths, text } from "../spec.ts";
+import type { CommandSpec } from "../spec.ts";
 import {
   benchmarkFlags,
-  deviceOf,
-  EVALUATION_GRANTS,
+  evaluationGrants,
   granularityFlag,
   integer,
   integers,
@@ -77,23 +76,8 @@ Example:
   kvf eval ruler --model models/needle-6m --tasks niah_single_1,vt --lengths 1024,2048 --limit 20 --method fullkv,snapkv --budget 64`,
     );
   },
-  grants({ flags }) {
-    return {
-      read: paths(
-        text(flags, "model"),
-        text(flags, "data"),
-        text(flags, "wording"),
-        text(flags, "haystack"),
-        text(flags, "squad"),
-        text(flags, "hotpot"),
-        ...methodPaths(text(flags, "method")),
-      ),
-      write: paths(text(flags, "out")),
-      ...EVALUATION_GRANTS,
-      native: true,
-      device: deviceOf(flags),
-    };
-  },
+  grants: (call) =>
+    evaluationGrants(call, ["data", "wording", "haystack", "squad", "hotpot"]),
   run: async (call) =>
     (await import("../actions/eval_ruler.ts")).evalRulerAction(call),
 };

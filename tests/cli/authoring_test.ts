@@ -1,21 +1,7 @@
 /** Writing a method of one's own: the file that `kvf new-method` writes works, and `kvf check-method` finds faults. */
 import { assert, assertEquals, assertStringIncludes } from "@std/assert";
-import { fromFileUrl } from "@std/path";
 import { methodTemplate } from "../../cli/actions/new_method.ts";
-
-const ROOT = fromFileUrl(new URL("../..", import.meta.url));
-
-async function kvf(
-  ...args: string[]
-): Promise<{ code: number; out: string; err: string }> {
-  const { code, stdout, stderr } = await new Deno.Command("deno", {
-    args: ["run", "-q", "--no-prompt", "-P=launcher", "cli/kvf.ts", ...args],
-    cwd: ROOT,
-    stdin: "null",
-  }).output();
-  const decoder = new TextDecoder();
-  return { code, out: decoder.decode(stdout), err: decoder.decode(stderr) };
-}
+import { kvf, ROOT } from "./_kvf.ts";
 
 Deno.test("kvf new-method writes a method that passes kvf check-method, as it is and with other parts", async () => {
   const folder = Deno.makeTempDirSync({ dir: `${ROOT}/build` });

@@ -1,27 +1,11 @@
 /** The command line as a user calls it: through the launcher, in processes of its own. */
 import { assert, assertEquals, assertStringIncludes } from "@std/assert";
-import { fromFileUrl } from "@std/path";
 import type { CommandUnknownOpts } from "@commander-js/extra-typings";
 import { permissionFlags } from "../../cli/kvf.ts";
 import { writeSafetensors } from "../../models/mod.ts";
+import { deno, kvf, ROOT } from "./_kvf.ts";
 
-const ROOT = fromFileUrl(new URL("../..", import.meta.url));
 const LLAMA = `${ROOT}/tests/goldens/models/llama`;
-
-async function deno(
-  ...args: string[]
-): Promise<{ code: number; out: string; err: string }> {
-  const { code, stdout, stderr } = await new Deno.Command("deno", {
-    args,
-    cwd: ROOT,
-    stdin: "null",
-  }).output();
-  const decoder = new TextDecoder();
-  return { code, out: decoder.decode(stdout), err: decoder.decode(stderr) };
-}
-
-const kvf = (...args: string[]) =>
-  deno("run", "-q", "--no-prompt", "-P=launcher", "cli/kvf.ts", ...args);
 
 Deno.test("kvf run --json prints one object with rows, bytes and times, and writes the logits", async () => {
   const folder = Deno.makeTempDirSync({ dir: `${ROOT}/build` });

@@ -1,21 +1,7 @@
 /** Records done again: the same tokens, or what differs. */
 import { assertEquals, assertStringIncludes } from "@std/assert";
-import { fromFileUrl } from "@std/path";
 import { canonicalJson, readRecords } from "../../eval/records/mod.ts";
-
-const ROOT = fromFileUrl(new URL("../..", import.meta.url)).replace(/\/$/, "");
-
-async function kvf(
-  ...args: string[]
-): Promise<{ code: number; out: string; err: string }> {
-  const { code, stdout, stderr } = await new Deno.Command("deno", {
-    args: ["run", "-q", "--no-prompt", "-P=launcher", "cli/kvf.ts", ...args],
-    cwd: ROOT,
-    stdin: "null",
-  }).output();
-  const decoder = new TextDecoder();
-  return { code, out: decoder.decode(stdout), err: decoder.decode(stderr) };
-}
+import { kvf, ROOT } from "./_kvf.ts";
 
 const METHOD = (last: string): string =>
   `import { defineMethod, integer } from "${ROOT}/methods/mod.ts";

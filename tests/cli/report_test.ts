@@ -1,22 +1,8 @@
 /** `kvf view` and `kvf report` through the launcher: from a prompt and from records to files. */
 import { assert, assertEquals, assertStringIncludes } from "@std/assert";
-import { fromFileUrl } from "@std/path";
 import { unpackView } from "../../eval/view/mod.ts";
 import { sampleFolder, writeRecords } from "../eval/sample_records.ts";
-
-const ROOT = fromFileUrl(new URL("../..", import.meta.url)).replace(/\/$/, "");
-
-async function kvf(
-  ...args: string[]
-): Promise<{ code: number; out: string; err: string }> {
-  const { code, stdout, stderr } = await new Deno.Command("deno", {
-    args: ["run", "-q", "--no-prompt", "-P=launcher", "cli/kvf.ts", ...args],
-    cwd: ROOT,
-    stdin: "null",
-  }).output();
-  const decoder = new TextDecoder();
-  return { code, out: decoder.decode(stdout), err: decoder.decode(stderr) };
-}
+import { kvf, ROOT } from "./_kvf.ts";
 
 /** Runs `body` with a fresh folder below build/. */
 async function inFolder(

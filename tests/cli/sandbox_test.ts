@@ -1,24 +1,9 @@
 /** `kvf sandbox` against scripts that mean harm: each attempt must be refused, and the folders stay as they were. */
 import { assert, assertEquals, assertStringIncludes } from "@std/assert";
-import { fromFileUrl } from "@std/path";
+import { kvf, ROOT } from "./_kvf.ts";
 
-const ROOT = fromFileUrl(new URL("../..", import.meta.url));
-
-async function sandbox(
-  script: string,
-  ...args: string[]
-): Promise<{ code: number; out: string; err: string }> {
-  const { code, stdout, stderr } = await new Deno.Command("deno", {
-    args: [
-      ...["run", "-q", "--no-prompt", "-P=launcher", "cli/kvf.ts", "sandbox"],
-      ...[script, ...args],
-    ],
-    cwd: ROOT,
-    stdin: "null",
-  }).output();
-  const decoder = new TextDecoder();
-  return { code, out: decoder.decode(stdout), err: decoder.decode(stderr) };
-}
+const sandbox = (script: string, ...args: string[]) =>
+  kvf("sandbox", script, ...args);
 
 /** A temporary place with a secret beside the folders that the script gets. */
 function place(): { root: string; out: string } & Disposable {
