@@ -12,13 +12,9 @@
  */
 // deno-lint-ignore-file no-console -- a program that prints
 import { parseArgs } from "@std/cli/parse-args";
-import {
-  type Configuration,
-  crossConfigurations,
-  LanguageModel,
-} from "../eval/engine/mod.ts";
+import { LanguageModel } from "../eval/engine/mod.ts";
 import type { Observation } from "../ffi/mod.ts";
-import { METHODS } from "../methods/mod.ts";
+import { resolveOptions, snapkv } from "../methods/mod.ts";
 import type { Policy } from "../methods/types.ts";
 import { median, prompt, SHAPE, timed, writeConfig } from "./peer/shape.ts";
 
@@ -56,13 +52,10 @@ async function measure(
   budget: number,
   repeats: number,
 ): Promise<void> {
-  const [{ method, options }] = crossConfigurations(
-    [METHODS.get("snapkv")!],
-    [budget],
-    {},
-    "kv_head",
-  ) as [Configuration];
-  const policy = method.create(options, full.shape);
+  const policy = snapkv.create(
+    resolveOptions(snapkv, { budget }),
+    full.shape,
+  );
   const plain: number[] = [],
     linear: number[] = [],
     mass: number[] = [],

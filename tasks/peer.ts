@@ -14,13 +14,9 @@
  */
 // deno-lint-ignore-file no-console -- a program that prints
 import { parseArgs } from "@std/cli/parse-args";
-import {
-  type Configuration,
-  crossConfigurations,
-  LanguageModel,
-} from "../eval/engine/mod.ts";
+import { LanguageModel } from "../eval/engine/mod.ts";
 import { decode, type Sequence } from "../ffi/mod.ts";
-import { METHODS } from "../methods/mod.ts";
+import { resolveOptions, snapkv } from "../methods/mod.ts";
 import type { Policy } from "../methods/types.ts";
 import { writeRandomGguf } from "./peer/gguf.ts";
 import { Llama, type LlamaContext } from "./peer/llama.ts";
@@ -162,13 +158,10 @@ async function raceDecode(
   compress: boolean,
   results: Results,
 ): Promise<void> {
-  const [{ method, options }] = crossConfigurations(
-    [METHODS.get("snapkv")!],
-    [budget],
-    {},
-    "kv_head",
-  ) as [Configuration];
-  const policy = method.create(options, ours.shape);
+  const policy = snapkv.create(
+    resolveOptions(snapkv, { budget }),
+    ours.shape,
+  );
   const tokens = prompt(length);
   const { sequence } = await ourPrefill(ours, tokens, policy);
   using full = sequence;

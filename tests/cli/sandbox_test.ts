@@ -36,8 +36,7 @@ const ATTEMPTS: Record<string, string> = {
   "opens a file elsewhere": "return Deno.openSync(HOME + '/secret.json')",
   "fetches a file address":
     "return await (await fetch('file://' + HOME + '/secret.json')).text()",
-  "reads the ssh keys of the user":
-    "return Deno.readDirSync('/root/.ssh').next()",
+  "reads the keys of the machine": "return Deno.readDirSync('/etc/ssh').next()",
   "reads the process's environment through /proc":
     "return Deno.readTextFileSync('/proc/self/environ')",
   "reads its own memory map": "return Deno.readTextFileSync('/proc/self/maps')",
