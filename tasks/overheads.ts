@@ -71,13 +71,16 @@ async function measure(
     mass.push(masses.prefill);
   }
   const rows = length / 2 + BEYOND;
-  const attention = (median(plain) - median(linear)) * rows /
-    (rows - WINDOWED);
-  const percent = (share: number) => `${(100 * share).toFixed(2)} %`;
+  // Attention of a prompt within the window is all in both runs: nothing can be told apart.
+  const attention = rows > WINDOWED
+    ? (median(plain) - median(linear)) * rows / (rows - WINDOWED)
+    : NaN;
+  const percent = (share: number) =>
+    Number.isNaN(share) ? "–" : `${(100 * share).toFixed(2)} %`;
   console.log(
-    `| ${length} | ${median(plain).toFixed(0)} | ${attention.toFixed(0)} | ${
-      median(act).toFixed(1)
-    } | ${percent(median(act) / median(plain))} | ${
+    `| ${length} | ${median(plain).toFixed(0)} | ${
+      Number.isNaN(attention) ? "–" : attention.toFixed(0)
+    } | ${median(act).toFixed(1)} | ${percent(median(act) / median(plain))} | ${
       (median(mass) - median(plain)).toFixed(0)
     } | ${percent((median(mass) - median(plain)) / attention)} |`,
   );
