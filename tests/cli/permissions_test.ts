@@ -309,7 +309,14 @@ Deno.test("no task of deno.json runs with all permissions or asks for more", () 
 
 for (const [name, probe] of Object.entries(PROBES)) {
   const program = NEEDED[name];
-  const skipped = program !== undefined && !has(program)
+  const entries = Object.entries(SETS[name] ?? {}).flatMap(([kind, values]) =>
+    values.map((value) => `${kind} ${value}`)
+  );
+  // A probe that excuses everything shows nothing: it is skipped aloud.
+  const excuses = entries.map((entry) => probe.excused?.[entry]);
+  const skipped = excuses.every((reason) => reason !== undefined)
+    ? ` (SKIPPED: ${excuses[0]})`
+    : program !== undefined && !has(program)
     ? ` (SKIPPED: no ${program})`
     : "";
   Deno.test({
