@@ -45,21 +45,36 @@ class Folder implements Disposable {
   readonly path = `results/sweep-${crypto.randomUUID()}`;
   readonly full = `${ROOT}/${this.path}`;
   [Symbol.dispose](): void {
-    Deno.removeSync(this.full, { recursive: true });
+    try {
+      Deno.removeSync(this.full, { recursive: true });
+    } catch (error) {
+      // Nothing was written.
+      if (!(error instanceof Deno.errors.NotFound)) throw error;
+    }
   }
   /** The comparable part of all records, sorted. */
   async comparable(): Promise<string[]> {
     const records = await Array.fromAsync(readRecords(this.full));
     return records.map(comparableRecord).sort();
   }
-  /** Whole lines of all files of records. */
+  /** Whole lines of all files of records; none before the folder is there. */
   lines(): string[] {
-    return [...Deno.readDirSync(this.full)]
-      .filter(({ name }) => name.startsWith("records-"))
-      .flatMap(({ name }) =>
-        Deno.readTextFileSync(`${this.full}/${name}`).split("\n").slice(0, -1)
-      );
+    try {
+      return [...Deno.readDirSync(this.full)]
+        .filter(({ name }) => name.startsWith("records-"))
+        .flatMap(({ name }) =>
+          Deno.readTextFileSync(`${this.full}/${name}`).split("\n").slice(0, -1)
+        );
+    } catch (error) {
+      if (error instanceof Deno.errors.NotFound) return [];
+      throw error;
+    }
   }
+}
+
+/** A moment in which other processes run. */
+function pause(): Promise<void> {
+  return new Promise((done) => setTimeout(done, 1));
 }
 
 let reference: Promise<{ records: string[]; ms: number }> | undefined;
@@ -88,9 +103,16 @@ Deno.test("a sweep killed at 20 random moments and started again ends with the v
     // Four kills on each folder, then the rest.
     let before: string[] = [];
     for (let i = 0; i < 4 && kills < 20; i++, kills++) {
-      const child = start([...SWEEP, "--out", folder.path]);
-      const output = child.output();
-      await new Promise((done) => setTimeout(done, random.float() * ms));
+      const child = start([...SWEEP, "--out", folder.path, "--batch", "5"]);
+      let ended = false;
+      const output = child.output().finally(() => ended = true);
+      if (kills % 2 === 0) {
+        await new Promise((done) => setTimeout(done, random.float() * ms));
+      } else {
+        // A moment among the records, however short that part of the run is.
+        const lines = before.length + 1 + random.below(12);
+        while (!ended && folder.lines().length < lines) await pause();
+      }
       try {
         child.kill("SIGKILL");
       } catch (error) {
@@ -98,16 +120,11 @@ Deno.test("a sweep killed at 20 random moments and started again ends with the v
         if (!(error instanceof TypeError)) throw error;
       }
       await output;
-      try {
-        const after = folder.lines();
-        assertEquals(after.slice(0, before.length), before);
-        for (const line of after) parseRecord(JSON.parse(line));
-        if (after.length > 0 && after.length < RECORDS) halfDone++;
-        before = after;
-      } catch (error) {
-        // Killed before the folder was there.
-        if (!(error instanceof Deno.errors.NotFound)) throw error;
-      }
+      const after = folder.lines();
+      assertEquals(after.slice(0, before.length), before);
+      for (const line of after) parseRecord(JSON.parse(line));
+      if (after.length > 0 && after.length < RECORDS) halfDone++;
+      before = after;
     }
     const { code, err } = await finish(start([...SWEEP, "--out", folder.path]));
     assertEquals(code, 0, err);
@@ -126,14 +143,7 @@ Deno.test("a sweep that is asked to stop says so and goes on when it is started 
     const args = [...SWEEP, "--out", folder.path, "--batch", "5"];
     const child = launcher ? spawnLauncher(args) : start(args);
     const output = finish(child);
-    for (let lines = 0; lines === 0;) {
-      await new Promise((done) => setTimeout(done, 20));
-      try {
-        lines = folder.lines().length;
-      } catch (error) {
-        if (!(error instanceof Deno.errors.NotFound)) throw error;
-      }
-    }
+    while (folder.lines().length === 0) await pause();
     child.kill("SIGTERM");
     const { code, err } = await output;
     assertEquals(code, 130, err);
