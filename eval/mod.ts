@@ -9,6 +9,7 @@ export * from "./metrics/mod.ts";
 export * from "./plots/mod.ts";
 export * from "./prepare.ts";
 export * from "./probe.ts";
+export type { BuiltPrompt, Protocol, ProtocolOptions } from "./protocol.ts";
 export * from "./provenance/mod.ts";
 export * from "./records/mod.ts";
 export * from "./report/mod.ts";

@@ -29,7 +29,7 @@ export const PROTOCOL_SCHEMA = z.strictObject({
   beyondPositions: z.boolean().default(false).describe(
     "Allow prompts and answers beyond the positions that the model was made for; longer prompts are then not cut either, unless maxPromptTokens is a number",
   ),
-});
+}) satisfies z.ZodType<Protocol, ProtocolOptions>;
 
 /** Switches that differ from the defaults in LongBench. */
 export const LONGBENCH_PROTOCOL = {
@@ -37,10 +37,23 @@ export const LONGBENCH_PROTOCOL = {
   minNewTokens: 1,
 } as const;
 
-/** Switches, as given. */
-export type ProtocolOptions = z.input<typeof PROTOCOL_SCHEMA>;
+/** Switches, as given; defaults stand in the descriptions of `PROTOCOL_SCHEMA`. */
+export interface ProtocolOptions {
+  /** Chat form. Default: `auto`. */
+  chat?: "auto" | "always" | "never" | "reference" | undefined;
+  /** Longest prompt, tokens, or whose rule says so. Default: `model`. */
+  maxPromptTokens?: number | "model" | "reference" | undefined;
+  /** What happens to longer prompts. Default: `refuse`. */
+  truncate?: "middle" | "refuse" | undefined;
+  /** New tokens before an answer may end. Default: 0. */
+  minNewTokens?: number | undefined;
+  /** Whether prompts and answers may exceed the model's positions. Default: false. */
+  beyondPositions?: boolean | undefined;
+}
 /** Switches, resolved. */
-export type Protocol = z.output<typeof PROTOCOL_SCHEMA>;
+export type Protocol = {
+  [K in keyof ProtocolOptions]-?: Exclude<ProtocolOptions[K], undefined>;
+};
 
 /** What surrounds a prompt. */
 export type ChatForm = "none" | "template" | "llama3" | "llama2";

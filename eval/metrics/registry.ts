@@ -86,6 +86,23 @@ const rouge = {
 const ruler = { clean: z.boolean().default(true) };
 const cleaner = (clean: boolean) => clean ? cleanRulerPrediction : String;
 
+/** Name of a metric. */
+export type MetricName =
+  | "qa_f1"
+  | "qa_f1_zh"
+  | "rouge"
+  | "rouge_zh"
+  | "classification"
+  | "count"
+  | "retrieval"
+  | "retrieval_zh"
+  | "code_sim"
+  | "string_match_all"
+  | "string_match_part"
+  | "contains"
+  | "needle_rouge1"
+  | "needle_words";
+
 /**
  * Definitions of all metrics.
  *
@@ -97,13 +114,15 @@ const cleaner = (clean: boolean) => clean ? cleanRulerPrediction : String;
  * | `labels` | `classification` | the label set of the data set, in its order; needed |
  * | `clean` | RULER's | RULER's cleaning of the prediction before matching |
  */
-export const METRIC_DEFINITIONS = {
-  qa_f1: define(
+export const METRIC_DEFINITIONS: Readonly<
+  Record<MetricName, MetricDefinition>
+> = {
+  "qa_f1": define(
     "Token F1 of the best answer",
     longbench,
     (options) => best(options, qaF1),
   ),
-  qa_f1_zh: define(
+  "qa_f1_zh": define(
     "Token F1 of the best answer, Chinese words",
     longbench,
     (options) => best(options, qaF1Chinese),
@@ -113,7 +132,7 @@ export const METRIC_DEFINITIONS = {
     rouge,
     (options) => best(options, (p, a) => rougeL(p, a, options.depth)),
   ),
-  rouge_zh: define(
+  "rouge_zh": define(
     "ROUGE-L of the Python package rouge, Chinese words",
     rouge,
     (options) => best(options, (p, a) => rougeLChinese(p, a, options.depth)),
@@ -133,12 +152,12 @@ export const METRIC_DEFINITIONS = {
     longbench,
     (options) => best(options, retrieval),
   ),
-  retrieval_zh: define(
+  "retrieval_zh": define(
     "Share of the numbers said that name the right paragraph, Chinese answers",
     longbench,
     (options) => best(options, retrievalChinese),
   ),
-  code_sim: define(
+  "code_sim": define(
     "Similarity of the first line of code",
     {
       ...longbench,
@@ -146,12 +165,12 @@ export const METRIC_DEFINITIONS = {
     },
     (options) => best(options, (p, a) => codeSim(p, a, options.similarity)),
   ),
-  string_match_all: define(
+  "string_match_all": define(
     "RULER: share of the answers that occur",
     ruler,
     ({ clean }) => (p, answers) => stringMatchAll(cleaner(clean)(p), answers),
   ),
-  string_match_part: define(
+  "string_match_part": define(
     "RULER: whether any answer occurs",
     ruler,
     ({ clean }) => (p, answers) => stringMatchPart(cleaner(clean)(p), answers),
@@ -161,20 +180,17 @@ export const METRIC_DEFINITIONS = {
     {},
     () => contains,
   ),
-  needle_rouge1: define(
+  "needle_rouge1": define(
     "ROUGE-1 with stemming; ten times this is the reference's stored needle score",
     {},
     () => best({ firstLine: false }, needleRouge1),
   ),
-  needle_words: define(
+  "needle_words": define(
     "Share of the answer's distinct words that occur, as in the reference's heat map",
     {},
     () => best({ firstLine: false }, needleWords),
   ),
-} satisfies Record<string, MetricDefinition>;
-
-/** Name of a metric. */
-export type MetricName = keyof typeof METRIC_DEFINITIONS;
+};
 
 /** Whether a metric of this name exists. */
 export function isMetricName(name: string): name is MetricName {

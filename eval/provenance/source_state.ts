@@ -21,7 +21,7 @@ export interface SourceState {
 
 /** Reads the state of this project's sources; what may not be read is taken as unknown. */
 export function sourceState(
-  root = fromFileUrl(new URL("../..", import.meta.url)),
+  root: string = fromFileUrl(new URL("../..", import.meta.url)),
 ): SourceState {
   const git = orUndefined(() => gitFolder(root));
   const commit = git && orUndefined(() => headCommit(git));

@@ -12,7 +12,7 @@ import {
 import { unpackView } from "../view/mod.ts";
 import { PAGE_STYLE, pageScript } from "./_page_sources.ts";
 import { budgetSeries, needlePanel } from "./figures.ts";
-import type { SectionPictures } from "./page/main.ts";
+import type { SectionPictures } from "./page/pictures.ts";
 import type { ConfigurationSummary, SectionSummary } from "./summarise.ts";
 import {
   costTable,

@@ -8,13 +8,14 @@ export {
   combinations,
   parsePlan,
   type Plan,
-  PLAN_CONFIGURATION_SCHEMA,
-  PLAN_MODEL_SCHEMA,
-  PLAN_SCHEMA,
-  PLAN_TASK_SCHEMA,
+  type PlanConfiguration,
+  type PlanConfigurationInput,
   type PlanInput,
   planJsonSchema,
   type PlanModel,
+  type PlanModelInput,
+  type PlanTask,
+  type PlanTaskInput,
   readPlan,
 } from "./plan.ts";
 export { type SlurmJob, slurmScript } from "./slurm.ts";

@@ -5,7 +5,8 @@
  */
 import * as z from "zod";
 import type { Json } from "../../tasks/types.ts";
-import { PROTOCOL_SCHEMA } from "../protocol.ts";
+import type { Granularity } from "../../methods/types.ts";
+import { PROTOCOL_SCHEMA, type ProtocolOptions } from "../protocol.ts";
 
 const dtype = z.enum(["f32", "f16", "bf16"]);
 const values = z.record(z.string(), z.json());
@@ -31,8 +32,107 @@ const protocol = z.strictObject({
   beyondPositions: given(switches.beyondPositions),
 });
 
-/** A model of a plan. */
-export const PLAN_MODEL_SCHEMA = z.strictObject({
+/** A model of a plan, as written. */
+export interface PlanModelInput {
+  /** Hugging Face model folder. */
+  path: string;
+  /** `cpu`, `cuda` or `cuda:N`. Default: `cpu`. */
+  device?: string | undefined;
+  /** CPU threads. Default: all that the affinity mask allows. */
+  threads?: number | undefined;
+  /** Type of the weights in memory. Default: the file's. */
+  dtype?: "f32" | "f16" | "bf16" | undefined;
+  /** Type of the cache's rows. Default: the weights'. */
+  cacheDtype?: "f32" | "f16" | "bf16" | undefined;
+}
+/** A model of a plan, resolved. */
+export interface PlanModel extends PlanModelInput {
+  /** `cpu`, `cuda` or `cuda:N`. */
+  device: string;
+}
+
+/** A task of a plan, as written. */
+export interface PlanTaskInput {
+  /** Name of a task, `ruler/*` for all of RULER, or `longbench/*` for all of LongBench. */
+  name: string;
+  /** Options of the task. Default: none. */
+  options?: { [option: string]: Json } | undefined;
+  /** Options with several values each; every combination is a task. Default: none. */
+  grid?: { [option: string]: Json[] } | undefined;
+  /** How prompts are built. Default: as the plan says. */
+  protocol?: ProtocolOptions | undefined;
+}
+/** A task of a plan, resolved. */
+export interface PlanTask extends PlanTaskInput {
+  /** Options of the task. */
+  options: { [option: string]: Json };
+  /** Options with several values each. */
+  grid: { [option: string]: Json[] };
+}
+
+/** Configurations of a plan, as written. */
+export interface PlanConfigurationInput {
+  /** Name of a method, or a file that exports one. */
+  method: string;
+  /** Rows per layer and head. Default: as the plan says. */
+  budgets?: number[] | undefined;
+  /** Options of the method. Default: none. */
+  options?: { [option: string]: Json } | undefined;
+  /** Options with several values each; every combination is a configuration. Default: none. */
+  grid?: { [option: string]: Json[] } | undefined;
+  /** What one stored head is. Default: `["kv_head"]`. */
+  granularities?: Granularity[] | undefined;
+}
+/** Configurations of a plan, resolved. */
+export interface PlanConfiguration extends PlanConfigurationInput {
+  /** Options of the method. */
+  options: { [option: string]: Json };
+  /** Options with several values each. */
+  grid: { [option: string]: Json[] };
+  /** What one stored head is. */
+  granularities: Granularity[];
+}
+
+/** A sweep, as written. Where a name alone says it, a text may stand for an object. */
+export interface PlanInput {
+  /** Address of the schema, for editors. */
+  $schema?: string | undefined;
+  /** Models, by folder or with options. */
+  models: (string | PlanModelInput)[];
+  /** Tasks, by name or with options. */
+  tasks: (string | PlanTaskInput)[];
+  /** Methods, by name or with options. */
+  configurations: (string | PlanConfigurationInput)[];
+  /** Rows per layer and head, for every method that has a budget. Default: each method's own. */
+  budgets?: number[] | undefined;
+  /** Seeds of the examples, for every task that has a seed. Default: `[42]`. */
+  seeds?: number[] | undefined;
+  /** How prompts are built. Default: as `buildPrompt` does. */
+  protocol?: ProtocolOptions | undefined;
+  /** Results folder. Default: `results/sweep`. */
+  out?: string | undefined;
+}
+/** A sweep, resolved. */
+export interface Plan {
+  /** Address of the schema, for editors. */
+  $schema?: string | undefined;
+  /** Models. */
+  models: PlanModel[];
+  /** Tasks. */
+  tasks: PlanTask[];
+  /** Methods. */
+  configurations: PlanConfiguration[];
+  /** Rows per layer and head, for every method that has a budget. */
+  budgets?: number[] | undefined;
+  /** Seeds of the examples, for every task that has a seed. */
+  seeds: number[];
+  /** How prompts are built. */
+  protocol: ProtocolOptions;
+  /** Results folder. */
+  out: string;
+}
+
+const PLAN_MODEL_SCHEMA = z.strictObject({
   path: z.string().min(1).describe("Hugging Face model folder"),
   device: z.string().regex(/^(cpu|cuda(:\d+)?)$/, "must be cpu, cuda or cuda:N")
     .default("cpu").describe("cpu, cuda or cuda:N"),
@@ -45,10 +145,9 @@ export const PLAN_MODEL_SCHEMA = z.strictObject({
   cacheDtype: dtype.optional().describe(
     "Type of the cache's rows; the weights' where missing",
   ),
-});
+}) satisfies z.ZodType<PlanModel, PlanModelInput>;
 
-/** A task of a plan. */
-export const PLAN_TASK_SCHEMA = z.strictObject({
+const PLAN_TASK_SCHEMA = z.strictObject({
   name: z.string().min(1).describe(
     "Name of a task, ruler/* for all of RULER, or longbench/* for all of LongBench",
   ),
@@ -59,10 +158,9 @@ export const PLAN_TASK_SCHEMA = z.strictObject({
   protocol: protocol.optional().describe(
     "How prompts are built, in place of the plan's",
   ),
-});
+}) satisfies z.ZodType<PlanTask, PlanTaskInput>;
 
-/** Methods of a plan. */
-export const PLAN_CONFIGURATION_SCHEMA = z.strictObject({
+const PLAN_CONFIGURATION_SCHEMA = z.strictObject({
   method: z.string().min(1).describe("Name of a method, or a file of your own"),
   budgets: integers.optional().describe(
     "Rows per layer and head, in place of the plan's",
@@ -73,10 +171,9 @@ export const PLAN_CONFIGURATION_SCHEMA = z.strictObject({
   ),
   granularities: z.array(z.enum(["kv_head", "query_head"])).min(1)
     .default(["kv_head"]).describe("What one stored head is"),
-});
+}) satisfies z.ZodType<PlanConfiguration, PlanConfigurationInput>;
 
-/** A sweep. Where a name alone says it, a text may stand for an object. */
-export const PLAN_SCHEMA = z.strictObject({
+const PLAN_SCHEMA = z.strictObject({
   $schema: z.string().optional().describe(
     "Address of this schema, for editors",
   ),
@@ -110,14 +207,7 @@ export const PLAN_SCHEMA = z.strictObject({
     "How prompts are built",
   ),
   out: z.string().min(1).default("results/sweep").describe("Results folder"),
-});
-
-/** A plan, as written. */
-export type PlanInput = z.input<typeof PLAN_SCHEMA>;
-/** A plan, resolved. */
-export type Plan = z.output<typeof PLAN_SCHEMA>;
-/** A model of a plan, resolved. */
-export type PlanModel = z.output<typeof PLAN_MODEL_SCHEMA>;
+}) satisfies z.ZodType<Plan, PlanInput>;
 
 /**
  * Checks a plan.

@@ -1,4 +1,3 @@
-/// <reference lib="dom" />
 /**
  * Attention maps. Part of the page: it runs in the browser.
  *

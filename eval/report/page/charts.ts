@@ -1,4 +1,3 @@
-/// <reference lib="dom" />
 /**
  * Curves and heat maps with hints. Part of the page: it runs in the browser.
  *
@@ -6,26 +5,7 @@
  */
 import { draw, make, percent, selectBox } from "./dom.ts";
 import { hideHint, middleOf, showHint } from "./hint.ts";
-
-/** A point of a curve. */
-export interface ChartPoint {
-  x: number;
-  y: number;
-  low: number;
-  high: number;
-  /** What the hint says. */
-  lines: string[];
-}
-
-/** Curves over powers of two. */
-export interface Chart {
-  title: string;
-  xTitle: string;
-  yTitle: string;
-  series: { name: string; points: ChartPoint[] }[];
-  reference: { name: string; y: number };
-  ticks: { x: number; text: string }[];
-}
+import type { Chart, HeatPanel } from "./pictures.ts";
 
 const WIDTH = 640, HEIGHT = 360;
 const LEFT = 52, RIGHT = 16, TOP = 14, BOTTOM = 46;
@@ -238,14 +218,6 @@ export function curves(chart: Chart): HTMLElement {
     picture,
     legend,
   );
-}
-
-/** Scores by length and depth of one configuration. */
-export interface HeatPanel {
-  title: string;
-  /** Absent for configurations that have none. */
-  budget?: number;
-  cells: { length: number; depth: number; score: number; n: number }[];
 }
 
 /** Draws heat maps side by side; cells answer to the pointer and to arrow keys. */

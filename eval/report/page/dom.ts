@@ -1,4 +1,3 @@
-/// <reference lib="dom" />
 /**
  * Making elements, and numbers in words. Part of the page: it runs in the browser.
  *

@@ -1,4 +1,3 @@
-/// <reference lib="dom" />
 /**
  * The eviction explorer: the prompt's text, shaded by what each configuration kept. Part of the page: it runs in the
  * browser.

@@ -1,4 +1,3 @@
-/// <reference lib="dom" />
 /**
  * The one hint of the page: a small box beside the pointer or the chosen thing, read out when it was the keyboard. Part
  * of the page: it runs in the browser.

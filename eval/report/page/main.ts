@@ -1,4 +1,3 @@
-/// <reference lib="dom" />
 /**
  * Brings the page to life. Part of the page: it runs in the browser.
  *
@@ -6,17 +5,12 @@
  */
 import { unpackView } from "../../view/pack.ts";
 import { AttentionMap } from "./attention.ts";
-import { type Chart, curves, heatMaps, type HeatPanel } from "./charts.ts";
+import { curves, heatMaps } from "./charts.ts";
 import { found, make } from "./dom.ts";
 import { Explorer } from "./explorer.ts";
+import type { SectionPictures } from "./pictures.ts";
 import { RowTable, type ViewState } from "./rows.ts";
 import { enliven } from "./tables.ts";
-
-/** Pictures of a section, as the generator writes them. */
-export interface SectionPictures {
-  charts: Chart[];
-  heatMaps: { title: string; panels: HeatPanel[] }[];
-}
 
 const THEMES = ["auto", "light", "dark"];
 

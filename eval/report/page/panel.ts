@@ -1,4 +1,3 @@
-/// <reference lib="dom" />
 /**
  * One configuration's text and strip, and how they are painted. Part of the page: it runs in the browser.
  *

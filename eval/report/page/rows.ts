@@ -1,4 +1,3 @@
-/// <reference lib="dom" />
 /**
  * Rows and bytes by layer and head. Part of the page: it runs in the browser.
  *

@@ -1,4 +1,3 @@
-/// <reference lib="dom" />
 /**
  * Sorting and filtering of the tables that stand in the page. Part of the page: it runs in the browser.
  *
