@@ -7,7 +7,7 @@
  *
  * Paper: https://arxiv.org/abs/2407.21018
  * Acts: once per layer, when prefill ends. Keys generated later keep all channels.
- * Differs from the paper: with `kv_head` granularity the query heads of one KV head are averaged (`groupReduce`).
+ * Differs from the paper: with `kv_head` granularity the query heads of one KV head are reduced (`groupReduce`).
  * `compat reference` keeps all channels in KVCache-Factory's "recent" rows: those last in score order, that is the window
  * and the lowest-ranked of the selected tokens. A prompt within the budget stays as it is, where KVCache-Factory fails
  * below the budget and prunes at it.
@@ -67,7 +67,7 @@ export const think: Method<ThinkOptions> = defineMethod<ThinkOptions>({
   acts: "once per layer, when prefill ends",
   granularities: ["kv_head", "query_head"],
   differs:
-    "with kv_head granularity a group's queries are averaged; compat reference counts the full rows in score order",
+    "with kv_head granularity a group's queries are reduced (groupReduce); compat reference counts the full rows in score order",
   options: {
     budget: integer(
       "Tokens kept per layer and stored head, the observation window included",
@@ -111,7 +111,7 @@ export const think: Method<ThinkOptions> = defineMethod<ThinkOptions>({
       observe: { windowQueries: Math.max(window, options.scoringQueries) },
       afterPrefill(layer) {
         const tokens = layer.length;
-        if (tokens <= budget) return;
+        if (tokens < budget) return;
         using votes = windowVotes(layer, options);
         using kept = votes.topK(budget - window);
         const rows = options.compat === "reference"

@@ -1,0 +1,193 @@
+/** Methods against an independent reading of their definitions, first proven on the recorded cases of the reference. */
+import fc from "fast-check";
+import { assert, assertEquals } from "@std/assert";
+import { resolveMethod, resolveOptions } from "../../methods/mod.ts";
+import {
+  cases,
+  type Golden,
+  header,
+  input,
+  ourOptions,
+  storedRows,
+} from "./goldens.ts";
+import { keptBy, ranked, upTo, wrong } from "./oracle/choice.ts";
+import type { Task } from "./oracle/evict.ts";
+import { openDevice } from "../ffi/tiny.ts";
+import { casesOf, ORACLE_METHODS, runCase } from "./oracle/cases.ts";
+import { sourceOf } from "./oracle/layer.ts";
+import { choicesOf } from "./oracle/expect.ts";
+import {
+  cam,
+  type CamOptions,
+  channelScores,
+  earlyRows,
+  merged,
+  shared,
+  type ThinkOptions,
+} from "./oracle/merge.ts";
+import { readTensor } from "../../models/mod.ts";
+
+/** The oracle's view of a recorded case. */
+function taskOf(golden: Golden): Task<unknown> {
+  const { options } = golden;
+  const { shape, ...tensors } = input(golden.input);
+  return {
+    input: { ...shape, ...tensors },
+    storedHeads: options.granularity === "kv_head"
+      ? shape.kvHeads
+      : shape.queryHeads,
+    layer: options.layer_idx ?? 0,
+    layers: options.num_hidden_layers ?? (options.layer_idx ?? 0) + 1,
+    options: resolveOptions(
+      resolveMethod(golden.method),
+      ourOptions(golden),
+    ),
+  };
+}
+
+Deno.test("the oracle keeps what the reference keeps, in every recorded case", () => {
+  let count = 0;
+  for (const golden of cases) {
+    if (golden.method === "minicache" || golden.indices === undefined) continue;
+    const choices = choicesOf(golden.method, taskOf(golden));
+    golden.indices.forEach((positions, head) => {
+      const faults = choices[head]!.map((choice) =>
+        wrong(positions, choice, false)
+      );
+      assert(
+        faults.includes(undefined),
+        `${golden.case}, head ${head}: ${faults}`,
+      );
+    });
+    assertEquals(choices.length, golden.indices.length);
+    count++;
+  }
+  assertEquals(count, 269);
+});
+
+const near = (a: ArrayLike<number>, b: ArrayLike<number>) =>
+  Array.from(a).every((x, i) =>
+    Math.abs(x - b[i]!) <= 1e-5 * (1 + Math.abs(x))
+  );
+
+/** Both lists hold near rows, in any order. */
+function assertSameRows(
+  name: string,
+  actual: ArrayLike<number>[],
+  expected: ArrayLike<number>[],
+): void {
+  const left = [...expected];
+  for (const row of actual) {
+    const at = left.findIndex((other) => near(row, other));
+    assert(at >= 0, `${name}: a row of the oracle's is not the reference's`);
+    left.splice(at, 1);
+  }
+  assertEquals(left.length, 0, name);
+}
+
+Deno.test("the oracle merges as the reference merges, in every recorded case", () => {
+  const own = cases.filter(({ options, stored }) => options.merge && stored);
+  assertEquals(own.length, 16);
+  for (const golden of own) {
+    const task = taskOf(golden);
+    const [k, v] = [storedRows(golden.case, "k"), storedRows(golden.case, "v")];
+    choicesOf(golden.method, task).forEach(([choice], head) => {
+      const { keys, values } = merged(
+        task.input,
+        sourceOf(task.input, task.storedHeads, head),
+        keptBy(choice!),
+        golden.options.merge as "pivot" | "weighted",
+      );
+      const joined = (a: ArrayLike<number>[], b: ArrayLike<number>[]) =>
+        a.map((row, i) => [...Array.from(row), ...Array.from(b[i]!)]);
+      assertSameRows(
+        `${golden.case}, head ${head}`,
+        joined(keys, values),
+        joined(k[head]!, v[head]!),
+      );
+    });
+  }
+});
+
+Deno.test("the oracle hands values on as the reference's CAM does", () => {
+  const own = cases.filter(({ method }) => method === "cam");
+  assertEquals(own.length, 4);
+  for (const golden of own) {
+    const { values, uncertain } = cam(taskOf(golden) as Task<CamOptions>);
+    assert(!uncertain.includes(true));
+    const stored = storedRows(golden.case, "v");
+    golden.indices!.forEach((positions, head) =>
+      positions.forEach((p, i) =>
+        assert(near(values[head]![p]!, stored[head]![i]!), golden.case)
+      )
+    );
+  }
+});
+
+Deno.test("the oracle prunes the channels and rows that the reference's ThinK prunes", () => {
+  const own = cases.filter(({ method }) => method === "think");
+  assertEquals(own.length, 4);
+  for (const golden of own) {
+    const task = taskOf(golden) as Task<ThinkOptions>;
+    const { headDim, k } = task.input;
+    const mask = readTensor(header, `${golden.case}.channel_mask`).data;
+    const pruned = storedRows(golden.case, "k_pruned");
+    choicesOf("think", task).forEach(([choice], head) => {
+      const scores = channelScores(task, head, keptBy(choice!));
+      const kept = upTo(headDim).filter((d) => mask[head * headDim + d] !== 0);
+      const best = ranked(upTo(headDim), scores).slice(0, kept.length);
+      assertEquals(best.sort((a, b) => a - b), kept);
+      const { tokens } = task.input;
+      const source = sourceOf(task.input, task.storedHeads, head);
+      const early = pruned[head]!.map((row) =>
+        upTo(tokens).find((p) =>
+          kept.every((d, i) =>
+            k[(source * tokens + p) * headDim + d] === row[i]
+          )
+        )!
+      );
+      const first = earlyRows(choice!, early.length);
+      assertEquals(wrong(early, first, false), undefined, golden.case);
+    });
+  }
+});
+
+Deno.test("the oracle shares directions as the reference's MiniCache does", () => {
+  const own = cases.filter(({ method }) => method === "minicache");
+  assertEquals(own.length, 2);
+  const [previous, current] = ["previous", "current"]
+    .map((name) => storedRows("minicache", name));
+  for (const golden of own) {
+    const { interpolation, retention_ratio: ratio } = golden
+      .options as unknown as Record<string, number>;
+    current!.forEach((rows, head) => {
+      const { distance, exact, ...both } = shared(
+        rows,
+        previous![head]!,
+        interpolation!,
+        ratio!,
+      );
+      const kept = ranked(upTo(rows.length), distance).slice(0, exact);
+      assertEquals(kept.sort((a, b) => a - b), golden.indices![head]);
+      const direction = storedRows(golden.case, "direction")[head]!;
+      for (const side of ["current", "previous"] as const) {
+        const lengths = storedRows(golden.case, `mag_${side}`)[head]!;
+        both[side].forEach((row, i) =>
+          assert(near(row, direction[i]!.map((x) => x * lengths[i]![0]!)))
+        );
+      }
+    });
+  }
+});
+
+for (const method of ORACLE_METHODS) {
+  Deno.test(`${method} does with random shapes and options what the oracle does`, () => {
+    using device = openDevice();
+    const tally = { compared: 0, open: 0 };
+    fc.assert(
+      fc.property(casesOf(method, 1e6), (one) => runCase(one, device, tally)),
+      { numRuns: 60, seed: 20 },
+    );
+    assert(tally.compared > 8 * tally.open, JSON.stringify(tally));
+  });
+}
