@@ -37,8 +37,13 @@ export const REASONS: Readonly<Record<string, string>> = {
   "ffi ./build/emulated/libkvf_cuda.so":
     "the CUDA sources, compiled for the processor, for tests",
   "write ./build/browser": "the page and pictures of the browser's test",
-  "net 127.0.0.1": "the browser that the test drives, on this machine",
-  "run chromium": "the browser of the report's test",
+  "read /usr/bin/chromium": "whether the browser of the report's test is there",
+  "run /usr/bin/chromium": "the browser of the report's test",
+  "sys homedir": "asked for by playwright-core as it starts",
+  "env TMPDIR": "where the browser's profile goes: build/browser",
+  "env __IS_WSL_TEST__": "keeps playwright-core from looking below /proc/sys",
+  "ignore-env all others":
+    "playwright-core asks for many, all of which read as unset",
   "run cc": "the C compiler",
   "run c++": "the C++ compiler of the emulated CUDA build",
   "run ./build/gpu_bench": "the program that times the GPU",
@@ -60,17 +65,34 @@ export const KINDS: Readonly<Record<string, string>> = {
   write: "write",
   ffi: "load as native code",
   run: "start, unconfined",
-  env: "read the environment variable",
+  env: "read and set for itself the environment variable",
+  "ignore-env": "ask in vain for environment variables:",
   sys: "ask the system for",
   net: "connect to",
 };
 
-/** Kind and entry of every permission of a set, in the set's order. */
+/** A set as it stands in deno.json. */
+export type PermissionSet = Readonly<
+  Record<
+    string,
+    readonly string[] | { allow: readonly string[]; ignore: true }
+  >
+>;
+
+/**
+ * Kind and entry of every permission of a set, in the set's order. What is ignored, that is answered as if it were not
+ * there, has a kind of its own.
+ */
 export function entriesOf(
-  set: Readonly<Record<string, unknown>>,
+  set: PermissionSet,
 ): { kind: string; entry: string }[] {
-  return Object.entries(set).flatMap(([kind, value]) =>
-    (Array.isArray(value) ? value.map(String) : [JSON.stringify(value)])
-      .map((entry) => ({ kind, entry }))
-  );
+  return Object.entries(set).flatMap(([kind, value]) => {
+    const allowed = "allow" in value ? value.allow : value;
+    return [
+      ...allowed.map((entry) => ({ kind, entry })),
+      ...("allow" in value
+        ? [{ kind: `ignore-${kind}`, entry: "all others" }]
+        : []),
+    ];
+  });
 }

@@ -2,7 +2,7 @@
 import { Device } from "../../ffi/mod.ts";
 import config from "../../deno.json" with { type: "json" };
 import { type Call, text, UsageError } from "../spec.ts";
-import { entriesOf, KINDS, REASONS } from "../_reasons.ts";
+import { entriesOf, KINDS, type PermissionSet, REASONS } from "../_reasons.ts";
 import { bytes, printColumns, printJson } from "./_runtime.ts";
 
 interface Check {
@@ -73,7 +73,7 @@ function printPermissions(task: string, json: boolean): number {
     string,
     { command: string; description: string }
   >;
-  const sets = config.permissions as Record<string, Record<string, unknown>>;
+  const sets = config.permissions as unknown as Record<string, PermissionSet>;
   const found = tasks[task];
   if (!found) {
     throw new UsageError(

@@ -1,30 +1,39 @@
-/** The driver of Chromium. Run by `deno task test:browser`. */
+/** The browser of the page's test. Run by `deno task test:browser`. */
 import { assertEquals } from "@std/assert";
-import { Browser, FOLDER, hasChromium } from "./chromium.ts";
+import { toFileUrl } from "@std/path";
+import { FOLDER, hasChromium, openPage, startBrowser } from "./chromium.ts";
 
 const SKIPPED = hasChromium() ? "" : " (SKIPPED: no chromium)";
 
 Deno.test({
-  name: `Browser.start() opens pages that tell what goes wrong${SKIPPED}`,
+  name: `openPage() opens pages that tell what goes wrong${SKIPPED}`,
   ignore: SKIPPED !== "",
   fn: async () => {
-    Deno.mkdirSync(FOLDER, { recursive: true });
+    await using browser = await startBrowser();
     const path = `${FOLDER}/faulty.html`;
     Deno.writeTextFileSync(
       path,
-      "<script>document.documentElement.dataset.ready = ''; console.warn('so'); throw new Error('no')</script>",
+      "<img src='missing.png'><script>document.documentElement.dataset.ready = ''; console.warn('so'); throw new Error('no')</script>",
     );
-    await using browser = await Browser.start();
-    const page = await browser.page(300, 200, "dark");
-    await page.open(`file://${path}`);
+    const { page, faults, requests } = await openPage(
+      browser,
+      toFileUrl(path).href,
+      { viewport: { width: 300, height: 200 }, colorScheme: "dark" },
+    );
     assertEquals(
-      await page.value(
-        "[innerWidth, matchMedia('(prefers-color-scheme: dark)').matches]",
-      ),
+      await page.evaluate(() => [
+        innerWidth,
+        matchMedia("(prefers-color-scheme: dark)").matches,
+      ]),
       [300, true],
     );
-    assertEquals(page.faults.length, 2);
-    assertEquals(page.faults[0], "warning: so");
-    assertEquals(page.faults[1]?.split("\n")[0], "Error: no");
+    assertEquals(requests.length, 2);
+    assertEquals(faults.toSorted().map((fault) => fault.split("\n")[0]), [
+      "Error: no",
+      "error: Failed to load resource: net::ERR_FILE_NOT_FOUND",
+      `lost: ${toFileUrl(FOLDER).href}/missing.png`,
+      "warning: so",
+    ]);
+    await page.context().close();
   },
 });

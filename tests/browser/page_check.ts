@@ -3,7 +3,7 @@
  * The report's page in a real browser. Run by `deno task test:browser`; not found by `deno test` alone, as it needs
  * permission to run chromium.
  */
-import { assert, assertEquals } from "@std/assert";
+import { assert, assertEquals, assertStringIncludes } from "@std/assert";
 import { toFileUrl } from "@std/path";
 import {
   collectSections,
@@ -13,7 +13,15 @@ import {
 } from "../../eval/report/mod.ts";
 import { packView, type ViewConfiguration } from "../../eval/view/mod.ts";
 import { sampleFolder } from "../eval/sample_records.ts";
-import { Browser, FOLDER, hasChromium, type Page } from "./chromium.ts";
+import type { Browser, Page } from "playwright-core";
+import {
+  FOLDER,
+  hasChromium,
+  openPage,
+  processorClock,
+  startBrowser,
+  type Watched,
+} from "./chromium.ts";
 import { sampleView, TOKENS } from "./sample_view.ts";
 
 const SKIPPED = hasChromium() ? "" : " (SKIPPED: no chromium)";
@@ -30,28 +38,29 @@ const html = SKIPPED ? "" : pageHtml({
 const CHECKS: [name: string, body: Check][] = [];
 
 /** Looks at one thing; gets a page of its own that is open. */
-type Check = (page: Page, browser: Browser) => Promise<void>;
+type Check = (watched: Watched, browser: Browser) => Promise<void>;
 
 function onPage(name: string, body: Check): void {
   CHECKS.push([name, body]);
 }
 
+const PATH = `${FOLDER}/page.html`;
+const ADDRESS = toFileUrl(PATH).href;
+
 Deno.test({
   name: `the page in Chromium${SKIPPED}`,
   ignore: SKIPPED !== "",
   fn: async (t) => {
-    await using browser = await Browser.start();
-    const path = `${FOLDER}/page.html`;
-    Deno.writeTextFileSync(path, html);
+    await using browser = await startBrowser();
+    Deno.writeTextFileSync(PATH, html);
     for (const [name, body] of CHECKS) {
       await t.step(name, async () => {
-        const page = await browser.page(1280, 900);
+        const watched = await openPage(browser, ADDRESS);
         try {
-          await page.open(toFileUrl(path).href);
-          await body(page, browser);
-          assertEquals(page.faults, []);
+          await body(watched, browser);
+          assertEquals(watched.faults, []);
         } finally {
-          await page.close();
+          await watched.page.context().close();
         }
       });
     }
@@ -82,101 +91,101 @@ function countKept(
   return { counts, of };
 }
 
-/** Moves a slider of the explorer, as a hand does. */
-function slide(label: string, value: number): string {
-  return `(() => { const slider = [...document.querySelectorAll(".explorer label")].find((l) => l.textContent.startsWith("${label}")).querySelector("input"); slider.value = ${value}; slider.dispatchEvent(new Event("input")) })()`;
+/** Moves a slider of the explorer. */
+async function slide(page: Page, label: string, value: number): Promise<void> {
+  await page.locator(".explorer label").filter({ hasText: label })
+    .locator("input").fill(String(value));
+}
+
+/** Shows all configurations side by side. */
+async function showAll(page: Page): Promise<void> {
+  for (const box of await page.locator(".shown input").all()) await box.check();
+}
+
+/** Waits until what is out of sight has been painted as well. */
+async function painted(page: Page): Promise<void> {
+  await page.locator("html:not([data-painting])").waitFor({
+    state: "attached",
+  });
 }
 
 /** Names in the first column of the first table, top to bottom. */
-const NAMES =
-  `[...document.querySelector("table.sortable").tBodies[0].rows].filter((r) => !r.hidden).map((r) => r.cells[0].textContent)`;
+function names(page: Page): Promise<string[]> {
+  return page.locator("table.sortable").first()
+    .locator("tbody tr:not([hidden]) > :first-child").allTextContents();
+}
 
 onPage(
   "opens from disk, asks for nothing else and stays small",
   // deno-lint-ignore require-await -- the page was opened for it
-  async (page) => {
-    assertEquals(page.requests.length, 1, page.requests.join(" "));
-    assert(page.requests[0]!.startsWith("file:///"));
+  async ({ requests }) => {
+    assertEquals(requests, [ADDRESS]);
     const size = new TextEncoder().encode(html).length;
     console.log(`      ${(size / 1e6).toFixed(2)} MB`);
     assert(size < 8e6, `${size} bytes`);
   },
 );
 
-onPage("sorts and filters its tables", async (page) => {
-  const before = ["fullkv", "snapkv 16", "snapkv 32"];
-  assertEquals(await page.value(NAMES), before);
-  const head = "table.sortable th:nth-child(2)";
-  await page.point(`${head} button`, true);
-  assertEquals(
-    await page.value(`document.querySelector("${head}").ariaSort`),
-    "descending",
-  );
-  assertEquals(await page.value(NAMES), ["fullkv", "snapkv 32", "snapkv 16"]);
-  await page.point(`${head} button`, true);
-  assertEquals(await page.value(NAMES), ["snapkv 16", "snapkv 32", "fullkv"]);
-  await page.value(`document.querySelector(".filter input").focus()`);
-  await page.send("Input.insertText", { text: "snap 16" });
-  assertEquals(await page.value(NAMES), ["snapkv 16"]);
-  assertEquals(
-    await page.value(`document.querySelector(".filter output").textContent`),
-    "1 of 3 rows",
-  );
+onPage("sorts and filters its tables", async ({ page }) => {
+  assertEquals(await names(page), ["fullkv", "snapkv 16", "snapkv 32"]);
+  const head = page.locator("table.sortable").first()
+    .locator("th:nth-child(2)");
+  await head.locator("button").click();
+  assertEquals(await head.getAttribute("aria-sort"), "descending");
+  assertEquals(await names(page), ["fullkv", "snapkv 32", "snapkv 16"]);
+  await head.locator("button").click();
+  assertEquals(await names(page), ["snapkv 16", "snapkv 32", "fullkv"]);
+  const filter = page.locator(".filter").first();
+  await filter.locator("input").pressSequentially("snap 16");
+  assertEquals(await names(page), ["snapkv 16"]);
+  assertEquals(await filter.locator("output").textContent(), "1 of 3 rows");
 });
 
 onPage(
   "shows the numbers of a point under the pointer and under the keys",
-  async (page) => {
-    const hint = `document.querySelector(".hint").innerText`;
-    await page.point(".series .point");
-    assert(
-      (await page.value(hint)).includes("snapkv 16\n0.0 %"),
-      await page.value(hint),
+  async ({ page }) => {
+    const hint = page.locator(".hint");
+    await page.locator(".series .point").first().hover();
+    assertStringIncludes(await hint.innerText(), "snapkv 16\n0.0 %");
+    await page.locator("h1").hover();
+    await page.locator(".chart svg").first().focus();
+    await page.keyboard.press("ArrowRight");
+    await page.keyboard.press("ArrowRight");
+    assertStringIncludes(await hint.innerText(), "snapkv 32");
+    assertStringIncludes(
+      (await page.locator(".for-ears").textContent())!,
+      "91.7 %",
     );
-    await page.point("h1");
-    await page.value(`document.querySelector(".chart svg").focus()`);
-    await page.press("ArrowRight");
-    await page.press("ArrowRight");
-    assert(
-      (await page.value(hint)).includes("snapkv 32"),
-      await page.value(hint),
-    );
-    const spoken = `document.querySelector(".for-ears").textContent`;
-    assert(
-      (await page.value(spoken)).includes("91.7 %"),
-      await page.value(spoken),
-    );
-    await page.value(
-      `(() => { const s = document.querySelector(".heat-maps select"); s.value = "32"; s.dispatchEvent(new Event("change")) })()`,
-    );
+    await page.locator(".heat-maps select").first().selectOption("32");
     assertEquals(
-      await page.value(
-        `[...document.querySelectorAll(".heat-maps")[0].querySelectorAll("figure")].filter((f) => !f.hidden).map((f) => f.querySelector("figcaption").innerText)`,
-      ),
+      await page.locator(".heat-maps").first()
+        .locator("figure:not([hidden]) figcaption").allInnerTexts(),
       ["fullkv 100 %", "snapkv 32 91.7 %"],
     );
-    await page.point(".heat rect");
-    assert(
-      (await page.value(hint)).includes("depth 0 %"),
-      await page.value(hint),
-    );
+    await page.locator(".heat rect").first().hover();
+    assertStringIncludes(await hint.innerText(), "depth 0 %");
   },
 );
 
-/** Whether what is out of sight has been painted as well. */
-const PAINTED = `document.documentElement.dataset.painting === undefined`;
-
 /** Shade and text of every token in every panel. */
-const PANELS =
-  `[...document.querySelectorAll(".text-panel")].map((p) => ({ name: p.querySelector("h4").textContent, hidden: p.hidden, prompt: p.querySelector(".prompt").textContent, shades: [...p.querySelectorAll(".text [data-i]")].map((s) => Number(/\\bk(\\d)/.exec(s.className)?.[1] ?? -1)), marked: p.querySelectorAll(".marked").length }))`;
+function panelsOf(page: Page) {
+  return page.evaluate(() =>
+    [...document.querySelectorAll<HTMLElement>(".text-panel")].map((panel) => ({
+      name: panel.querySelector("h4")?.textContent,
+      hidden: panel.hidden,
+      prompt: panel.querySelector(".prompt")?.textContent,
+      shades: [...panel.querySelectorAll(".text [data-i]")].map((token) =>
+        Number(/\bk(\d)/.exec(token.className)?.[1] ?? -1)
+      ),
+      marked: panel.querySelectorAll(".marked").length,
+    }))
+  );
+}
 
 onPage(
   "shades the text as the view says, for any layer, head and moment",
-  async (page) => {
-    // All six side by side.
-    await page.value(
-      `document.querySelectorAll(".shown input:not(:checked)").forEach((box) => box.click())`,
-    );
+  async ({ page }) => {
+    await showAll(page);
     for (
       const [layer, head, step] of [[-1, -1, 0], [5, -1, 0], [5, 7, 3], [
         23,
@@ -184,11 +193,11 @@ onPage(
         12,
       ], [-1, 2, 1]] as const
     ) {
-      await page.value(slide("Layer", layer));
-      await page.value(slide("KV head", head));
-      await page.value(slide("Moment", step));
-      await page.until(PAINTED);
-      const panels = await page.value(PANELS);
+      await slide(page, "Layer", layer);
+      await slide(page, "KV head", head);
+      await slide(page, "Moment", step);
+      await painted(page);
+      const panels = await panelsOf(page);
       assertEquals(panels.length, 6);
       for (const [i, panel] of panels.entries()) {
         const one = view.configurations[i]!;
@@ -217,150 +226,212 @@ onPage(
 
 onPage(
   "tells about a token under the pointer and under the keys",
-  async (page) => {
-    const info = `document.querySelector(".token-info").innerText`;
-    assert((await page.value(info)).includes("Token 2,000 of 4,096"));
-    await page.value(
-      `document.querySelector(".text-panel:not([hidden]) .text").focus()`,
-    );
-    await page.press("ArrowRight");
-    assert((await page.value(info)).includes("Token 2,001 of 4,096"));
+  async ({ page }) => {
+    const info = page.locator(".token-info");
+    assertStringIncludes(await info.innerText(), "Token 2,000 of 4,096");
+    await page.locator(".text-panel:not([hidden]) .text").first().focus();
+    await page.keyboard.press("ArrowRight");
+    assertStringIncludes(await info.innerText(), "Token 2,001 of 4,096");
     const one = view.configurations[1]!;
     const { counts, of } = countKept(one, 0, { layer: -1, head: -1 });
-    const spoken = await page.value(
-      `document.querySelector(".for-ears").textContent`,
+    assertStringIncludes(
+      (await page.locator(".for-ears").textContent())!,
+      `Method 1 keeps it in ${counts[2001]} of ${of} heads`,
     );
-    assert(
-      spoken.includes(`Method 1 keeps it in ${counts[2001]} of ${of} heads`),
-      spoken,
-    );
-    await page.press("Home");
-    assert((await page.value(info)).includes("Token 0 of 4,096"));
+    await page.keyboard.press("Home");
+    assertStringIncludes(await info.innerText(), "Token 0 of 4,096");
   },
 );
 
-onPage("maps attention as the view says", async (page) => {
-  const canvas = `document.querySelector("canvas.attention")`;
-  await page.value(`${canvas}.focus()`);
-  const hint = `document.querySelector(".hint").innerText`;
-  for (let i = 0; i < 3; i++) await page.press("ArrowRight");
-  const text = await page.value(hint);
-  assert(text.includes("queries 4,064 to 4,095, keys 96 to 127"), text);
-  // Opaque up to the diagonal, nothing after it.
-  const alpha = await page.value(
-    `[...${canvas}.getContext("2d").getImageData(0, 5, 128, 1).data].filter((_, i) => i % 4 === 3)`,
+onPage("maps attention as the view says", async ({ page }) => {
+  const canvas = page.locator("canvas.attention");
+  await canvas.focus();
+  for (let i = 0; i < 3; i++) await page.keyboard.press("ArrowRight");
+  assertStringIncludes(
+    await page.locator(".hint").innerText(),
+    "queries 4,064 to 4,095, keys 96 to 127",
   );
+  // Opaque up to the diagonal, nothing after it.
+  const alpha = await canvas.evaluate((element: HTMLCanvasElement) => [
+    ...element.getContext("2d")!.getImageData(0, 5, 128, 1).data.filter((
+      _,
+      i,
+    ) => i % 4 === 3),
+  ]);
   assertEquals(alpha.indexOf(0), 6);
 });
 
-onPage("answers within 100 ms", async (page, browser) => {
-  const repeats = 8;
-  const time = async (action: (i: number) => string): Promise<number> => {
-    let sum = 0;
+/** Milliseconds from an action on the page to the picture that shows what came of it, and of processor time. */
+interface Answer {
+  wall: number;
+  busy: number;
+}
+
+/** The middle of some numbers. */
+function median(values: readonly number[]): number {
+  return values.toSorted((a, b) => a - b)[values.length >> 1]!;
+}
+
+/** Runs something on the page; resolves to the milliseconds until the next picture is on its way. */
+function untilPicture(page: Page, code: string): Promise<number> {
+  return page.evaluate(`(async () => {
+    const start = performance.now();
+    ${code};
+    await new Promise((shown) => requestAnimationFrame(() => {
+      const next = new MessageChannel();
+      next.port1.onmessage = shown;
+      next.port2.postMessage(null);
+    }));
+    return performance.now() - start;
+  })()`);
+}
+
+onPage("answers within 100 ms", async ({ page }, browser) => {
+  const busy = await processorClock(browser);
+  const time = async (
+    repeats: number,
+    code: (i: number) => string,
+  ): Promise<Answer> => {
+    const answers: Answer[] = [];
     for (let i = 0; i < repeats; i++) {
-      await page.until(PAINTED);
-      const before = await browser.busy();
-      // What is in sight has its new shades and places when this returns.
-      await page.value(`(${action(i)}, document.body.offsetHeight)`);
-      sum += await browser.busy() - before;
+      await painted(page);
+      const before = await busy();
+      const wall = await untilPicture(page, code(i));
+      answers.push({ wall, busy: await busy() - before });
     }
-    return sum / repeats;
+    return {
+      wall: median(answers.map((one) => one.wall)),
+      busy: median(answers.map((one) => one.busy)),
+    };
   };
-  await page.value(
-    `document.querySelectorAll(".shown input:not(:checked)").forEach((box) => box.click())`,
-  );
-  const pick = (i: number) =>
-    `(() => { const s = [...document.querySelectorAll(".attention-map label")].find((l) => l.textContent.startsWith("Layer")).querySelector("select"); s.selectedIndex = ${
-      i % 3
-    }; s.dispatchEvent(new Event("change")) })()`;
-  const point = (i: number) =>
-    `document.querySelectorAll(".text [data-i]")[${
-      100 + i
-    }].dispatchEvent(new MouseEvent("mousemove", { bubbles: true }))`;
-  const times: { [what: string]: number } = {
-    "another layer, six panels": await time((i) => slide("Layer", i - 1)),
-    "another head, six panels": await time((i) => slide("KV head", i)),
-    "another moment, six panels": await time((i) => slide("Moment", i + 1)),
-    "another token": await time(point),
-    "another attention map": await time(pick),
-    "sorting": await time(() => `document.querySelector("th button").click()`),
+  await showAll(page);
+  const move = (label: string, value: number) =>
+    `const slider = [...document.querySelectorAll(".explorer label")].find((one) => one.textContent.startsWith("${label}")).querySelector("input"); slider.value = ${value}; slider.dispatchEvent(new Event("input"))`;
+  const actions: { [what: string]: (i: number) => string } = {
+    "another layer, six panels": (i) => move("Layer", i % 24),
+    "another head, six panels": (i) => move("KV head", i % 8),
+    "another moment, six panels": (i) => move("Moment", i % 13),
+    "another token": (i) =>
+      `document.querySelectorAll(".text [data-i]")[${
+        100 + i
+      }].dispatchEvent(new MouseEvent("mousemove", { bubbles: true }))`,
+    "another attention map": (i) =>
+      `const box = [...document.querySelectorAll(".attention-map label")].find((one) => one.textContent.startsWith("Layer")).querySelector("select"); box.selectedIndex = ${
+        i % 3
+      }; box.dispatchEvent(new Event("change"))`,
+    "sorting": () => `document.querySelector("th button").click()`,
   };
-  for (const [what, ms] of Object.entries(times)) {
-    console.log(`      ${what}: ${ms.toFixed(1)} ms`);
-    assert(ms < 100, `${what} took ${ms} ms`);
+  for (const [what, code] of Object.entries(actions)) {
+    let best = { wall: Infinity, busy: Infinity };
+    // Where other programs take the processors away, the clock is asked again: the page has not become faster by that.
+    for (let round = 0; round < 3 && best.wall >= 100; round++) {
+      const { wall, busy } = await time(15, code);
+      best = {
+        wall: Math.min(best.wall, wall),
+        busy: Math.min(best.busy, busy),
+      };
+    }
+    console.log(
+      `      ${what}: ${best.wall.toFixed(1)} ms, ${
+        best.busy.toFixed(1)
+      } ms of the processor`,
+    );
+    assert(best.busy < 100, `${what} kept the processor for ${best.busy} ms`);
+    assert(best.wall < 100, `${what} took ${best.wall} ms`);
   }
 });
 
 onPage(
   "names what it shows to those who do not see it, in readable colours",
-  async (page) => {
-    const nameless = await page.value(
-      `[...document.querySelectorAll("input, select, button, canvas:not([aria-hidden]), svg[role]")].filter((e) => !(e.labels?.length || e.ariaLabel || e.getAttribute("aria-label") || e.textContent.trim())).map((e) => e.outerHTML.slice(0, 80))`,
+  async ({ page }) => {
+    const nameless = await page.evaluate(() =>
+      [...document.querySelectorAll<HTMLInputElement>(
+        "input, select, button, canvas:not([aria-hidden]), svg[role]",
+      )].filter((one) =>
+        !(one.labels?.length || one.getAttribute("aria-label") ||
+          one.textContent?.trim())
+      ).map((one) => one.outerHTML.slice(0, 80))
     );
     assertEquals(nameless, []);
-    assertEquals(await page.value(`document.querySelectorAll("h1").length`), 1);
+    assertEquals(await page.locator("h1").count(), 1);
     assertEquals(
-      await page.value(
-        `[...document.querySelectorAll("table.sortable, table.grid-table")].filter((t) => !t.caption).length`,
-      ),
+      await page.locator(
+        ":is(table.sortable, table.grid-table):not(:has(caption))",
+      ).count(),
       0,
     );
-    for (const scheme of ["light", "dark"] as const) {
-      await page.media("screen", scheme);
-      const contrast = await page.value(`(() => {
-      const light = (name) => {
-        const n = parseInt(getComputedStyle(document.documentElement).getPropertyValue(name).trim().slice(1), 16);
-        const [r, g, b] = [n >> 16, n >> 8 & 255, n & 255].map((c) => c / 255).map((c) => c <= 0.04045 ? c / 12.92 : ((c + 0.055) / 1.055) ** 2.4);
-        return 0.2126 * r + 0.7152 * g + 0.0722 * b;
-      };
-      return ["--ink", "--soft", "--gone", "--link", "--mark", "--c0", "--c1", "--c2", "--c3", "--c4", "--c5"].flatMap((ink) =>
-        (ink === "--gone" ? ["--paper"] : ["--paper", "--panel"]).map((paper) => {
-          const [a, b] = [light(ink), light(paper)].sort((x, y) => y - x);
-          return [ink + " on " + paper, (a + 0.05) / (b + 0.05)];
-        })
-      );
-    })()`);
-      for (const [what, ratio] of contrast) {
-        // Curves need 3, text 4.5.
-        const least = what.startsWith("--c") ? 3 : 4.5;
-        assert(ratio >= least, `${scheme}: ${what} has ${ratio}`);
+    for (const colorScheme of ["light", "dark"] as const) {
+      await page.emulateMedia({ colorScheme });
+      const contrast = await page.evaluate(() => {
+        const light = (name: string): number => {
+          const colour = getComputedStyle(document.documentElement)
+            .getPropertyValue(name).trim();
+          const n = parseInt(colour.slice(1), 16);
+          const [r, g, b] = [n >> 16, n >> 8 & 255, n & 255]
+            .map((c) => c / 255)
+            .map((c) => c <= 0.04045 ? c / 12.92 : ((c + 0.055) / 1.055) ** 2.4)
+            .map((c, i) => c * [0.2126, 0.7152, 0.0722][i]!);
+          return r! + g! + b!;
+        };
+        const inks = ["--ink", "--soft", "--gone", "--link", "--mark"];
+        const curves = ["--c0", "--c1", "--c2", "--c3", "--c4", "--c5"];
+        return [...inks, ...curves].flatMap((ink) =>
+          (ink === "--gone" ? ["--paper"] : ["--paper", "--panel"]).map(
+            (paper) => {
+              const [a, b] = [light(ink), light(paper)].sort((x, y) => y - x);
+              return {
+                what: `${ink} on ${paper}`,
+                ratio: (a! + 0.05) / (b! + 0.05),
+                // Curves need 3, text 4.5.
+                least: curves.includes(ink) ? 3 : 4.5,
+              };
+            },
+          )
+        );
+      });
+      for (const { what, ratio, least } of contrast) {
+        assert(ratio >= least, `${colorScheme}: ${what} has ${ratio}`);
       }
     }
   },
 );
 
-onPage("prints whole texts and no controls", async (page) => {
-  await page.media("print", "dark");
-  const [controls, text, paper] = await page.value(
-    `[getComputedStyle(document.querySelector(".controls")).display, getComputedStyle(document.querySelector(".text")).overflowY, getComputedStyle(document.body).backgroundColor]`,
-  );
-  assertEquals([controls, text, paper], [
-    "none",
-    "visible",
-    "rgb(255, 255, 255)",
-  ]);
+onPage("prints whole texts and no controls", async ({ page }) => {
+  await page.emulateMedia({ media: "print", colorScheme: "dark" });
+  const style = (selector: string, name: string) =>
+    page.locator(selector).first().evaluate(
+      (element, name) => getComputedStyle(element).getPropertyValue(name),
+      name,
+    );
+  assertEquals(await style(".controls", "display"), "none");
+  assertEquals(await style(".text", "overflow-y"), "visible");
+  assertEquals(await style("body", "background-color"), "rgb(255, 255, 255)");
 });
 
-onPage("fits wide and narrow windows in light and dark", async (_, browser) => {
-  for (const width of [1280, 420]) {
-    for (const scheme of ["light", "dark"] as const) {
-      const page = await browser.page(width, 900, scheme);
-      await page.open(toFileUrl(`${FOLDER}/page.html`).href);
-      assertEquals(
-        await page.value("document.documentElement.scrollWidth"),
-        width,
-        `${width} ${scheme}`,
-      );
-      // A legend is a line or two, not a picture of its own.
-      const legend = await page.value(
-        `document.querySelector(".legend").getBoundingClientRect().height`,
-      );
-      assert(legend < 100, `legend of ${legend}`);
-      Deno.writeFileSync(
-        `${FOLDER}/page_${width}_${scheme}.png`,
-        await page.picture(),
-      );
-      assertEquals(page.faults, []);
+onPage(
+  "fits wide and narrow windows in light and dark",
+  async (_, browser) => {
+    for (const width of [1280, 420]) {
+      for (const colorScheme of ["light", "dark"] as const) {
+        const { page, faults } = await openPage(browser, ADDRESS, {
+          viewport: { width, height: 900 },
+          colorScheme,
+        });
+        assertEquals(
+          await page.evaluate(() => document.documentElement.scrollWidth),
+          width,
+          `${width} ${colorScheme}`,
+        );
+        // A legend is a line or two, not a picture of its own.
+        const legend = await page.locator(".legend").first().boundingBox();
+        assert(legend!.height < 100, `legend of ${legend!.height}`);
+        Deno.writeFileSync(
+          `${FOLDER}/page_${width}_${colorScheme}.png`,
+          await page.screenshot({ fullPage: true }),
+        );
+        assertEquals(faults, []);
+        await page.context().close();
+      }
     }
-  }
-});
+  },
+);

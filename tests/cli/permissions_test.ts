@@ -1,12 +1,12 @@
 /** Every entry of every permission set in deno.json is needed: without it, a task of that set fails. */
 import { assert, assertEquals } from "@std/assert";
 import { fromFileUrl } from "@std/path";
-import { entriesOf, REASONS } from "../../cli/_reasons.ts";
+import { entriesOf, type PermissionSet, REASONS } from "../../cli/_reasons.ts";
 import config from "../../deno.json" with { type: "json" };
 import { sampleFolder, writeRecords } from "../eval/sample_records.ts";
 
 const ROOT = fromFileUrl(new URL("../..", import.meta.url)).replace(/\/$/, "");
-const SETS = config.permissions as Record<string, Record<string, string[]>>;
+const SETS = config.permissions as unknown as Record<string, PermissionSet>;
 
 /** A run under a permission set that needs every one of its entries. */
 interface Probe {
@@ -218,7 +218,7 @@ function has(program: string): boolean {
 /** Programs that some sets need and few machines have. */
 const NEEDED: Record<string, string> = {
   "build-cuda": "nvcc",
-  "browser": "chromium",
+  "browser": "/usr/bin/chromium",
 };
 
 /** A project with three lines of C, so that building it takes no time. */
@@ -247,20 +247,29 @@ function miniature(): string {
   return root;
 }
 
+/** Kind and entry of a permission. */
+type Entry = ReturnType<typeof entriesOf>[number];
+
+/** Deno's flags for some permissions. */
+function flagsOf(entries: readonly Entry[], root: string): string[] {
+  const absolute = (entry: string) => entry.replace(/^\.(?=\/|$)/, root);
+  return [...Map.groupBy(entries, ({ kind }) => kind)].map(([kind, some]) =>
+    kind.startsWith("ignore-")
+      ? `--${kind}`
+      : `--allow-${kind}=${some.map(({ entry }) => absolute(entry)).join()}`
+  );
+}
+
 async function attempt(
   args: string[],
-  set: Record<string, string[]>,
+  entries: readonly Entry[],
   { mini = false, records = false, files = {} }: Probe,
 ): Promise<{ code: number; err: string }> {
   const root = mini ? miniature() : ROOT;
   const out = `${ROOT}/results/permissions-${crypto.randomUUID()}`;
   const place = (text: string) =>
     text.replaceAll("MINI", root).replaceAll("OUT", out);
-  const absolute = (entry: string) => entry.replace(/^\.(?=\/|$)/, root);
-  const flags = Object.entries(set).filter(([, entries]) => entries.length > 0)
-    .map(([kind, entries]) =>
-      `--allow-${kind}=${entries.map(absolute).join()}`
-    );
+  const flags = flagsOf(entries, root);
   const [verb, ...rest] = args;
   if (records) await writeRecords(out, sampleFolder());
   for (const [name, text] of Object.entries(files)) {
@@ -309,11 +318,10 @@ Deno.test("no task of deno.json runs with all permissions or asks for more", () 
 
 for (const [name, probe] of Object.entries(PROBES)) {
   const program = NEEDED[name];
-  const entries = Object.entries(SETS[name] ?? {}).flatMap(([kind, values]) =>
-    values.map((value) => `${kind} ${value}`)
-  );
+  const entries = entriesOf(SETS[name] ?? {});
+  const keyOf = ({ kind, entry }: Entry) => `${kind} ${entry}`;
   // A probe that excuses everything shows nothing: it is skipped aloud.
-  const excuses = entries.map((entry) => probe.excused?.[entry]);
+  const excuses = entries.map((one) => probe.excused?.[keyOf(one)]);
   const skipped = excuses.every((reason) => reason !== undefined)
     ? ` (SKIPPED: ${excuses[0]})`
     : program !== undefined && !has(program)
@@ -324,24 +332,18 @@ for (const [name, probe] of Object.entries(PROBES)) {
       `without any one entry of the permission set "${name}" its task fails${skipped}`,
     ignore: skipped !== "",
     fn: async () => {
-      const set = SETS[name]!;
       const runs = new Map<string, string[]>();
-      for (const [kind, entries] of Object.entries(set)) {
-        for (const entry of entries) {
-          const key = `${kind} ${entry}`;
-          if (probe.excused?.[key]) continue;
-          const args = probe.instead?.[key] ?? probe.args;
-          runs.set(key, args);
-          const without = {
-            ...set,
-            [kind]: entries.filter((other) => other !== entry),
-          };
-          const { code } = await attempt(args, without, probe);
-          assert(code !== 0, `"${name}" ran without ${key}`);
-        }
+      for (const one of entries) {
+        const key = keyOf(one);
+        if (probe.excused?.[key]) continue;
+        const args = probe.instead?.[key] ?? probe.args;
+        runs.set(key, args);
+        const without = entries.filter((other) => other !== one);
+        const { code } = await attempt(args, without, probe);
+        assert(code !== 0, `"${name}" ran without ${key}`);
       }
       for (const args of new Set(runs.values())) {
-        const { code, err } = await attempt(args, set, probe);
+        const { code, err } = await attempt(args, entries, probe);
         assertEquals(code, 0, `${args.join(" ")}: ${err}`);
       }
     },

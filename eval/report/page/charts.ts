@@ -8,7 +8,7 @@ import { hideHint, middleOf, showHint } from "./hint.ts";
 import type { Chart, HeatPanel } from "./pictures.ts";
 
 const WIDTH = 640, HEIGHT = 360;
-const LEFT = 52, RIGHT = 16, TOP = 14, BOTTOM = 46;
+const LEFT = 52, RIGHT = 16, TOP = 22, BOTTOM = 46;
 
 function scales(chart: Chart) {
   const all = chart.series.flatMap(({ points }) => points);
@@ -179,7 +179,7 @@ export function curves(chart: Chart): HTMLElement {
     draw("text", {
       class: "reference-name",
       x: WIDTH - RIGHT,
-      y: y(chart.reference.y) + (chart.reference.y > 0.9 ? 14 : -6),
+      y: y(chart.reference.y) - 6,
       "text-anchor": "end",
     }, chart.reference.name),
     ...groups,
