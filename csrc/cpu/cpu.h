@@ -34,6 +34,21 @@ typedef struct cpu_weighing {
     uint32_t keys[2];     /* kv_draw_keys */
 } cpu_weighing;
 
+/* Masses that are added while rows are weighed: mass = decay * mass + factor[r] * prob[r * ld]. */
+typedef struct cpu_added {
+    const float *prob;
+    size_t ld;
+    const float *factor; /* [m] */
+    float decay;
+    const float *ahead;  /* masses that come next, laid out alike, to be fetched; NULL: none */
+} cpu_added;
+
+/* The row that goes first, in each lane of a vector: of the highest x, among equals of the highest position. */
+typedef struct cpu_first {
+    float x[16]; /* -infinity to begin with */
+    uint32_t position[16], row[16];
+} cpu_first;
+
 /* Arrays indexed by dtype take KVF_F32, KVF_F16, KVF_BF16. No pointer needs more alignment than its type's. */
 typedef struct cpu_ops {
     uint32_t level; /* as in kvf_device_options.simd */
@@ -79,10 +94,16 @@ typedef struct cpu_ops {
     void (*negate_reduced)(float *out, const float *x, size_t ld, uint32_t m, uint32_t reduce, size_t n);
     /*
      * What speaks for evicting the rows of one page, x[KVF_PAGE_ROWS]: as negate_reduced of `stat`, or minus the position
-     * where that is NULL; -infinity for rows that must stay and from n on. Returns the highest.
+     * where that is NULL; -infinity for rows that must stay and from n on.
      */
-    float (*weigh_page)(float *x, const float *stat, size_t ld, uint32_t m, const uint32_t *position, uint32_t n,
-                        const cpu_weighing *how);
+    void (*weigh_page)(float *x, const float *stat, size_t ld, uint32_t m, const uint32_t *position, uint32_t n,
+                       const cpu_weighing *how);
+    /*
+     * Takes rows [row, row + n) into `first`, weighed alike; position: of pages of KVF_PAGE_ROWS rows, the first row in slot 0.
+     * added: masses that `stat` still lacks, or NULL. Slots up to the end of the last page are overwritten.
+     */
+    void (*weigh_first)(cpu_first *first, float *stat, size_t ld, uint32_t m, const cpu_added *added,
+                        const uint32_t *const *position, uint32_t row, uint32_t n, const cpu_weighing *how);
     /* x = exp(x * scale - shift), in place; returns the sum. exp(-inf) is 0, exactly. */
     float (*exp_sum)(float *x, size_t n, float scale, float shift);
     /* y[n] += exp(x[k, n] * scale - shift[k]), for k = 0 .. m - 1 in turn. */

@@ -19,6 +19,7 @@ typedef struct item {
 typedef struct act {
     uint32_t b, head;
     uint32_t item;          /* its first one */
+    uint32_t left;          /* of its items, how many attention still has to do */
     uint32_t pick, n_pick;  /* with KVF_OP_PAGES: its place in the picks, and how many there are */
 } act;
 
@@ -89,6 +90,22 @@ static void chunk_values(const attend_job *j, const item *it, const kv_table *t,
     }
 }
 
+/* What the program does with one head, all of whose items are done. */
+static void run_act(const attend_job *j, const act *a, uint32_t thread) {
+    kv_sequence *s = j->s[a->b];
+    if (!cpu_acts_on_head(s, j->layer, a->head)) return;
+    const item *first = &j->items[a->item];
+    const size_t dims = (size_t)kv_readers(j->cache, s) * j->cache->config.head_dim;
+    const cpu_attended attended = {
+        .prob = first->prob == KV_NO_TOKEN ? NULL : j->prob + (size_t)first->prob * j->cache->group * CPU_CHUNK_ROWS,
+        .prob_floats = (size_t)j->cache->group * CPU_CHUNK_ROWS,
+        .tail = j->part + a->item * j->part_floats + dims,
+        .tail_floats = j->part_floats,
+        .n_chunk = cpu_n_chunk(kv_table_of(s, j->layer, a->head)),
+    };
+    cpu_act_on_head(j->cache, s, j->layer, a->head, &attended, j->work + thread * j->work_floats);
+}
+
 static void attend_item(void *arg, uint32_t index, uint32_t thread) {
     const attend_job *j = arg;
     const kvf_cache *cache = j->cache;
@@ -115,6 +132,9 @@ static void attend_item(void *arg, uint32_t index, uint32_t thread) {
         }
     }
     chunk_values(j, &it, t, readers, scores, part);
+    const uint32_t of = j->acts == NULL || kv_step_of(s, j->layer) == NULL ? KV_NO_TOKEN : j->act_of[it.b * cache->config.n_head + it.head];
+    /* the head's rows, masses and probabilities are near: whoever finishes its last item goes on with it */
+    if (of != KV_NO_TOKEN && __atomic_sub_fetch(&j->acts[of].left, 1, __ATOMIC_ACQ_REL) == 0) run_act(j, &j->acts[of], thread);
 }
 
 /* Chunks of one stored head, merged in order, into out [readers, head_dim]. */
@@ -237,7 +257,7 @@ static uint32_t begin_programs(attend_job *j, uint32_t n) {
             const uint32_t n_page = step->pages.size != 0 ? kv_table_of(s, j->layer, h)->n_page : 0;
             if (n_page == 0 && !cpu_acts_on_head(s, j->layer, h)) continue;
             j->act_of[b * n_head + h] = n_act;
-            j->acts[n_act++] = (act){b, h, 0, n_pick, n_page};
+            j->acts[n_act++] = (act){.b = b, .head = h, .pick = n_pick, .n_pick = n_page};
             n_pick += n_page;
         }
     }
@@ -245,27 +265,9 @@ static uint32_t begin_programs(attend_job *j, uint32_t n) {
     return n_act;
 }
 
-static void run_act(void *arg, uint32_t index, uint32_t thread) {
-    const attend_job *j = arg;
-    const act *a = &j->acts[index];
-    kv_sequence *s = j->s[a->b];
-    if (!cpu_acts_on_head(s, j->layer, a->head)) return;
-    const item *first = &j->items[a->item];
-    const size_t dims = (size_t)kv_readers(j->cache, s) * j->cache->config.head_dim;
-    const cpu_attended attended = {
-        .prob = first->prob == KV_NO_TOKEN ? NULL : j->prob + (size_t)first->prob * j->cache->group * CPU_CHUNK_ROWS,
-        .prob_floats = (size_t)j->cache->group * CPU_CHUNK_ROWS,
-        .tail = j->part + a->item * j->part_floats + dims,
-        .tail_floats = j->part_floats,
-        .n_chunk = cpu_n_chunk(kv_table_of(s, j->layer, a->head)),
-    };
-    cpu_act_on_head(j->cache, s, j->layer, a->head, &attended, j->work + thread * j->work_floats);
-}
-
-/* After attention: masses, eviction, and the memory that evicted rows needed. */
+/* Gives back the memory that evicted rows needed. */
 static void end_programs(attend_job *j, uint32_t n, uint32_t n_act) {
     if (n_act == 0) return;
-    cpu_parallel(j->cache->dev, n_act, run_act, j);
     for (uint32_t b = 0; b < n; b++) {
         const kv_step *step = kv_step_of(j->s[b], j->layer);
         if (step != NULL && step->evicts) trim_layer(j->cache, j->s[b], j->layer);
@@ -280,6 +282,7 @@ static uint32_t list_items(attend_job *j, item *items, uint32_t n_item, uint32_t
         act *a = &j->acts[j->act_of[b * j->cache->config.n_head + head]];
         a->item = n_item;
         if (step->pages.size != 0) n_chunk = (a->n_pick + CHUNK_PICKS - 1) / CHUNK_PICKS;
+        a->left = n_chunk;
     }
     for (uint32_t i = 0; i < n_chunk; i++) {
         items[n_item++] = (item){b, head, i, step != NULL && step->mass.size != 0 ? (*n_prob)++ : KV_NO_TOKEN};

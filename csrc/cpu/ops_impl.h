@@ -3,6 +3,7 @@
  * and OPS_NAME. A sum over k runs over k in ascending order with one fused multiply-add per element, whatever the tile.
  */
 #include <math.h>
+#include <stdbool.h>
 #include <string.h>
 
 #include "convert.h"
@@ -404,8 +405,8 @@ static inline vf log_v(vf x) {
     return m + y + e * 0.693359375f;
 }
 
-/* kv_draw_bits' draw. */
-static inline vf draw_v(vu position, const uint32_t keys[2]) {
+/* kv_draw_bits' bits as a number below 1. */
+static inline vf uniform_v(vu position, const uint32_t keys[2]) {
     vu h = position * 0x9e3779b9u + keys[0];
     for (uint32_t i = 0; i < 2; i++) {
         h = (h ^ (h >> 16)) * 0x85ebca6bu;
@@ -415,38 +416,105 @@ static inline vf draw_v(vu position, const uint32_t keys[2]) {
     /* bits + 0.5 needs 25 bits, so that the highest ones round to 1 */
     const vf u = (__builtin_convertvector((vi)(h >> 8), vf) + 0.5f) * 0x1p-24f;
     const vf limit = splat(1.0f - 0x1p-24f);
-    return -log_v(-log_v(select(u > limit, limit, u)));
+    return select(u > limit, limit, u);
 }
 
-static float weigh_page(float *x, const float *stat, size_t ld, uint32_t m, const uint32_t *position, uint32_t n,
-                        const cpu_weighing *how) {
+/* What the draw speaks for eviction. */
+static inline vf drawn_v(vf uniform) { return log_v(-log_v(uniform)); }
+
+/* No less than drawn_v, and not much more: log2 lies above the chord between two powers of 2, log below its tangents. */
+static inline vf drawn_most_v(vf uniform) {
+    vu bits;
+    memcpy(&bits, &uniform, sizeof bits);
+    const vf w = (127.0f - __builtin_convertvector((vi)bits, vf) * 0x1p-23f) * 0.69314724f;
+    const vf a = w - 1.0f, b = w * (1.0f / 3) + 0.0986123f, c = w * 0.125f + 1.0794416f;
+    const vf ab = select(a < b, a, b);
+    return select(ab < c, ab, c) + 1e-4f;
+}
+
+/* What speaks for evicting rows, but for draws: minus the reduced statistic, or the position. */
+static inline vf against_v(const float *stat, size_t ld, uint32_t m, vu position, const cpu_weighing *how) {
+    if (stat == NULL) return -__builtin_convertvector((vi)position, vf);
+    vf v = load(stat);
+    for (uint32_t r = 1; r < m; r++) {
+        const vf u = load(stat + r * ld);
+        v = how->reduce == KVF_MAX ? select(u > v, u, v) : v + u;
+    }
+    if (how->reduce == KVF_MEAN) v = v / splat((float)m);
+    return select(v == v, -v, splat(INFINITY));
+}
+
+static inline vf warmed_v(vf v, const cpu_weighing *how) { return how->inverse > 0 ? v * how->inverse : splat(0); }
+
+static inline vi stays_v(vu position, uint32_t slot, uint32_t n, const cpu_weighing *how) {
     vi lane;
     for (uint32_t k = 0; k < L; k++) lane[k] = (int32_t)k;
-    vf best = splat(-INFINITY);
+    return (vi)(position < how->first) | (vi)(position >= how->end) | (lane + (int32_t)slot >= (int32_t)n);
+}
+
+static void weigh_page(float *x, const float *stat, size_t ld, uint32_t m, const uint32_t *position, uint32_t n,
+                       const cpu_weighing *how) {
     for (uint32_t i = 0; i < KVF_PAGE_ROWS; i += L) {
         vu p;
         memcpy(&p, position + i, sizeof p);
-        vf v;
-        if (stat == NULL) {
-            v = -__builtin_convertvector((vi)p, vf);
-        } else {
-            v = load(stat + i);
-            for (uint32_t r = 1; r < m; r++) {
-                const vf u = load(stat + r * ld + i);
-                v = how->reduce == KVF_MAX ? select(u > v, u, v) : v + u;
-            }
-            if (how->reduce == KVF_MEAN) v = v / splat((float)m);
-            v = select(v == v, -v, splat(INFINITY));
-        }
-        if (how->draw) v = how->inverse > 0 ? v * how->inverse - draw_v(p, how->keys) : -draw_v(p, how->keys);
-        const vi stays = (vi)(p < how->first) | (vi)(p >= how->end) | (lane + (int32_t)i >= (int32_t)n);
-        v = select(stays, splat(-INFINITY), v);
-        store(x + i, v);
-        best = select(v > best, v, best);
+        vf v = against_v(stat == NULL ? NULL : stat + i, ld, m, p, how);
+        if (how->draw) v = warmed_v(v, how) + drawn_v(uniform_v(p, how->keys));
+        store(x + i, select(stays_v(p, i, n, how), splat(-INFINITY), v));
     }
-    float max = -INFINITY;
-    for (uint32_t k = 0; k < L; k++) max = best[k] > max ? best[k] : max;
+}
+
+static inline bool any_v(vi mask) {
+#if OPS_LANES == 16
+    return _mm512_movepi32_mask((__m512i)mask) != 0;
+#elif OPS_LANES == 8
+    return _mm256_movemask_ps((__m256)mask) != 0;
+#else
+    int32_t any = 0;
+    for (uint32_t k = 0; k < L; k++) any |= mask[k];
+    return any != 0;
+#endif
+}
+
+static inline float highest_lane(vf v) {
+    float max = v[0];
+    for (uint32_t k = 1; k < L; k++) max = v[k] > max ? v[k] : max;
     return max;
+}
+
+static void weigh_first(cpu_first *first, float *stat, size_t ld, uint32_t m, const cpu_added *added,
+                        const uint32_t *const *position, uint32_t row, uint32_t n, const cpu_weighing *how) {
+    vf best = load(first->x);
+    vi best_position, best_row, lane;
+    memcpy(&best_position, first->position, sizeof best_position);
+    memcpy(&best_row, first->row, sizeof best_row);
+    for (uint32_t k = 0; k < L; k++) lane[k] = (int32_t)(row + k);
+    float bound = highest_lane(best);
+    for (uint32_t i = 0; i < n; i += L) {
+        vu p;
+        memcpy(&p, position[i / KVF_PAGE_ROWS] + i % KVF_PAGE_ROWS, sizeof p);
+        for (uint32_t r = 0; added != NULL && r < m; r++) {
+            float *to = stat + r * ld + i;
+            if (added->ahead != NULL) __builtin_prefetch(added->ahead + r * ld + i, 1);
+            store(to, load(to) * added->decay + load(added->prob + r * added->ld + i) * added->factor[r]);
+        }
+        vf v = against_v(stat == NULL ? NULL : stat + i, ld, m, p, how);
+        const vi stays = stays_v(p, i, n, how);
+        if (how->draw) { /* logarithms only where the draw may decide */
+            v = warmed_v(v, how);
+            const vf u = uniform_v(p, how->keys), size = select(v < 0, -v, v);
+            const vi below = (vi)(v + drawn_most_v(u) + size * 1e-6f < bound);
+            if (!any_v(~(below | stays))) continue;
+            v = v + drawn_v(u);
+        }
+        const vi better = ((vi)(v > best) | ((vi)(v == best) & ((vi)p > best_position))) & ~stays;
+        best = select(better, v, best);
+        best_position = (better & (vi)p) | (~better & best_position);
+        best_row = (better & (lane + (int32_t)i)) | (~better & best_row);
+        if (how->draw) bound = highest_lane(best);
+    }
+    store(first->x, best);
+    memcpy(first->position, &best_position, sizeof best_position);
+    memcpy(first->row, &best_row, sizeof best_row);
 }
 
 static void rms_norm(float *out, const float *x, const float *weight, uint32_t n, float eps) {
@@ -486,6 +554,7 @@ const cpu_ops *OPS_NAME(void) {
         .blend = blend,
         .negate_reduced = negate_reduced,
         .weigh_page = weigh_page,
+        .weigh_first = weigh_first,
         .exp_sum = exp_sum,
         .add_exp = add_exp,
     };

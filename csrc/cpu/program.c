@@ -34,6 +34,9 @@ static size_t padded_rows(uint32_t rows) {
     return ((size_t)rows + KV_SEGMENT_ROWS) / KV_SEGMENT_ROWS * KV_SEGMENT_ROWS;
 }
 
+/* Keeps what follows aligned. */
+static size_t factor_floats(uint32_t n_chunk, uint32_t readers) { return ((size_t)n_chunk * readers + 15) / 16 * 16; }
+
 size_t cpu_program_floats(const kvf_cache *cache, const kv_sequence *s, uint32_t layer, uint32_t rows) {
     const kv_step *step = kv_step_of(s, layer);
     if (step == NULL) return 0;
@@ -43,8 +46,9 @@ size_t cpu_program_floats(const kvf_cache *cache, const kv_sequence *s, uint32_t
         return n * (2 * (size_t)kv_readers(cache, s) + 1) + n * sizeof(candidate) / sizeof(float) +
                2 * (size_t)kv_readers(cache, s) * cache->config.head_dim + 64;
     }
-    /* what speaks for each row, the highest of each page, candidates, and what kept queries need */
-    return 2 * padded + padded * sizeof(candidate) / sizeof(float) + (step->queries.size != 0 ? cpu_kept_floats(rows) + padded : 0) + 64;
+    /* factors of chunks, what speaks for each row, candidates, and what kept queries need */
+    return factor_floats(rows / CPU_CHUNK_ROWS + 2, kv_readers(cache, s)) + padded + padded * sizeof(candidate) / sizeof(float) +
+           (step->queries.size != 0 ? cpu_kept_floats(rows) + padded : 0) + 64;
 }
 
 /* ---- Kept queries ---- */
@@ -59,9 +63,9 @@ void cpu_keep_queries(const kvf_cache *cache, kv_step *step, const float *q, uin
 
 /* ---- Masses ---- */
 
-static void add_masses(const head_job *j, const cpu_attended *a) {
-    const cpu_ops *ops = cpu_ops_of(j->cache->dev);
-    const float scale = 1.0f / sqrtf((float)j->cache->config.head_dim), decay = j->step->mass.decay;
+/* What one reader's probabilities of each chunk are worth: factor[chunk * readers + r]. The new row's mass becomes 0. */
+static void chunk_factors(const head_job *j, const cpu_attended *a, float *factor) {
+    const float scale = 1.0f / sqrtf((float)j->cache->config.head_dim);
     const uint32_t last = j->t->rows - 1;
     for (uint32_t r = 0; r < j->readers; r++) {
         /* the new row's place held anything */
@@ -73,18 +77,25 @@ static void add_masses(const head_job *j, const cpu_attended *a) {
         }
         for (uint32_t c = 0; c < a->n_chunk; c++) {
             const float *tail = a->tail + c * a->tail_floats;
-            if (tail[r] != -INFINITY) sum += expf((tail[r] - max) * scale) * tail[j->readers + r];
+            const float weight = tail[r] == -INFINITY ? 0.0f : expf((tail[r] - max) * scale);
+            factor[c * j->readers + r] = weight;
+            if (weight > 0) sum += weight * tail[j->readers + r];
         }
-        for (uint32_t c = 0; c < a->n_chunk; c++) {
-            const float m = a->tail[c * a->tail_floats + r];
-            const float factor = m == -INFINITY ? 0.0f : expf((m - max) * scale) / sum;
-            const cpu_span span = cpu_chunk(j->t, c);
+        for (uint32_t c = 0; c < a->n_chunk; c++) factor[c * j->readers + r] /= sum;
+    }
+}
+
+static void add_masses(const head_job *j, const cpu_attended *a, const float *factor) {
+    const cpu_ops *ops = cpu_ops_of(j->cache->dev);
+    for (uint32_t c = 0; c < a->n_chunk; c++) {
+        const cpu_span span = cpu_chunk(j->t, c);
+        for (uint32_t r = 0; r < j->readers; r++) {
             const float *prob = a->prob + c * a->prob_floats + (size_t)r * CPU_CHUNK_ROWS;
             for (uint32_t row = span.first, end = span.first + span.n; row < end;) { /* packed rows shift chunks against segments */
                 const uint32_t at = row % KV_SEGMENT_ROWS;
                 const uint32_t n = KV_SEGMENT_ROWS - at < end - row ? KV_SEGMENT_ROWS - at : end - row;
-                ops->blend(j->live->mass[row / KV_SEGMENT_ROWS] + (size_t)r * KV_SEGMENT_ROWS + at, decay, prob + (row - span.first),
-                           factor, n);
+                ops->blend(j->live->mass[row / KV_SEGMENT_ROWS] + (size_t)r * KV_SEGMENT_ROWS + at, j->step->mass.decay,
+                           prob + (row - span.first), factor[c * j->readers + r], n);
                 row += n;
             }
         }
@@ -97,10 +108,9 @@ static const uint32_t *positions_of(const head_job *j, uint32_t row) {
     return cpu_page_positions(kv_page_data(j->cache, j->t, row), j->cache->config.head_dim, j->cache->config.row_dtype);
 }
 
-/* What speaks for evicting each row, x, and the highest of each page. */
-static void weigh(const head_job *j, float *x, float *highest, float *work) {
+/* How rows are weighed; with kept queries `work` becomes what they make of the rows. */
+static cpu_weighing weighing(const head_job *j, float *work) {
     const kvf_op *op = &j->live->evict;
-    const cpu_ops *ops = cpu_ops_of(j->cache->dev);
     const uint32_t rows = j->t->rows, seen = j->s->position + 1;
     cpu_weighing how = {op->reduce, op->first, op->last < seen ? seen - op->last : 0, op->draw != 0, 0, {0, 0}};
     if (op->draw) {
@@ -112,14 +122,55 @@ static void weigh(const head_job *j, float *x, float *highest, float *work) {
                         op->statistic == KVF_STAT_HITS ? KVF_WINDOW_HITS : 0, op->reduce, work, work + padded_rows(rows));
         how.reduce = KVF_SUM;
     }
+    return how;
+}
+
+/* A row's statistic, as weighing left it; NULL: its position counts. */
+static float *statistic_of(const head_job *j, uint32_t row, float *work) {
+    const uint32_t kind = j->live->evict.statistic;
+    if (kind == KVF_STAT_MASS) return j->live->mass[row / KV_SEGMENT_ROWS] + row % KV_SEGMENT_ROWS;
+    return kind == KVF_STAT_POSITION ? NULL : work + row;
+}
+
+/* What speaks for evicting each row, x. */
+static void weigh(const head_job *j, float *x, float *work) {
+    const cpu_weighing how = weighing(j, work);
+    const uint32_t rows = j->t->rows, m = j->live->evict.statistic == KVF_STAT_MASS ? j->readers : 1;
     for (uint32_t row = 0; row < rows; row += KVF_PAGE_ROWS) {
         const uint32_t n = rows - row < KVF_PAGE_ROWS ? rows - row : KVF_PAGE_ROWS;
-        const bool mass = op->statistic == KVF_STAT_MASS;
-        const float *stat = mass ? j->live->mass[row / KV_SEGMENT_ROWS] + row % KV_SEGMENT_ROWS
-                                 : op->statistic == KVF_STAT_POSITION ? NULL : work + row;
-        highest[row / KVF_PAGE_ROWS] = ops->weigh_page(x + row, stat, KV_SEGMENT_ROWS, mass ? j->readers : 1, positions_of(j, row),
-                                                       n, &how);
+        cpu_ops_of(j->cache->dev)->weigh_page(x + row, statistic_of(j, row, work), KV_SEGMENT_ROWS, m, positions_of(j, row), n, &how);
     }
+}
+
+#define SEGMENT_PAGES (KV_SEGMENT_ROWS / KVF_PAGE_ROWS)
+
+/*
+ * The row that is evicted first, segment by segment. With `factor` the masses are added on the way: chunks of attention
+ * are segments then.
+ */
+static uint32_t find_first(const head_job *j, const cpu_attended *a, const float *factor, float *work) {
+    const cpu_weighing how = weighing(j, work);
+    const bool mass = j->live->evict.statistic == KVF_STAT_MASS;
+    const uint32_t rows = j->t->rows, m = mass ? j->readers : 1;
+    cpu_first first = {.position = {0}};
+    for (uint32_t k = 0; k < 16; k++) first.x[k] = -INFINITY;
+    for (uint32_t row = 0, c = 0; row < rows; row += KV_SEGMENT_ROWS, c++) {
+        const uint32_t n = rows - row < KV_SEGMENT_ROWS ? rows - row : KV_SEGMENT_ROWS;
+        const uint32_t *position[SEGMENT_PAGES];
+        for (uint32_t i = 0; i < n; i += KVF_PAGE_ROWS) position[i / KVF_PAGE_ROWS] = positions_of(j, row + i);
+        cpu_added added;
+        if (factor != NULL) {
+            added = (cpu_added){a->prob + c * a->prob_floats, CPU_CHUNK_ROWS, factor + c * j->readers, j->step->mass.decay,
+                                c + 1 < a->n_chunk ? j->live->mass[c + 1] : NULL};
+        }
+        cpu_ops_of(j->cache->dev)->weigh_first(&first, statistic_of(j, row, work), KV_SEGMENT_ROWS, m,
+                                               factor != NULL ? &added : NULL, position, row, n, &how);
+    }
+    uint32_t best = 0;
+    for (uint32_t k = 1; k < 16; k++) {
+        if (first.x[k] > first.x[best] || (first.x[k] == first.x[best] && first.position[k] > first.position[best])) best = k;
+    }
+    return first.row[best];
 }
 
 static void move_row(const head_job *j, uint32_t to, uint32_t from) {
@@ -130,23 +181,6 @@ static void move_row(const head_job *j, uint32_t to, uint32_t from) {
             j->live->mass[from / KV_SEGMENT_ROWS][at + from % KV_SEGMENT_ROWS];
     }
     j->live->shuffled = true;
-}
-
-/* The row with the highest x; among equals the one with the highest position. */
-static uint32_t find_one(const head_job *j, const float *x, const float *highest) {
-    const uint32_t rows = j->t->rows, n_page = (rows + KVF_PAGE_ROWS - 1) / KVF_PAGE_ROWS;
-    const float max = cpu_ops_of(j->cache->dev)->max(highest, n_page);
-    uint32_t found = 0, best = 0;
-    for (uint32_t page = 0; page < n_page; page++) {
-        if (highest[page] != max) continue;
-        const uint32_t first = page * KVF_PAGE_ROWS, *position = positions_of(j, first);
-        for (uint32_t i = 0; i < KVF_PAGE_ROWS && first + i < rows; i++) {
-            if (x[first + i] != max || position[i] < best) continue;
-            found = first + i;
-            best = position[i];
-        }
-    }
-    return found;
 }
 
 /* Partial order: the n candidates with the highest order come first. */
@@ -210,20 +244,27 @@ void cpu_act_on_head(const kvf_cache *cache, kv_sequence *s, uint32_t layer, uin
                      float *work) {
     kv_step *step = kv_step_of(s, layer);
     head_job j = {cache, s, step, &step->head[head], kv_table_of(s, layer, head), layer, head, kv_readers(cache, s)};
-    if (step->mass.size != 0) add_masses(&j, a);
-    if (!kv_evicts(j.live, j.t->rows, s->position + 1)) return;
-    const uint32_t rows = j.t->rows, n = rows - j.live->evict.keep;
+    const bool evicts = kv_evicts(j.live, j.t->rows, s->position + 1);
+    const uint32_t rows = j.t->rows, n = evicts ? rows - j.live->evict.keep : 0;
     const size_t padded = padded_rows(rows);
-    candidate *candidates = (candidate *)(void *)work;
-    float *x = work + padded * sizeof(candidate) / sizeof(float), *highest = x + padded;
-    weigh(&j, x, highest, highest + padded);
-    if (n > 1) {
-        evict_many(&j, x, n, candidates);
-        return;
+    float *factor = NULL;
+    if (step->mass.size != 0) {
+        factor = work;
+        work += factor_floats(a->n_chunk, j.readers);
+        chunk_factors(&j, a, factor);
+        const bool on_the_way = n == 1 && j.live->evict.statistic == KVF_STAT_MASS && j.t->packed == 0;
+        if (!on_the_way) add_masses(&j, a, factor);
+        if (!on_the_way) factor = NULL;
     }
-    const uint32_t hole = find_one(&j, x, highest);
-    if (hole < rows - 1) move_row(&j, hole, rows - 1);
-    j.t->rows = rows - 1;
+    if (n > 1) {
+        float *x = work + padded * sizeof(candidate) / sizeof(float);
+        weigh(&j, x, x + padded);
+        evict_many(&j, x, n, (candidate *)(void *)work);
+    } else if (n == 1) {
+        const uint32_t hole = find_first(&j, a, factor, work);
+        if (hole < rows - 1) move_row(&j, hole, rows - 1);
+        j.t->rows = rows - 1;
+    }
 }
 
 /* ---- Relative positions ---- */
