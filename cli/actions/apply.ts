@@ -37,7 +37,10 @@ export async function applyAction({ flags, rest }: Call): Promise<number> {
       q: text(flags, "q")!,
       k: text(flags, "k")!,
       v: text(flags, "v")!,
+      lowerK: text(flags, "lowerK"),
+      lowerV: text(flags, "lowerV"),
     },
+    ropeTheta: flags.ropeTheta as number | undefined,
     granularity: text(flags, "granularity") as Granularity,
     layer: flags.layer as number,
     layers: flags.layers as number,
@@ -45,20 +48,21 @@ export async function applyAction({ flags, rest }: Call): Promise<number> {
   });
   const { headDim } = applied;
   if (output !== undefined) {
+    const tensors = (keys: Float32Array[], values: Float32Array[], at = "") =>
+      keys.flatMap((data, head) => {
+        const shape = [data.length / headDim, headDim];
+        return [
+          [`${at}k.${head}`, { shape, data }],
+          [`${at}v.${head}`, { shape, data: values[head]! }],
+        ];
+      });
+    const { keys, values, lower } = applied;
     writeSafetensors(
       output,
-      Object.fromEntries(
-        applied.positions.flatMap((rows, head) => [
-          [`k.${head}`, {
-            shape: [rows.length, headDim],
-            data: applied.keys![head]!,
-          }],
-          [`v.${head}`, {
-            shape: [rows.length, headDim],
-            data: applied.values![head]!,
-          }],
-        ]),
-      ),
+      Object.fromEntries([
+        ...tensors(keys!, values!),
+        ...(lower ? tensors(lower.keys, lower.values, "lower.") : []),
+      ]),
     );
   }
   if (flags.json) {

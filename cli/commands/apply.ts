@@ -6,7 +6,7 @@ import {
   paths,
   text,
 } from "../spec.ts";
-import { granularityFlag, integer } from "./_shared.ts";
+import { granularityFlag, integer, real } from "./_shared.ts";
 
 /** `kvf apply`: run a method on recorded tensors. */
 export const apply: CommandSpec = {
@@ -24,11 +24,22 @@ export const apply: CommandSpec = {
       .option("--options <json>", "the method's options as a JSON object", "{}")
       .requiredOption(
         "--input <file>",
-        "safetensors file with the tensors (float32, rotation applied)",
+        "safetensors file with the tensors (float, rotation applied)",
       )
       .option("--q <name>", "queries [queryHeads, tokens, headDim]", "q")
       .option("--k <name>", "keys [kvHeads, tokens, headDim]", "k")
       .option("--v <name>", "values [kvHeads, tokens, headDim]", "v")
+      .option(
+        "--lower-k <name>",
+        "keys of the layer before, for methods that act on neighbouring layers",
+      )
+      .option("--lower-v <name>", "values of the layer before")
+      .addOption(
+        new Option(
+          "--rope-theta <base>",
+          "base of the keys' rotation, for methods that undo it",
+        ).argParser(real(1)),
+      )
       .addOption(
         new Option("--layer <i>", "layer that the tensors stand for").argParser(
           integer(0),

@@ -310,15 +310,13 @@ Deno.test("minicache shares directions as the reference does", () => {
     storedRows("minicache", layer === 0 ? "previous" : "current")
   );
   for (const golden of own) {
-    const { interpolation, retention_ratio: keepRatio } = golden
-      .options as unknown as Record<string, number>;
     const [heads, tokens, headDim] = [2, 64, 16];
     const shape = { layers: 2, queryHeads: heads, kvHeads: heads, headDim };
     using cache = new Cache(device, { ...shape, rowDtype: "f32" });
     using sequence = cache.sequence("kv_head");
     const minicache = resolveMethod("minicache");
-    const options = { interpolation, keepRatio, firstShare: 0 };
-    const policy = minicache.create(resolveOptions(minicache, options), shape);
+    const options = resolveOptions(minicache, ourOptions(golden));
+    const policy = minicache.create(options, shape);
     sequence.record(tokens);
     for (const layer of [0, 1]) {
       const flat = Float32Array.from(

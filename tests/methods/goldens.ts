@@ -37,6 +37,8 @@ export interface Golden {
     floor_ratio?: number;
     normalize?: boolean | null;
     ratio?: number;
+    interpolation?: number;
+    retention_ratio?: number;
   };
   indices?: number[][];
 }
@@ -48,9 +50,12 @@ export const cases: Golden[] = JSON.parse(
 );
 
 /** The tensors' file. */
-export const header = readSafetensorsHeader(
-  fromFileUrl(new URL("methods.safetensors", folder)),
+export const GOLDEN_TENSORS = fromFileUrl(
+  new URL("methods.safetensors", folder),
 );
+
+/** Its header. */
+export const header = readSafetensorsHeader(GOLDEN_TENSORS);
 
 /** Tensors and shape of an input. */
 export function input(name: string) {
@@ -111,6 +116,12 @@ export function ourOptions(
         pruneRatio: options.ratio,
         fullRows: options.recent_size,
         compat: "reference",
+      };
+    case "minicache":
+      return {
+        interpolation: options.interpolation,
+        keepRatio: options.retention_ratio,
+        firstShare: 0,
       };
     case "nacl":
       return {

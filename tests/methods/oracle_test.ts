@@ -1,19 +1,12 @@
 /** Methods against an independent reading of their definitions, first proven on the recorded cases of the reference. */
 import fc from "fast-check";
 import { assert, assertEquals } from "@std/assert";
-import { resolveMethod, resolveOptions } from "../../methods/mod.ts";
-import {
-  cases,
-  type Golden,
-  header,
-  input,
-  ourOptions,
-  storedRows,
-} from "./goldens.ts";
+import { cases, header, storedRows } from "./goldens.ts";
 import { keptBy, ranked, upTo, wrong } from "./oracle/choice.ts";
 import type { Task } from "./oracle/evict.ts";
 import { openDevice } from "../ffi/tiny.ts";
 import { casesOf, ORACLE_METHODS, runCase } from "./oracle/cases.ts";
+import { taskOf } from "./oracle/golden.ts";
 import { sourceOf } from "./oracle/layer.ts";
 import { choicesOf } from "./oracle/expect.ts";
 import {
@@ -26,24 +19,6 @@ import {
   type ThinkOptions,
 } from "./oracle/merge.ts";
 import { readTensor } from "../../models/mod.ts";
-
-/** The oracle's view of a recorded case. */
-function taskOf(golden: Golden): Task<unknown> {
-  const { options } = golden;
-  const { shape, ...tensors } = input(golden.input);
-  return {
-    input: { ...shape, ...tensors },
-    storedHeads: options.granularity === "kv_head"
-      ? shape.kvHeads
-      : shape.queryHeads,
-    layer: options.layer_idx ?? 0,
-    layers: options.num_hidden_layers ?? (options.layer_idx ?? 0) + 1,
-    options: resolveOptions(
-      resolveMethod(golden.method),
-      ourOptions(golden),
-    ),
-  };
-}
 
 Deno.test("the oracle keeps what the reference keeps, in every recorded case", () => {
   let count = 0;
@@ -158,8 +133,7 @@ Deno.test("the oracle shares directions as the reference's MiniCache does", () =
   const [previous, current] = ["previous", "current"]
     .map((name) => storedRows("minicache", name));
   for (const golden of own) {
-    const { interpolation, retention_ratio: ratio } = golden
-      .options as unknown as Record<string, number>;
+    const { interpolation, retention_ratio: ratio } = golden.options;
     current!.forEach((rows, head) => {
       const { distance, exact, ...both } = shared(
         rows,
