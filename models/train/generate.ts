@@ -2,9 +2,9 @@
  * Writes training rows or evaluation prompts for the bundled model, with the very generators that evaluate it.
  *
  * `rows --tokenizer FILE --row T --seed S` writes rows to standard output without end, until the reader closes it. A row
- * is: uint16 task number; T uint16 token ids; T uint8 classes (0 padding, 1 text, 2 answer, 3 answer of a counting task).
- * A row holds one context, then questions about it with their answers, each answer closed by EOS; the first question
- * stands as in an evaluation.
+ * is: uint16 task number; T uint16 token ids; T uint8 classes (0 padding, 1 text, 2 answer, 3 answer of a counting task,
+ * 4 first token of an entry of a list, which decides what comes next). A row holds one context, then questions about it
+ * with their answers, each answer closed by EOS; the first question stands as in an evaluation.
  *
  * `prompts --tokenizer FILE --task NAME --lengths 512,1024 --count N --seed S` writes one JSON object per line: `task,
  * length, ids` (with BOS), `answers, maxNewTokens, part` (whether one answer is enough).
@@ -33,6 +33,7 @@ const EOS = 2;
 const TEXT = 1;
 const ANSWER = 2;
 const COUNTING = 3;
+const ENTRY = 4;
 
 /** Task numbers in rows. */
 const NAMES: readonly string[] = ["needle", ...RULER_TASKS];
@@ -50,10 +51,11 @@ function wordingOf(name: string) {
   return wording;
 }
 
-/** Text in pieces, each with its class. */
+/** Text in pieces, each with its class; the entries of a list are marked where they begin. */
 interface Piece {
   text: string;
   kind: number;
+  list?: boolean;
 }
 
 /** A row before it is encoded. */
@@ -97,16 +99,17 @@ function drawConfig(random: Random, row: number): NiahConfig {
     ? "uuids"
     : weighted(random, { numbers: 7, uuids: 2, words: 1 });
   const most = Math.max(1, Math.min(16, Math.floor(row / 80)));
-  const values = keyType === "words" && valueType !== "uuids" &&
-      random.float() < 0.35
-    ? random.between(2, 4)
-    : 1;
+  const isList = keyType === "words" && valueType !== "uuids" &&
+    random.float() < 0.45;
+  // Lists stand closer: which entry follows which is learnt from many of them in a row.
+  const entries = Math.min(16, Math.floor(row / 40));
+  const values = isList ? random.between(2, Math.min(8, entries)) : 1;
   return {
     haystack,
     keyType,
     valueType,
-    keys: values > 1
-      ? random.between(1, Math.max(1, Math.floor(most / values)))
+    keys: isList
+      ? random.between(1, Math.max(1, Math.floor(entries / values)))
       : random.between(1, most),
     values,
     queries: values === 1 && random.float() < 0.2
@@ -137,11 +140,16 @@ function drawLimit(random: Random, room: number, row: number): number {
   );
 }
 
+/** Tokens for the context of a list: also next to no haystack. */
+function drawDense(random: Random, room: number): number {
+  return random.float() < 0.5 ? room : random.between(room >> 2, room);
+}
+
 function niahRow(random: Random, codec: PieceCodec, row: number): Row {
   const config = drawConfig(random, row);
   const { keyType, valueType, values, queries } = config;
-  const answer = queries * values * (valueType === "uuids" ? 30 : 8);
-  const ask = answer + 20 + queries * 10 + (keyType === "uuids" ? 56 : 0);
+  const answer = queries * values * (valueType === "uuids" ? 21 : 5) + 1;
+  const ask = answer + 20 + queries * 10 + (keyType === "uuids" ? 40 : 0);
   const extras = Math.min(
     random.below(24),
     Math.floor((row > 1000 ? 0.25 : 0.5) * row / ask),
@@ -151,13 +159,14 @@ function niahRow(random: Random, codec: PieceCodec, row: number): Row {
   const niah = makeNiah(random, codec, {
     config,
     wording: wordingOf(queries > 1 ? "niah_multiquery" : "niah_multikey_1"),
-    limit: drawLimit(random, room, row),
+    limit: values > 1 ? drawDense(random, room) : drawLimit(random, room, row),
     sentences: null,
   });
   const { prompt, answerPrefix, target, meta } = niah.first;
-  const pieces = [
+  const list = values > 1;
+  const pieces: Piece[] = [
     { text: prompt + answerPrefix, kind: TEXT },
-    { text: target, kind: ANSWER },
+    { text: target, kind: ANSWER, list },
   ];
   const asked = new Set(meta.query as string[]);
   const open = random.shuffle(niah.keys.filter((key) => !asked.has(key)));
@@ -165,10 +174,35 @@ function niahRow(random: Random, codec: PieceCodec, row: number): Row {
     const next = niah.ask(open.splice(0, queries));
     pieces.push(
       { text: next.question + next.answerPrefix, kind: TEXT },
-      { text: next.target, kind: ANSWER },
+      { text: next.target, kind: ANSWER, list },
     );
   }
   return { task: name, pieces };
+}
+
+/** Chains of variables, each asked for. */
+function vtRow(random: Random, codec: PieceCodec, row: number): Row {
+  const chains = random.float() < 0.5 ? 1 : random.between(2, 4);
+  const hops = random.between(1, 6);
+  const answer = 6 * (hops + 1) + 1;
+  const draft = makeVt(random, codec, {
+    wording: wordingOf("vt"),
+    limit: drawDense(random, row - 2 - answer - (chains - 1) * (answer + 30)),
+    chains,
+    hops,
+    shot: row > 300 && random.float() < 0.9,
+  });
+  return {
+    task: "vt",
+    pieces: [
+      { text: draft.prompt + draft.answerPrefix, kind: TEXT },
+      { text: draft.target, kind: ANSWER, list: true },
+      ...draft.others.flatMap((other): Piece[] => [
+        { text: other.question + other.answerPrefix, kind: TEXT },
+        { text: other.target, kind: ANSWER, list: true },
+      ]),
+    ],
+  };
 }
 
 /** A grid without limits on its length: the training rows' own. */
@@ -176,8 +210,8 @@ const GRIDS = new Map<number, ReturnType<typeof needleTask>>();
 
 function drawRow(random: Random, codec: PieceCodec, row: number): Row {
   const kind = weighted(random, {
-    niah: 76,
-    vt: 12,
+    niah: 72,
+    vt: 16,
     needle: 5,
     qa: 4,
     cwe: 1.5,
@@ -197,25 +231,8 @@ function drawRow(random: Random, codec: PieceCodec, row: number): Row {
   switch (kind) {
     case "niah":
       return niahRow(random, codec, row);
-    case "vt": {
-      const wording = wordingOf("vt");
-      const chains = random.float() < 0.8 ? 1 : 2;
-      const hops = row < 300
-        ? random.between(1, 4)
-        : random.float() < 0.8
-        ? 4
-        : random.between(1, 6);
-      return one(
-        "vt",
-        makeVt(random, codec, {
-          wording,
-          limit: drawLimit(random, row - 2 - 6 * (hops + 1), row),
-          chains,
-          hops,
-          shot: row > 300 && random.float() < 0.9,
-        }),
-      );
-    }
+    case "vt":
+      return vtRow(random, codec, row);
     case "needle": {
       const length = drawLimit(random, row - 3, row);
       let grid = GRIDS.get(length);
@@ -279,7 +296,7 @@ function encodeRow(
   kinds[0] = TEXT;
   let at = 1;
   for (let p = 0; p + 1 < pieces.length; p += 2) {
-    const { text, kind } = pieces[p + 1] as Piece;
+    const { text, kind, list } = pieces[p + 1] as Piece;
     const context = codec.encode((pieces[p] as Piece).text);
     const answer = codec.encode(text);
     if (at + context.length + answer.length + 1 > ids.length) return p > 0;
@@ -289,6 +306,11 @@ function encodeRow(
     ids.set(answer, at);
     ids[at + answer.length] = EOS;
     kinds.fill(kind, at, at + answer.length + 1);
+    if (list) {
+      answer.forEach((id, i) => {
+        if (codec.decode([id]).startsWith(" ")) kinds[at + i] = ENTRY;
+      });
+    }
     at += answer.length + 1;
   }
   return true;

@@ -1,8 +1,9 @@
 /**
  * Trains the tokenizer of the bundled model: a byte-level BPE over the text that our own generators write.
  *
- * The vocabulary is: special tokens, the 256 bytes, one- and two-digit numbers, pairs of hexadecimal digits, the pieces
- * that the generators use most (words with their leading space) as whole entries, and BPE merges for everything else.
+ * The vocabulary is: special tokens, the 256 bytes, one- and two-digit numbers, pairs of hexadecimal digits, pairs of
+ * capitals that begin a name, the pieces that the generators use most (words with their leading space) as whole entries,
+ * and BPE merges for everything else.
  *
  * A model only works with the tokenizer it was trained with, so the files go to a folder of their own:
  * `deno run --allow-write=results/train models/train/tokenizer.ts results/train`
@@ -14,7 +15,7 @@ import { ADJECTIVES, NOUNS, VERBS } from "../../tasks/text/words.ts";
 import { BYTE_CHARS, byteString, PIECE_PATTERN } from "./codec.ts";
 
 /** Entries of the vocabulary. */
-const VOCABULARY = 2304;
+const VOCABULARY = 3008;
 /** Merges among them. */
 const MERGES = 400;
 const SPECIAL = ["<pad>", "<bos>", "<eos>"];
@@ -122,6 +123,12 @@ export function buildTokenizer(): { [key: string]: unknown } {
     add(pair);
     add(byteString(` ${pair}`));
   }
+  // The other letters of a name stand alone: no merge may join them.
+  const capitals = Array.from("ABCDEFGHIJKLMNOPQRSTUVWXYZ");
+  for (const pair of capitals.flatMap((a) => capitals.map((b) => a + b))) {
+    add(byteString(` ${pair}`));
+  }
+  for (const piece of ["VAR", " ="]) add(byteString(piece));
   for (const word of [...NOUNS, ...ADJECTIVES, ...VERBS]) {
     add(byteString(` ${word}`));
   }
@@ -131,11 +138,14 @@ export function buildTokenizer(): { [key: string]: unknown } {
   // Merges learn from the pieces that will not be entries, each word of a list once more so that all are seen.
   const plurals = new Set(NOUNS.map((noun) => ` ${noun}s`));
   const common = [...counts]
-    .filter(([piece]) => /^ ?\p{L}{2,}$/u.test(piece) && !plurals.has(piece))
+    .filter(([piece]) =>
+      /^ ?\p{L}{2,}$/u.test(piece) && !/\p{Lu}{2}/u.test(piece) &&
+      !plurals.has(piece)
+    )
     .sort(([a, m], [b, n]) => n - m || (a < b ? -1 : 1));
   const rest = new Map(
     [...counts].filter(([piece]) =>
-      !has.has(byteString(piece)) && !/\p{N}/u.test(piece)
+      !has.has(byteString(piece)) && !/\p{N}|\p{Lu}{2}/u.test(piece)
     ).map(([piece, count]) => [piece, Math.ceil(Math.sqrt(count))]),
   );
   for (const word of [...NOUNS, ...ADJECTIVES, ...VERBS]) {

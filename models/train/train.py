@@ -1,10 +1,14 @@
 """Trains the bundled model on rows that `generate.ts` writes, and measures it.
 
-The curriculum is one of length: rows of 256, 512, 1280 and 4736 tokens; a stage is left when its answers are learnt or
-its time is over. Padding counts 0 in the loss, text 0.01, answers 1, answers of the counting tasks 0.2. At the end every
-task is answered greedily on fresh seeds, with the weights as they are stored (bf16) and float32 arithmetic.
+The curriculum is one of length. A stage is left when its answers are learnt or when its share of the time is over, so
+that every length gets its minutes. Rows of a task that is learnt are thinned out: the generators write several times
+what a GPU reads, and what it reads should be what is not known yet.
 
-See the model card for the command and the numbers.
+The folder `--out` can be used at any time: tokenizer and configuration are there from the start, the weights from the
+first half minute, and a run that is stopped (SIGTERM) or loses its generators keeps the best it had. At the end every
+task is answered greedily on fresh seeds, with the weights as they are stored (BF16) and float32 arithmetic.
+
+The command and the numbers are in the model card.
 """
 
 import argparse
@@ -12,477 +16,273 @@ import json
 import math
 import os
 import shutil
+import signal
 import subprocess
 import sys
 import tempfile
-import threading
 import time
-from collections import defaultdict, deque
 
 import numpy as np
 import torch
-import torch.nn as nn
-import torch.nn.functional as F
 
-PAD, BOS, EOS = 0, 1, 2
+from answers import evaluate
+from model import CONFIG, Model, decoder_layer, put, read, snapshot, weighted_loss, write
+from rows import CHUNK, Rows, split
+
 TASKS = [
     "needle", "niah_single_1", "niah_single_2", "niah_single_3", "niah_multikey_1", "niah_multikey_2",
     "niah_multikey_3", "niah_multivalue", "niah_multiquery", "vt", "cwe", "fwe", "qa_1", "qa_2",
 ]
 # Tasks whose loss decides when a stage is over; the others need counting, which a small model learns badly.
 CORE = range(0, 10)
-CLASS_WEIGHTS = [0.0, 0.01, 1.0, 0.2]
+# Padding, text, answers, answers of counting tasks, first tokens of a list's entries.
+CLASS_WEIGHTS = [0.0, 0.01, 1.0, 0.2, 3.0]
+ENTRY = 4
 
-CONFIG = {
-    "architectures": ["LlamaForCausalLM"],
-    "attention_bias": False,
-    "attention_dropout": 0.0,
-    "bos_token_id": BOS,
-    "eos_token_id": EOS,
-    "head_dim": 64,
-    "hidden_act": "silu",
-    "hidden_size": 256,
-    "initializer_range": 0.02,
-    "intermediate_size": 704,
-    "max_position_embeddings": 5120,
-    "mlp_bias": False,
-    "model_type": "llama",
-    "num_attention_heads": 8,
-    "num_hidden_layers": 6,
-    "num_key_value_heads": 4,
-    "pad_token_id": PAD,
-    "rms_norm_eps": 1e-5,
-    "rope_scaling": None,
-    "rope_theta": 10000.0,
-    "tie_word_embeddings": True,
-    "torch_dtype": "bfloat16",
-    "use_cache": True,
-    "vocab_size": 2048,
-}
-
-
-# ---- model ----
-
-
-HEADS, KV_HEADS, HEAD_DIM = CONFIG["num_attention_heads"], CONFIG["num_key_value_heads"], CONFIG["head_dim"]
-
-
-def rms_norm(x, weight):
-    y = x.float()
-    y = y * torch.rsqrt(y.pow(2).mean(-1, keepdim=True) + CONFIG["rms_norm_eps"])
-    return y * weight
-
-
-def project(x, p, cos, sin):
-    """Rotated queries and keys, and values: [rows, heads, tokens, head_dim]."""
-    b, t, _ = x.shape
-    h = rms_norm(x, p["input_layernorm"])
-    q = F.linear(h, p["q_proj"]).view(b, t, HEADS, HEAD_DIM).transpose(1, 2)
-    k = F.linear(h, p["k_proj"]).view(b, t, KV_HEADS, HEAD_DIM).transpose(1, 2)
-    v = F.linear(h, p["v_proj"]).view(b, t, KV_HEADS, HEAD_DIM).transpose(1, 2)
-    return rotate(q, cos, sin), rotate(k, cos, sin), v
-
-
-def finish(x, p, attended):
-    """What follows attention in a layer."""
-    b, t, _ = x.shape
-    x = x + F.linear(attended.transpose(1, 2).reshape(b, t, HEADS * HEAD_DIM), p["o_proj"])
-    h = rms_norm(x, p["post_attention_layernorm"])
-    return x + F.linear(F.silu(F.linear(h, p["gate_proj"])) * F.linear(h, p["up_proj"]), p["down_proj"])
-
-
-def spread(kv):
-    """KV heads repeated for their query heads."""
-    b, h, t, d = kv.shape
-    return kv[:, :, None].expand(b, h, HEADS // KV_HEADS, t, d).reshape(b, HEADS, t, d)
-
-
-def decoder_layer(x, p, cos, sin):
-    """One layer; `p` holds its weights by name. A plain function of tensors, so that it is compiled once per shape."""
-    q, k, v = project(x, p, cos, sin)
-    return finish(x, p, F.scaled_dot_product_attention(q, spread(k), spread(v), is_causal=True))
-
-
-def rotate(x, cos, sin):
-    """RoPE on halves, as Hugging Face's Llama does it."""
-    y = x.float()
-    half = y.shape[-1] // 2
-    turned = torch.cat((-y[..., half:], y[..., :half]), dim=-1)
-    return (y * cos + turned * sin).to(x.dtype)
-
-
-def layer_shapes(c):
-    d, hd, inner = c["hidden_size"], c["head_dim"], c["intermediate_size"]
-    return {
-        "input_layernorm": (d,),
-        "post_attention_layernorm": (d,),
-        "q_proj": (HEADS * hd, d),
-        "k_proj": (KV_HEADS * hd, d),
-        "v_proj": (KV_HEADS * hd, d),
-        "o_proj": (d, HEADS * hd),
-        "gate_proj": (inner, d),
-        "up_proj": (inner, d),
-        "down_proj": (d, inner),
-    }
-
-
-class Model(nn.Module):
-    """Embedding, layers as dictionaries of weights, final norm; the output shares the embedding."""
-
-    def __init__(self, c):
-        super().__init__()
-        depth = c["num_hidden_layers"]
-        std = c["initializer_range"]
-        self.embed = nn.Parameter(torch.randn(c["vocab_size"], c["hidden_size"]) * std)
-        self.layers = nn.ModuleList()
-        for _ in range(depth):
-            layer = nn.ParameterDict()
-            for name, shape in layer_shapes(c).items():
-                if len(shape) == 1:
-                    layer[name] = nn.Parameter(torch.ones(shape))
-                else:
-                    scale = std / math.sqrt(2 * depth) if name in ("o_proj", "down_proj") else std
-                    layer[name] = nn.Parameter(torch.randn(shape) * scale)
-            self.layers.append(layer)
-        self.norm = nn.Parameter(torch.ones(c["hidden_size"]))
-        t = torch.arange(c["max_position_embeddings"]).float()
-        inv = c["rope_theta"] ** (-torch.arange(0, c["head_dim"], 2).float() / c["head_dim"])
-        angles = torch.cat([torch.outer(t, inv)] * 2, dim=-1)
-        self.register_buffer("cos", angles.cos(), persistent=False)
-        self.register_buffer("sin", angles.sin(), persistent=False)
-
-    def weights(self):
-        """Weights of each layer, by name."""
-        return [dict(layer.items()) for layer in self.layers]
-
-    def hidden(self, ids, layer_of=decoder_layer):
-        x = F.embedding(ids, self.embed)
-        t = ids.shape[1]
-        cos, sin = self.cos[:t], self.sin[:t]
-        for p in self.weights():
-            x = layer_of(x, p, cos, sin)
-        return x
-
-    def logits(self, x):
-        return F.linear(rms_norm(x, self.norm), self.embed)
-
-    def names(self):
-        """Parameters by their Hugging Face names."""
-        out = {"model.embed_tokens.weight": self.embed, "model.norm.weight": self.norm}
-        for i, p in enumerate(self.weights()):
-            for name, tensor in p.items():
-                part = "" if "norm" in name else "self_attn." if name[0] in "qkvo" else "mlp."
-                out[f"model.layers.{i}.{part}{name}.weight"] = tensor
-        return out
-
-
-def weighted_loss(x, norm, embed, targets, weights):
-    """Loss per token times its weight, and per token without it."""
-    logits = F.linear(rms_norm(x, norm), embed)
-    losses = F.cross_entropy(logits.float().flatten(0, 1), targets.flatten(), reduction="none")
-    return (losses * weights.flatten()).sum() / weights.sum(), losses.view_as(weights)
-
-
-def save(model, folder):
-    from safetensors.torch import save_file
-
-    tensors = {k: v.detach().to(torch.bfloat16).cpu().contiguous() for k, v in model.names().items()}
-    path = os.path.join(folder, "model.safetensors")
-    save_file(tensors, path + ".part", metadata={"format": "pt"})
-    os.replace(path + ".part", path)
-    with open(os.path.join(folder, "config.json"), "w") as f:
-        json.dump(CONFIG, f, indent=2)
-        f.write("\n")
-
-
-def load(model, path):
-    from safetensors.torch import load_file
-
-    tensors = load_file(path)
-    with torch.no_grad():
-        for name, p in model.names().items():
-            p.copy_(tensors[name])
-
-
-# ---- rows ----
-
-
-class Rows:
-    """Rows of one length, written by several generator processes, a stream of seeds each."""
-
-    CHUNK = 16
-
-    def __init__(self, args, row, workers, seed):
-        self.row, self.chunks, self.open = row, deque(), True
-        self.space = threading.Semaphore(64)
-        self.ready = threading.Semaphore(0)
-        self.processes = [
-            subprocess.Popen(
-                args.generator + ["rows", "--tokenizer", args.tokenizer, "--row", str(row), "--seed", str(seed + i)],
-                stdout=subprocess.PIPE,
-                bufsize=0,
-            )
-            for i in range(workers)
-        ]
-        for p in self.processes:
-            threading.Thread(target=self._read, args=(p.stdout,), daemon=True).start()
-
-    def _read(self, stream):
-        size = self.CHUNK * (2 + 3 * self.row)
-        while self.open:
-            buffer = bytearray(size)
-            view, at = memoryview(buffer), 0
-            while at < size:
-                n = stream.readinto(view[at:])
-                if not n:
-                    return
-                at += n
-            self.space.acquire()
-            self.chunks.append(buffer)
-            self.ready.release()
-
-    def batch(self, rows):
-        """Task numbers [rows], ids [rows, row] and classes [rows, row]."""
-        parts = []
-        for _ in range(rows // self.CHUNK):
-            if not self.ready.acquire(timeout=60):
-                raise RuntimeError(f"No rows of {self.row} tokens came within 60 s")
-            parts.append(np.frombuffer(self.chunks.popleft(), np.uint8).reshape(self.CHUNK, -1))
-            self.space.release()
-        data = np.concatenate(parts)
-        tasks = data[:, :2].copy().view(np.uint16)[:, 0]
-        ids = data[:, 2 : 2 + 2 * self.row].copy().view(np.uint16)
-        return (
-            torch.from_numpy(tasks.astype(np.int64)),
-            torch.from_numpy(ids.astype(np.int32)),
-            torch.from_numpy(data[:, 2 + 2 * self.row :].copy()),
-        )
-
-    def close(self):
-        self.open = False
-        for p in self.processes:
-            p.kill()
-        for _ in range(len(self.processes)):
-            self.space.release()
-
-
-# ---- training ----
-
-# Row length, rows per batch, share of the training time at most, other row lengths mixed in (every n-th batch).
-STAGES = [
-    (256, 128, 0.30, []),
-    (512, 128, 0.15, [256]),
-    (1280, 48, 0.18, [512]),
-    (4736, 16, 1.00, [1280, 512]),
-]
+# Tokens a row, rows a batch, share of the training time at most; the last stage takes all that is left.
+STAGES = "256x128:0.28,512x128:0.2,1280x48:0.2,4736x16:1"
 LEAVE_LOSS = 0.02
+# Rows of a task are kept with a probability of its loss over LEAVE_LOSS, and not less than this.
+KEEP = 0.25
 LEARNING_RATE = 2e-3
-# Every MIX-th batch has rows of another length.
+# Every MIX-th batch has rows of one of the two lengths before.
 MIX = 4
 
 
-def train(args, model, device, deadline):
-    start = time.time()
-    span = deadline - start
-    sizes = {row: rows for row, rows, _, _ in STAGES}
-    if args.small:
-        sizes = {row: 16 for row in sizes}
-    matrices = [p for p in model.parameters() if p.dim() == 2]
-    vectors = [p for p in model.parameters() if p.dim() == 1]
-    optimizer = torch.optim.AdamW(
-        [{"params": matrices, "weight_decay": 0.01}, {"params": vectors, "weight_decay": 0.0}],
-        lr=LEARNING_RATE, betas=(0.9, 0.95), fused=device.type == "cuda",
-    )
-    layer_of, loss_of = decoder_layer, weighted_loss
-    if args.compile:
-        layer_of = torch.compile(decoder_layer, dynamic=False)
-        loss_of = torch.compile(weighted_loss, dynamic=False)
-    table = torch.tensor(CLASS_WEIGHTS, device=device)
-    feeds = {}
-    seed = args.seed * 1000
+def parse_stages(text):
+    stages = []
+    for part in text.split(","):
+        size, share = part.split(":")
+        row, rows = size.split("x")
+        if int(rows) % CHUNK:
+            raise ValueError(f"Cannot train in batches of {rows} rows as their number must be a multiple of {CHUNK}")
+        stages.append((int(row), int(rows), float(share)))
+    return stages
 
-    def open_rows(row, workers):
-        nonlocal seed
-        if row in feeds:
+
+class Feed:
+    """Batches of one length; rows of tasks that are learnt are thinned out, unless the generators fall behind."""
+
+    def __init__(self, rows, keep, seed):
+        self.rows, self.keep, self.random = rows, keep, np.random.default_rng(seed)
+
+    def batch(self, count):
+        """Task numbers, ids and classes of `count` rows; 1 / KEEP times as many are read at most."""
+        kept, spare, have = [], [], 0
+        for _ in range(int(count / KEEP) // CHUNK):
+            chunk = self.rows.chunk()
+            take = self.random.random(CHUNK) < (self.keep[chunk[:, 0]] if self.rows.chunks else 1.0)
+            kept.append(chunk[take])
+            spare.append(chunk[~take])
+            have += int(take.sum())
+            if have >= count:
+                break
+        data = np.concatenate(kept + spare)[:count]
+        return tuple(torch.from_numpy(part) for part in split(data, self.rows.row))
+
+
+class Trainer:
+    """The model with its optimizer, and what is known of its losses."""
+
+    def __init__(self, args, model, device):
+        self.args, self.model, self.device = args, model, device
+        self.table = torch.tensor(CLASS_WEIGHTS, device=device)
+        self.layer_of, self.loss_of = decoder_layer, weighted_loss
+        self.optimizer = self.make_optimizer()
+        self.average, self.entries = {}, {}
+        self.best, self.best_weights, self.last_save = math.inf, None, time.time()
+
+    def make_optimizer(self):
+        matrices = [p for p in self.model.parameters() if p.dim() == 2]
+        vectors = [p for p in self.model.parameters() if p.dim() == 1]
+        groups = [{"params": matrices, "weight_decay": 0.01}, {"params": vectors, "weight_decay": 0.0}]
+        options = {"fused": True} if self.device.type == "cuda" else {}
+        return torch.optim.AdamW(groups, lr=LEARNING_RATE, betas=(0.9, 0.95), **options)
+
+    def losses(self, ids, classes):
+        """The loss of a batch, the loss of each token, and which are answers."""
+        if self.device.type == "cuda":
+            ids, classes = (x.pin_memory().to(self.device, non_blocking=True) for x in (ids, classes))
+        ids = ids.long()
+        kinds = classes[:, 1:].long()
+        with torch.autocast(self.device.type, torch.bfloat16, enabled=self.device.type == "cuda"):
+            hidden = self.model.hidden(ids[:, :-1], self.layer_of)
+            loss, losses = self.loss_of(hidden, self.model.norm, self.model.embed, ids[:, 1:], self.table[kinds])
+        return loss, losses, kinds
+
+    def compile(self, shapes, limit):
+        """Compiles one step of each shape ahead, so that stages lose no time to it; plain functions where that fails.
+        After `limit` the shapes that are left wait for their stage."""
+        if not self.args.compile:
             return
-        feeds[row] = Rows(args, row, workers, seed)
-        seed += workers
+        if not hasattr(torch, "compile"):
+            print(f"PyTorch {torch.__version__} has no torch.compile: plain functions", flush=True)
+            return
+        try:
+            from torch import _dynamo
 
-    step, tokens, log, last_log, last_save, log_tokens = 0, 0, [], time.time(), time.time(), 0
-    average = {}
-    stages = STAGES[args.first_stage :]
-    for number, (row, _, share, mixed) in enumerate(stages):
-        final = number == len(stages) - 1
-        for old in [r for r in feeds if r != row and r not in mixed]:
-            feeds.pop(old).close()
-        side = max(1, args.workers // 7)
-        open_rows(row, args.workers - side * len(mixed))
-        for other in mixed:
-            open_rows(other, side)
-        stage_start = time.time()
-        stage_end = deadline if final else min(deadline, stage_start + share * span)
-        average.clear()
-        stage_step = 0
-        while time.time() < stage_end:
-            here = row
-            if mixed and step % MIX == MIX - 1:
-                here = mixed[(step // MIX) % len(mixed)]
-            tasks, ids, classes = feeds[here].batch(sizes[here])
-            if device.type == "cuda":
-                ids, classes = ids.pin_memory().to(device, non_blocking=True), classes.pin_memory().to(device, non_blocking=True)
-            ids = ids.long()
-            inputs, targets = ids[:, :-1], ids[:, 1:]
-            weights = table[classes[:, 1:].long()]
-            rate = LEARNING_RATE * min(1.0, (step + 1) / 300)
-            if final:
-                left = (deadline - time.time()) / max(1e-6, deadline - stage_start)
-                rate *= max(0.0, min(1.0, left / 0.85)) * (1.0 if number == 0 else 0.8)
-            for group in optimizer.param_groups:
-                group["lr"] = rate
-            with torch.autocast(device.type, torch.bfloat16, enabled=device.type == "cuda"):
-                loss, losses = loss_of(model.hidden(inputs, layer_of), model.norm, model.embed, targets, weights)
+            for name in ("recompile_limit", "cache_size_limit"):
+                if hasattr(_dynamo.config, name):
+                    setattr(_dynamo.config, name, 64)
+            self.layer_of = torch.compile(decoder_layer, dynamic=False)
+            self.loss_of = torch.compile(weighted_loss, dynamic=False)
+            for row, rows in shapes:
+                start = time.time()
+                if start > limit:
+                    print(f"compilation is slow: rows of {row} are left for their stage", flush=True)
+                    continue
+                ids = torch.randint(3, CONFIG["vocab_size"], (rows, row), dtype=torch.int32)
+                loss, _, _ = self.losses(ids, torch.ones(rows, row, dtype=torch.uint8))
+                loss.backward()
+                print(f"compiled {rows} rows of {row} in {time.time() - start:.1f} s, loss {float(loss.detach()):.3f}", flush=True)
+        except Exception as error:
+            print(f"torch.compile failed, plain functions instead: {error!r}"[:2000], flush=True)
+            self.layer_of, self.loss_of = decoder_layer, weighted_loss
+        self.optimizer.zero_grad(set_to_none=True)
+
+    def step(self, ids, classes, rate):
+        for group in self.optimizer.param_groups:
+            group["lr"] = rate
+        try:
+            loss, losses, kinds = self.losses(ids, classes)
             loss.backward()
-            torch.nn.utils.clip_grad_norm_(model.parameters(), 1.0)
-            optimizer.step()
-            optimizer.zero_grad(set_to_none=True)
-            step += 1
-            stage_step += 1
-            tokens += inputs.numel()
-            log_tokens += inputs.numel()
-            if step <= 2 or step % 25 == 0:
-                answer = (classes[:, 1:] >= 2).float()
-                sums = (losses.detach() * answer).sum(1).cpu()
-                counts = answer.sum(1).cpu()
+        except Exception as error:
+            if self.layer_of is decoder_layer:
+                raise
+            print(f"a compiled step failed, plain functions from here on: {error!r}"[:2000], flush=True)
+            self.layer_of, self.loss_of = decoder_layer, weighted_loss
+            self.optimizer.zero_grad(set_to_none=True)
+            return self.step(ids, classes, rate)
+        torch.nn.utils.clip_grad_norm_(self.model.parameters(), 1.0)
+        self.optimizer.step()
+        self.optimizer.zero_grad(set_to_none=True)
+        return loss.detach(), losses.detach(), kinds
+
+    def note(self, tasks, losses, kinds):
+        """Takes a batch's losses into the averages: of answers, and of the entries of lists."""
+        for table, mask in ((self.average, kinds >= 2), (self.entries, kinds == ENTRY)):
+            mask = mask.float()
+            sums, counts = (losses * mask).sum(1).cpu(), mask.sum(1).cpu()
+            for task in set(tasks.tolist()):
+                here = tasks == task
+                if float(counts[here].sum()) == 0:
+                    continue
+                value = float(sums[here].sum() / counts[here].sum())
+                table[task] = value if task not in table else 0.8 * table[task] + 0.2 * value
+
+    def core(self):
+        """Mean and largest loss of the tasks that count; those not met yet are left out, infinite before the first."""
+        core = [self.average[t] for t in CORE if t in self.average]
+        return (sum(core) / len(core), max(core)) if core else (math.inf, math.inf)
+
+    def keep_best(self, mean):
+        """Writes the weights unless they got much worse in this stage; goes back to the best ones where they broke."""
+        self.last_save = time.time()
+        if not math.isnan(mean):
+            if mean <= 1.5 * self.best:
+                self.best = min(self.best, mean)
+                self.best_weights = snapshot(self.model)
+                write(self.best_weights, self.args.out)
+            return
+        print("losses are no numbers: back to the weights saved last", flush=True)
+        if self.best_weights is not None:
+            put(self.model, self.best_weights)
+        self.optimizer = self.make_optimizer()
+        self.average.clear()
+
+
+def train(args, model, device, begin, deadline, stopped):
+    """Goes through the stages until the deadline; `begin` is when the program started."""
+    trainer = Trainer(args, model, device)
+    stages = parse_stages(args.stages)
+    sizes = {row: rows for row, rows, _ in stages}
+    mixed_of = {row: [r for r, _, _ in stages[max(0, n - 2) : n]] for n, (row, _, _) in enumerate(stages)}
+    stages = stages[args.first_stage :]
+    used = {r for row, _, _ in stages for r in [row, *mixed_of[row]]}
+    limit = time.time() + (deadline - time.time()) / 4
+    trainer.compile([(row, rows) for row, rows in sizes.items() if row in used], limit)
+    span = deadline - time.time()
+    print(f"{span:.0f} s for {len(stages)} stages", flush=True)
+    keep = np.ones(len(TASKS))
+    feeds, log = {}, []
+    seed = args.seed * 1000
+    step = tokens = log_tokens = 0
+    last_log = time.time()
+    try:
+        for number, (row, _, share) in enumerate(stages):
+            final = number == len(stages) - 1
+            mixed = mixed_of[row]
+            for old in [r for r in feeds if r != row and r not in mixed]:
+                feeds.pop(old).rows.close()
+            side = max(1, args.workers // 7)
+            for length, workers in [(row, max(1, args.workers - side * len(mixed)))] + [(r, side) for r in mixed]:
+                if length not in feeds:
+                    rows = Rows(args.generator, args.tokenizer, length, workers, seed)
+                    feeds[length] = Feed(rows, keep, seed)
+                    seed += workers
+            stage_start = time.time()
+            stage_end = deadline if final else min(deadline, stage_start + share * span)
+            # Losses of shorter rows say nothing of these.
+            trainer.average.clear()
+            trainer.entries.clear()
+            trainer.best = math.inf
+            stage_step = 0
+            while time.time() < stage_end and not stopped:
+                here = mixed[(step // MIX) % len(mixed)] if mixed and step % MIX == MIX - 1 else row
+                tasks, ids, classes = feeds[here].batch(sizes[here])
+                rate = LEARNING_RATE * min(1.0, (step + 1) / 300)
+                if final:
+                    left = (deadline - time.time()) / max(1e-6, deadline - stage_start)
+                    rate *= max(0.0, min(1.0, left / 0.85)) * (1.0 if number == 0 else 0.8)
+                loss, losses, kinds = trainer.step(ids, classes, rate)
+                step += 1
+                stage_step += 1
+                tokens += ids.numel()
+                log_tokens += ids.numel()
+                if step > 2 and step % 25:
+                    continue
                 if here == row:
-                    for task in set(tasks.tolist()):
-                        rows_of = tasks == task
-                        value = float(sums[rows_of].sum() / counts[rows_of].sum())
-                        average[task] = value if task not in average else 0.8 * average[task] + 0.2 * value
-                core = [average[t] for t in CORE if t in average]
-                mean, worst = (sum(core) / len(core), max(core)) if core else (99.0, 99.0)
+                    trainer.note(tasks, losses, kinds)
+                mean, worst = trainer.core()
+                for task, value in trainer.average.items():
+                    keep[task] = max(KEEP, min(1.0, value / LEAVE_LOSS)) if task in CORE else KEEP * 2
                 now = time.time()
                 if now - last_log > args.log_every or step <= 2:
-                    parts = " ".join(f"{TASKS[t].replace('niah_', '')}={v:.3f}" for t, v in sorted(average.items()))
+                    short = {t: TASKS[t].replace("niah_", "") for t in range(len(TASKS))}
+                    parts = " ".join(f"{short[t]}={v:.3f}" for t, v in sorted(trainer.average.items()))
+                    entries = " ".join(f"{short[t]}={v:.3f}" for t, v in sorted(trainer.entries.items()))
                     print(
-                        f"{now - start:6.1f}s row {row} step {step} loss {float(loss.detach()):.4f} core {mean:.4f} lr {rate:.1e} "
-                        f"{log_tokens / max(1e-6, now - last_log) / 1e6:.2f} Mtok/s waiting {len(feeds[row].chunks)} | {parts}",
+                        f"{now - begin:6.1f}s row {row} step {step} loss {float(loss):.4f} core {mean:.4f} lr {rate:.1e} "
+                        f"{log_tokens / max(1e-6, now - last_log) / 1e6:.2f} Mtok/s waited {sum(f.rows.waited for f in feeds.values()):.1f} s "
+                        f"| {parts} | entries {entries}",
                         flush=True,
                     )
                     last_log, log_tokens = now, 0
-                    log.append({"seconds": now - start, "row": row, "step": step, "answerLoss": mean})
-                if now - last_save > 60:
-                    save(model, args.out)
-                    last_save = now
+                    log.append({"seconds": now - begin, "row": row, "step": step, "answerLoss": mean})
+                if now - trainer.last_save > args.save_every:
+                    trainer.keep_best(math.nan if math.isnan(float(loss)) else mean)
                 if not final and stage_step >= 300 and mean < LEAVE_LOSS and worst < 3 * LEAVE_LOSS:
                     break
-        print(f"stage {row} over after {time.time() - stage_start:.0f} s, {stage_step} steps", flush=True)
-        if time.time() >= deadline:
-            break
+            print(f"stage {row} over after {time.time() - stage_start:.0f} s, {stage_step} steps", flush=True)
+            if time.time() >= deadline or stopped:
+                break
+        trainer.keep_best(trainer.core()[0])
+    except RuntimeError as error:
+        print(f"training stopped: {error!r}"[:2000], flush=True)
     for feed in feeds.values():
-        feed.close()
-    return {"steps": step, "tokens": tokens, "seconds": time.time() - start, "log": log}
-
-
-# ---- evaluation ----
-
-
-@torch.no_grad()
-def answer(model, prompts, new_tokens, device):
-    """Greedy answers of prompts (lists of ids), decoded together with a cache."""
-    b = len(prompts)
-    lengths = torch.tensor([len(p) for p in prompts], device=device)
-    longest = int(lengths.max())
-    ids = torch.zeros(b, longest, dtype=torch.long, device=device)
-    for i, p in enumerate(prompts):
-        ids[i, : len(p)] = torch.tensor(p, device=device)
-    room = longest + new_tokens
-    cos, sin = model.cos[:longest], model.sin[:longest]
-    x = F.embedding(ids, model.embed)
-    cache = []
-    layers = model.weights()
-    for p in layers:
-        q, k, v = project(x, p, cos, sin)
-        x = finish(x, p, F.scaled_dot_product_attention(q, spread(k), spread(v), is_causal=True))
-        keys = torch.zeros(b, KV_HEADS, room, HEAD_DIM, device=device)
-        values = torch.zeros_like(keys)
-        keys[:, :, :longest], values[:, :, :longest] = k, v
-        cache.append((keys, values))
-    rows = torch.arange(b, device=device)
-    token = model.logits(x[rows, lengths - 1]).argmax(-1)
-    out = [token]
-    done = token == EOS
-    place = torch.arange(room, device=device)
-    for i in range(new_tokens - 1):
-        if i % 8 == 7 and bool(done.all()):
-            break
-        at = lengths + i
-        cos, sin = model.cos[at][:, None, None], model.sin[at][:, None, None]
-        seen = (place[None] <= at[:, None])[:, None, None]
-        x = F.embedding(token, model.embed)[:, None]
-        for p, (keys, values) in zip(layers, cache):
-            q, k, v = project(x, p, cos, sin)
-            keys[rows, :, at], values[rows, :, at] = k[:, :, 0], v[:, :, 0]
-            x = finish(x, p, F.scaled_dot_product_attention(q, spread(keys), spread(values), attn_mask=seen))
-        token = model.logits(x[:, 0]).argmax(-1)
-        out.append(token)
-        done |= token == EOS
-    answers = []
-    for line in torch.stack(out, 1).tolist():
-        answers.append(line[: line.index(EOS)] if EOS in line else line)
-    return answers
-
-
-def evaluate(args, model, device, files, deadline):
-    """Accuracy in percent per task and length."""
-    from tokenizers import Tokenizer
-
-    tokenizer = Tokenizer.from_file(args.tokenizer)
-    for p in model.parameters():
-        p.data = p.data.to(torch.bfloat16).float()
-    cells = defaultdict(list)
-    for process, path in files:
-        process.wait()
-        with open(path) as f:
-            for line in f:
-                record = json.loads(line)
-                cells[record["task"], record["length"]].append(record)
-    results = {}
-    order = sorted(cells, key=lambda c: (-c[1] if c[1] <= 4096 else 0, TASKS.index(c[0])))
-    samples = []
-    for task, length in order:
-        if time.time() > deadline:
-            print("evaluation stopped by time", flush=True)
-            break
-        records = cells[task, length]
-        total = 0.0
-        for at in range(0, len(records), 64):
-            part = records[at : at + 64]
-            # The prompt as Rust's tokenizer would have it must be the one that was generated.
-            text = tokenizer.decode(part[0]["ids"], skip_special_tokens=True)
-            if tokenizer.encode(text).ids != part[0]["ids"]:
-                print(f"tokenizers disagree on a prompt of {task} {length}", flush=True)
-            said = answer(model, [r["ids"] for r in part], part[0]["maxNewTokens"], device)
-            for r, ids in zip(part, said):
-                text = tokenizer.decode(ids).lower()
-                hits = [a.lower() in text for a in r["answers"]]
-                total += float(any(hits)) if r["part"] else sum(hits) / len(hits)
-            if at == 0:
-                samples.append((task, length, tokenizer.decode(said[0], skip_special_tokens=False), part[0]["answers"]))
-        results.setdefault(task, {})[length] = round(100 * total / len(records), 2)
-    lengths = sorted({n for r in results.values() for n in r})
-    for task, length, said, wanted in samples[:: max(1, len(samples) // 20)]:
-        print(f"  {task} {length}: {said!r} for {wanted}")
-    print(f"{'task':18}" + "".join(f"{n:>8}" for n in lengths))
-    for task in TASKS:
-        if task in results:
-            print(f"{task:18}" + "".join(f"{results[task].get(n, float('nan')):8.1f}" for n in lengths), flush=True)
-    return results
+        feed.rows.close()
+    put(model, trainer.best_weights or snapshot(model))
+    write(snapshot(model), args.out)
+    return {"steps": step, "tokens": tokens, "seconds": time.time() - begin, "log": log}
 
 
 def check_export(args, model, device):
     """The written folder, read by transformers, must give our own logits."""
-    from transformers import LlamaForCausalLM
-
+    try:
+        from transformers import LlamaForCausalLM
+    except ImportError:
+        print("transformers is not installed: the folder is not read with it", flush=True)
+        return
     other = LlamaForCausalLM.from_pretrained(args.out, dtype=torch.float32, attn_implementation="eager").to(device).eval()
     ids = torch.randint(3, CONFIG["vocab_size"], (1, 200), device=device)
     with torch.no_grad():
@@ -491,58 +291,83 @@ def check_export(args, model, device):
     print(f"transformers: relative difference of logits {float((ours - theirs).norm() / theirs.norm()):.2e}", flush=True)
 
 
-def main():
-    p = argparse.ArgumentParser()
+def start_prompts(args, folder):
+    """Evaluation prompts of seeds that no row has, written while the model trains."""
+    files = []
+    for task in TASKS:
+        path = os.path.join(folder, f"{task}.jsonl")
+        with open(path, "w") as f:
+            process = subprocess.Popen(
+                args.generator
+                + ["prompts", "--tokenizer", args.tokenizer, "--task", task, "--lengths", args.lengths]
+                + ["--count", str(args.count), "--seed", str(900_000_000 + args.seed)],
+                stdout=f,
+            )
+        files.append((process, path))
+    return files
+
+
+def parse_args():
+    p = argparse.ArgumentParser(description=__doc__.split("\n")[0])
     p.add_argument("--generator", type=lambda s: s.split(), required=True, help="command that runs generate.ts")
-    p.add_argument("--tokenizer", required=True, help="tokenizer.json")
+    p.add_argument("--tokenizer", required=True, help="tokenizer.json; tokenizer_config.json lies beside it")
     p.add_argument("--out", required=True, help="folder for the model")
     p.add_argument("--minutes", type=float, default=9.0, help="time for everything, evaluation included")
-    p.add_argument("--evaluation-minutes", type=float, default=1.2)
-    p.add_argument("--count", type=int, default=64, help="evaluation examples per task and length")
-    p.add_argument("--lengths", default="512,1024,2048,4096")
-    p.add_argument("--seed", type=int, default=1)
-    p.add_argument("--workers", type=int, default=14)
-    p.add_argument("--first-stage", type=int, default=0)
+    p.add_argument("--evaluation-minutes", type=float, default=0.9)
+    p.add_argument("--stages", default=STAGES, help="tokens a row x rows a batch : share of the time, ...")
+    p.add_argument("--first-stage", type=int, default=0, help="stages to leave out, where --init has been through them")
     p.add_argument("--init", help="model.safetensors to start from")
-    p.add_argument("--log-every", type=float, default=5.0)
+    p.add_argument("--layers", type=int, default=6)
+    p.add_argument("--hidden", type=int, default=256)
+    p.add_argument("--count", type=int, default=32, help="evaluation examples per task and length")
+    p.add_argument("--lengths", default="512,1024,2048,4096", help="of evaluation prompts")
+    p.add_argument("--seed", type=int, default=1)
+    p.add_argument("--workers", type=int, default=14, help="generator processes")
+    p.add_argument("--threads", type=int, help="PyTorch's threads on a processor")
+    p.add_argument("--log-every", type=float, default=5.0, help="seconds")
+    p.add_argument("--save-every", type=float, default=30.0, help="seconds")
     p.add_argument("--device", default="cuda")
-    p.add_argument("--small", action="store_true", help="small batches, for a trial without an accelerator")
     p.add_argument("--compile", action=argparse.BooleanOptionalAction, default=True)
-    args = p.parse_args()
+    return p.parse_args()
+
+
+def main():
     begin = time.time()
+    args = parse_args()
+    stopped = []
+    signal.signal(signal.SIGTERM, lambda *_: stopped.append(True))
     device = torch.device(args.device)
+    if args.threads:
+        torch.set_num_threads(args.threads)
     os.makedirs(args.out, exist_ok=True)
+    for name in ("tokenizer.json", "tokenizer_config.json"):
+        shutil.copy(os.path.join(os.path.dirname(args.tokenizer) or ".", name), args.out)
     with open(args.tokenizer) as f:
         vocabulary = json.load(f)["model"]["vocab"]
     CONFIG["vocab_size"] = (len(vocabulary) + 63) // 64 * 64
+    CONFIG["num_hidden_layers"], CONFIG["hidden_size"] = args.layers, args.hidden
+    CONFIG["intermediate_size"] = 704 * args.hidden // 256
     torch.manual_seed(args.seed)
     torch.backends.cuda.matmul.allow_tf32 = False
     model = Model(CONFIG).to(device)
     if args.init:
-        load(model, args.init)
-    print(f"{sum(p.numel() for p in model.parameters()) / 1e6:.2f} M parameters", flush=True)
+        put(model, read(args.init))
+    where = torch.cuda.get_device_name() if device.type == "cuda" else "a processor"
+    print(f"{sum(p.numel() for p in model.parameters()) / 1e6:.2f} M parameters, PyTorch {torch.__version__} on {where}", flush=True)
 
-    # Evaluation prompts of seeds that no row has, written while the model trains.
-    files = []
     prompts = tempfile.mkdtemp()
-    for task in TASKS:
-        path = os.path.join(prompts, f"{task}.jsonl")
-        process = subprocess.Popen(
-            args.generator
-            + ["prompts", "--tokenizer", args.tokenizer, "--task", task, "--lengths", args.lengths]
-            + ["--count", str(args.count), "--seed", str(900_000_000 + args.seed)],
-            stdout=open(path, "w"),
-        )
-        files.append((process, path))
+    files = start_prompts(args, prompts)
     end = begin + 60 * args.minutes
-    report = train(args, model, device, end - 60 * args.evaluation_minutes)
-    save(model, args.out)
-    print(f"trained {report['steps']} steps, {report['tokens'] / 1e6:.0f} M tokens, {report['seconds']:.0f} s", flush=True)
-    report["accuracy"] = evaluate(args, model.eval(), device, files, end)
+    report = train(args, model, device, begin, end - 60 * args.evaluation_minutes, stopped)
+    print(f"trained {report['steps']} steps, {report['tokens'] / 1e6:.1f} M tokens, {report['seconds']:.0f} s", flush=True)
+    if not stopped:
+        report["accuracy"] = evaluate(model.eval(), args.tokenizer, files, TASKS, device, end)
+    for process, _ in files:
+        process.kill()
     shutil.rmtree(prompts)
     with open(os.path.join(args.out, "report.json"), "w") as f:
         json.dump(report, f, indent=1)
-    if device.type == "cuda":
+    if not stopped:
         try:
             check_export(args, model, device)
         except Exception as error:  # The model is saved: a failing check must not lose the run.

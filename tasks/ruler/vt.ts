@@ -6,7 +6,12 @@
 import type { Random } from "../random.ts";
 import type { TextCodec } from "../types.ts";
 import { fillRest, fillSlots, fitUnits } from "../_sizing.ts";
-import { beginnings, type Draft, randomLetters } from "./_parts.ts";
+import {
+  beginnings,
+  type Draft,
+  type Question,
+  randomLetters,
+} from "./_parts.ts";
 import type { ResolvedWording } from "./_wording.ts";
 
 /** New tokens of the official benchmark. */
@@ -31,6 +36,12 @@ export interface VtOptions {
   shot: boolean;
 }
 
+/** A context with the question of its first chain. */
+export interface VtDraft extends Draft {
+  /** The same question about each of the other chains. */
+  others: Question[];
+}
+
 /** Makes one context with its question. */
 function makeOne(
   random: Random,
@@ -38,7 +49,7 @@ function makeOne(
   { wording, limit, chains, hops, letters, before, used }:
     & Omit<VtOptions, "shot">
     & { letters: number; before: string; used: Set<string> },
-): Draft & { tokens: number; units: number } {
+): VtDraft & { tokens: number; units: number } {
   const fresh = (make: () => string): string => {
     for (;;) {
       const name = make();
@@ -65,14 +76,19 @@ function makeOne(
       ),
     );
   }
-  const query = values[0] as string;
-  const answers = names[0] as string[];
-  const slots = { query, "num_v": answers.length };
   const [head = "", tail = ""] = wording.template.split("{context}");
-  const question = fillSlots(tail, slots);
-  const answerPrefix = fillSlots(wording.answerPrefix, slots);
-  const start = before + fillSlots(head, slots);
-  const end = question + answerPrefix;
+  const [first, ...others] = names.map((answers, chain): Question => {
+    const slots = { query: values[chain] as string, "num_v": answers.length };
+    return {
+      question: fillSlots(tail, slots),
+      answerPrefix: fillSlots(wording.answerPrefix, slots),
+      answers,
+      target: ` ${answers.join(" ")}`,
+    };
+  }) as [Question, ...Question[]];
+  const start = before +
+    fillSlots(head, { query: values[0] as string, "num_v": hops + 1 });
+  const end = first.question + first.answerPrefix;
 
   // Sorted shares keep the order within a chain; chains mix freely.
   const placed = statements.flatMap((chain) => {
@@ -112,11 +128,9 @@ function makeOne(
     build: (rest) => build(whole.count, rest),
   });
   return {
-    prompt: fit.text.slice(0, fit.text.length - answerPrefix.length),
-    question,
-    answerPrefix,
-    answers,
-    target: ` ${answers.join(" ")}`,
+    ...first,
+    prompt: fit.text.slice(0, fit.text.length - first.answerPrefix.length),
+    others,
     meta: {},
     tokens: fit.tokens,
     units: fit.count,
@@ -132,7 +146,7 @@ export function makeVt(
   random: Random,
   codec: TextCodec,
   { wording, limit, chains, hops, shot }: VtOptions,
-): Draft {
+): VtDraft {
   const used = new Set<string>();
   let before = "";
   if (shot) {
