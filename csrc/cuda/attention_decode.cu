@@ -56,6 +56,7 @@ static __global__ void __launch_bounds__(THREADS) attention_step_kernel(const st
     const uint32_t stored = blockIdx.y, head_dim = a.head_dim;
     if (!s->run || stored >= s->n_stored) return;
     const size_t table = (size_t)a.layer * s->n_stored + stored;
+    if (s->packing[table].packed != 0) return;
     const uint32_t n_row = s->rows[table] + 1, readers = a.n_head / s->n_stored;
     const uint32_t per_chunk = chunk_rows(n_row), n_chunk = (n_row - 1) / per_chunk + 1;
     if (blockIdx.x >= n_chunk) return;
@@ -171,9 +172,25 @@ static cudaError_t launch_step(const cu_device *d, const step_args &a, dim3 grid
     return e != cudaSuccess ? e : cu_launch_next(d, attention_step_kernel<R, VEC>, grid, dim3(THREADS), bytes, a);
 }
 
+/* Tables of plain rows. */
+static cudaError_t attend_plain(const cu_device *d, uint32_t row_dtype, uint32_t readers, const step_args &a, dim3 grid) {
+    cudaError_t e;
+    if (cu_attention_tile(d, row_dtype, readers, a, grid, &e)) return e;
+    uint32_t pairs = 1;
+    while (pairs < a.head_dim / 2) pairs *= 2;
+    const size_t bytes = ((size_t)readers * (2 * a.head_dim + CU_ATTENTION_CHUNK + 3) +
+                          (size_t)(THREADS / pairs) * READER_TILE * a.head_dim) * sizeof(float);
+    if (a.head_dim % 8 == 0) {
+        CU_WITH_TYPE(row_dtype, R, e = (launch_step<R, 8>(d, a, grid, bytes)));
+    } else {
+        CU_WITH_TYPE(row_dtype, R, e = (launch_step<R, 2>(d, a, grid, bytes)));
+    }
+    return e;
+}
+
 int32_t cu_attention_step(kvf_model *model, uint32_t layer, uint32_t row_dtype, const cu_slot *slot, uint32_t n,
-                          uint32_t max_stored, uint32_t n_chunk, const float *q, void *out, uint32_t ldo, float *partial,
-                          uint32_t *arrived, kv_err err) {
+                          uint32_t max_stored, uint32_t n_chunk, uint32_t kernels, const float *q, void *out, uint32_t ldo,
+                          float *partial, uint32_t *arrived, kv_err err) {
     const kvf_model_config *c = &model->config;
     const cu_device *d = cu_of(model->dev);
     step_args a = {};
@@ -184,17 +201,8 @@ int32_t cu_attention_step(kvf_model *model, uint32_t layer, uint32_t row_dtype, 
     const uint32_t wanted = cu_div_up((size_t)8 * d->n_sm, (size_t)n * max_stored);
     const dim3 grid(wanted < n_chunk ? wanted : n_chunk, max_stored, n);
     const uint32_t readers = c->n_head / c->n_kv_head; /* at most; fewer where query heads are stored */
-    cudaError_t e;
-    if (!cu_attention_tile(d, row_dtype, readers, a, grid, &e)) {
-        uint32_t pairs = 1;
-        while (pairs < c->head_dim / 2) pairs *= 2;
-        const size_t bytes = ((size_t)readers * (2 * c->head_dim + CU_ATTENTION_CHUNK + 3) +
-                              (size_t)(THREADS / pairs) * READER_TILE * c->head_dim) * sizeof(float);
-        if (c->head_dim % 8 == 0) {
-            CU_WITH_TYPE(row_dtype, R, e = (launch_step<R, 8>(d, a, grid, bytes)));
-        } else {
-            CU_WITH_TYPE(row_dtype, R, e = (launch_step<R, 2>(d, a, grid, bytes)));
-        }
-    }
+    cudaError_t e = cudaSuccess;
+    if (kernels & 1u << CU_ATTEND_PLAIN) e = attend_plain(d, row_dtype, readers, a, grid);
+    if (e == cudaSuccess && (kernels & 1u << CU_ATTEND_ANY)) e = cu_attention_packed(d, row_dtype, readers, a, grid);
     return cu_check(e, "attention of a step", err);
 }

@@ -82,5 +82,7 @@ static __device__ __forceinline__ void finish_head(const step_args &a, uint32_t 
 /* 16-bit rows of 32, 64, 128 or 256 columns, at most eight readers: tensor cores. True when it is such a case. */
 bool cu_attention_tile(const cu_device *d, uint32_t row_dtype, uint32_t readers, const step_args &a, dim3 grid,
                        cudaError_t *status);
+/* Tables of CU_ATTEND_ANY. */
+cudaError_t cu_attention_packed(const cu_device *d, uint32_t row_dtype, uint32_t readers, const step_args &a, dim3 grid);
 
 #endif

@@ -64,6 +64,7 @@ static __global__ void __launch_bounds__(THREADS, 1) tile_kernel(const step_args
     const uint32_t stored = blockIdx.y;
     if (!s->run || stored >= s->n_stored) return;
     const size_t table = (size_t)a.layer * s->n_stored + stored;
+    if (s->packing[table].packed != 0) return;
     const uint32_t n_row = s->rows[table] + 1, readers = a.n_head / s->n_stored, n_page = (n_row - 1) / KVF_PAGE_ROWS + 1;
     const uint32_t per_chunk = chunk_rows(n_row) / KVF_PAGE_ROWS, n_chunk = (n_page - 1) / per_chunk + 1;
     if (blockIdx.x >= n_chunk) return;

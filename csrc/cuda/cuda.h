@@ -163,20 +163,46 @@ void cu_decode_free(kvf_model *model);
 
 /* A page: keys [KVF_PAGE_ROWS, head_dim], values [KVF_PAGE_ROWS, head_dim], positions [KVF_PAGE_ROWS] u32. */
 
-/* Device copies of one sequence's tables: kv_sequence.impl. */
+struct cu_format;
+
+/* How a table's rows are packed, for kernels. */
+typedef struct cu_packing {
+    const cu_format *format; /* packed.cuh */
+    const void *frame;
+    uint32_t packed; /* rows in packed pages; 0: all rows are plain */
+    uint32_t kernel; /* cu_packed_kernel that attends to the table */
+} cu_packing;
+
+/* Kernels of decode attention. Which one takes a table follows from the table alone, so company changes no result. */
+enum cu_packed_kernel {
+    CU_ATTEND_PLAIN = 0, /* no packed rows */
+    CU_ATTEND_ANY = 1,   /* any format */
+    CU_ATTEND_KERNELS = 2
+};
+
+/* The kernel for tables with packed rows of a format. */
+uint32_t cu_packed_kernel_of(const kvf_cache_config *cache, const kvf_format *format);
+
+/*
+ * Device copies of one sequence's tables: kv_sequence.impl. Rows are counted by slots there (packed.cuh), which only
+ * differs where a packed page is partly filled.
+ */
 typedef struct cu_mirror {
     uint32_t n_table;
-    uint32_t cap;     /* pages per table */
-    void **pages;     /* device [n_table, cap] */
-    uint32_t *rows;   /* device [n_table] */
-    void **seen_page; /* host copies of what the device has */
+    uint32_t cap;        /* pages per table */
+    void **pages;        /* device [n_table, cap] */
+    uint32_t *rows;      /* device [n_table] */
+    cu_packing *packing; /* device [n_table] */
+    void **seen_page;    /* host copies of what the device has */
     uint32_t *seen_rows;
+    cu_packing *seen_packing;
 } cu_mirror;
 
 /* Tables of one layer as kernels see them. */
 typedef struct cu_view {
     void *const *pages; /* [n_stored_head, cap] */
     uint32_t *rows;     /* [n_stored_head] */
+    const cu_packing *packing; /* [n_stored_head]; NULL: all rows are plain */
     uint32_t cap;
     uint32_t readers; /* query heads per stored head */
     uint32_t head_dim;
@@ -189,6 +215,26 @@ int32_t cu_mirror_sync(kvf_cache *cache, kv_sequence *s, uint32_t first, uint32_
 int32_t cu_layer_view(kvf_cache *cache, kv_sequence *s, uint32_t layer, cu_view *view, kv_err err);
 /* One table that belongs to no mirror: its page pointers in the staging ring. */
 int32_t cu_table_push(kvf_cache *cache, const kv_table *t, void ***pages, kv_err err);
+
+/* ---- Tables with packed rows (unpack.cu) ---- */
+
+/* As be_gather_rows, be_read_rows (into device memory), be_read_positions (the same) and be_scores_norm. */
+int32_t cu_gather_packed(kvf_cache *cache, const kv_table *dst, const kv_table *src, const uint32_t *rows, uint32_t n,
+                         kv_err err);
+int32_t cu_read_packed(kvf_cache *cache, const kv_table *t, uint32_t what, float *to, kv_err err);
+int32_t cu_packed_positions(kvf_cache *cache, const kv_table *t, uint32_t *to, kv_err err);
+int32_t cu_packed_norms(kvf_cache *cache, const kv_table *t, uint32_t what, float *out, kv_err err);
+
+/* A layer's rows, all of them plain and in order of position, as long as one call looks at them. */
+typedef struct cu_plain {
+    cu_view view;
+    void *data;           /* copies of packed tables; NULL: the view is of the tables themselves */
+    const uint32_t *rank; /* [n_stored_head, n_row] place of each row in order; NULL: that is its index */
+    uint32_t n_row;       /* of the longest head */
+} cu_plain;
+
+int32_t cu_plain_open(kvf_cache *cache, kv_sequence *s, uint32_t layer, cu_plain *plain, kv_err err);
+void cu_plain_close(kvf_cache *cache, cu_plain *plain);
 
 /* ---- Products: out[token, row] = sum_k x[token, k] * w[row, k] ---- */
 
@@ -205,6 +251,7 @@ void cu_blas_close(cu_blas *blas);
 typedef struct cu_slot {
     void *const *pages; /* [n_layer * n_stored, cap] */
     uint32_t *rows;     /* [n_layer * n_stored] */
+    const cu_packing *packing; /* [n_layer * n_stored] */
     float *logits;      /* [vocab] */
     uint32_t cap;
     uint32_t n_stored;
@@ -329,12 +376,12 @@ int32_t cu_column_mass(kvf_device *dev, const cu_view *view, uint32_t row_dtype,
 #define CU_ATTENTION_CHUNKS 64 /* so many chunks; beyond that chunks grow */
 
 /*
- * One step of attention for a batch, over rows[] + 1 rows.
+ * One step of attention for a batch, over rows[] + 1 rows. kernels: bit k, some table is of cu_packed_kernel k
  * q: [n, n_head, head_dim] f32   out: [n, ldo] in weight_dtype   partial: cu_partial_bytes   arrived: [n, n_head], zeros
  */
 int32_t cu_attention_step(kvf_model *model, uint32_t layer, uint32_t row_dtype, const cu_slot *slot, uint32_t n,
-                          uint32_t max_stored, uint32_t n_chunk, const float *q, void *out, uint32_t ldo, float *partial,
-                          uint32_t *arrived, kv_err err);
+                          uint32_t max_stored, uint32_t n_chunk, uint32_t kernels, const float *q, void *out, uint32_t ldo,
+                          float *partial, uint32_t *arrived, kv_err err);
 /* Chunks that heads of up to n_row rows may have. */
 uint32_t cu_attention_chunks(uint32_t n_row);
 size_t cu_partial_bytes(const kvf_model_config *c, uint32_t n, uint32_t n_chunk);

@@ -4,7 +4,7 @@
  * and reads the tokens once; meanwhile it only looks at a pinned word that says how many sequences go on. What happened is
  * then replayed on the host's tables: it follows from the tokens alone.
  */
-#include "numbers.cuh"
+#include "packed.cuh"
 
 enum { AHEAD = 32 /* steps whose rows are reserved together */, GRAPHS = 32 };
 
@@ -12,6 +12,7 @@ typedef struct step_shape {
     uint32_t n;         /* slots, padding included */
     uint32_t n_chunk;   /* chunks of attention that the grid holds */
     uint32_t max_stored;
+    uint32_t kernels;   /* of attention: bit k, some table is of cu_packed_kernel k */
     uint32_t row_dtype;
     uint32_t forced;
 } step_shape;
@@ -188,8 +189,8 @@ static int32_t queue_layer(kvf_model *model, cu_decode *w, uint32_t layer, const
     out.epilogue = CU_STORE, out.out = w->qkv, out.ld = cu_qkv_width(c);
     CU_PASS(cu_skinny(dev, dtype, &l->qkv, w->h, n, out, err));
     CU_PASS(cu_rope_step(model, layer, shape->row_dtype, w->qkv, w->slot, n, w->q, err));
-    CU_PASS(cu_attention_step(model, layer, shape->row_dtype, w->slot, n, shape->max_stored, shape->n_chunk, w->q,
-                              w->attention, l->o.ld, w->partial, w->arrived, err));
+    CU_PASS(cu_attention_step(model, layer, shape->row_dtype, w->slot, n, shape->max_stored, shape->n_chunk,
+                              shape->kernels, w->q, w->attention, l->o.ld, w->partial, w->arrived, err));
     out.epilogue = CU_ADD, out.out = w->x, out.ld = c->hidden, out.bias = l->o_bias;
     CU_PASS(cu_skinny(dev, dtype, &l->o, w->attention, n, out, err));
     CU_PASS(cu_rms_norm(dev, dtype, w->h, l->gate_up.ld, w->x, l->mlp_norm, n, c->hidden, c->norm_eps, err));
@@ -287,7 +288,7 @@ static int32_t reserve(kvf_cache *cache, kv_sequence **s, uint32_t n, uint32_t s
 }
 
 static void fill_slot(cu_slot *slot, const kv_sequence *s, const cu_mirror *m) {
-    slot->pages = m->pages, slot->rows = m->rows, slot->logits = s->logits, slot->cap = m->cap;
+    slot->pages = m->pages, slot->rows = m->rows, slot->packing = m->packing, slot->logits = s->logits, slot->cap = m->cap;
     slot->n_stored = s->n_stored_head, slot->live = 1, slot->position = s->position, slot->pending = s->pending;
     slot->n_generated = s->n_generated, slot->finished = s->finished, slot->top_k = s->sampling.top_k;
     slot->temperature = s->sampling.temperature, slot->top_p = s->sampling.top_p;
@@ -323,12 +324,34 @@ static step_shape shape_of(kvf_cache *cache, kv_sequence **s, uint32_t n, bool f
     for (uint32_t b = 0; b < n; b++) {
         if (s[b]->n_stored_head > shape.max_stored) shape.max_stored = s[b]->n_stored_head;
         for (uint32_t i = 0; i < table_count(cache, s[b]); i++) {
-            if (s[b]->table[i].n_page > longest) longest = s[b]->table[i].n_page;
+            const kv_table *t = &s[b]->table[i];
+            if (t->n_page > longest) longest = t->n_page;
+            shape.kernels |= 1u << (t->packed == 0 ? (uint32_t)CU_ATTEND_PLAIN : ((const cu_format_impl *)t->format->impl)->kernel);
         }
     }
     const uint32_t n_chunk = cu_attention_chunks(longest * KVF_PAGE_ROWS);
     for (shape.n_chunk = 1; shape.n_chunk < n_chunk;) shape.n_chunk *= 2;
     return shape;
+}
+
+/*
+ * Packs what is due before the next step, and returns how many steps may follow until more is due, at most `steps`. A
+ * sequence without a token to run samples first, and only then knows whether it goes on.
+ */
+static int32_t pack_due(kvf_cache *cache, kv_sequence **s, uint32_t n, bool forced, uint32_t *steps, kv_err err) {
+    for (uint32_t b = 0; b < n; b++) {
+        if (s[b]->finished && !forced) continue;
+        const bool runs = forced || s[b]->pending != KV_NO_TOKEN;
+        if (runs) CU_PASS(kv_pack_due(cache, s[b], err));
+        for (uint32_t i = 0; i < table_count(cache, s[b]); i++) {
+            const kv_table *t = &s[b]->table[i];
+            if (t->format == NULL || (t->format->config.flags & KVF_PACK_ONCE) != 0) continue;
+            const uint32_t plain = t->rows - t->packed, full = t->format->config.residual + KVF_PAGE_ROWS;
+            const uint32_t more = (plain < full ? full - plain : 0) + !runs;
+            if (more < *steps) *steps = more;
+        }
+    }
+    return KVF_OK;
 }
 
 /* Queues up to `steps` steps; fewer when the caller cancels or all sequences have finished. */
@@ -421,6 +444,8 @@ extern "C" int32_t be_decode(kvf_model *model, kvf_cache *cache, kv_sequence **s
         }
         uint32_t steps = n_step - done < (uint32_t)AHEAD ? n_step - done : (uint32_t)AHEAD;
         if (logits != NULL) steps = 1;
+        status = pack_due(cache, s, n_sequence, forced != NULL, &steps, err);
+        if (status != KVF_OK) break;
         status = reserve(cache, s, n_sequence, steps, forced != NULL, err);
         if (status == KVF_ERR_MEMORY && steps > 1) {
             steps = 1;

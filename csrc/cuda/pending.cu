@@ -52,30 +52,6 @@ extern "C" int32_t be_scores_live(kvf_cache *cache, kv_sequence *s, uint32_t lay
     return no_programs(err);
 }
 
-extern "C" int32_t be_format_open(kvf_cache *cache, kv_format *format, kv_err err) {
-    (void)cache, (void)format;
-    PENDING("pack rows");
-}
-
-extern "C" void be_format_close(kvf_cache *cache, kv_format *format) { (void)cache, (void)format; }
-
-extern "C" int32_t be_pack_fit(kvf_cache *cache, kv_format *format, const void *const *pages, uint32_t n_row,
-                               const uint16_t *channels, void *frame, kv_err err) {
-    (void)cache, (void)format, (void)pages, (void)n_row, (void)channels, (void)frame;
-    PENDING("pack rows");
-}
-
-extern "C" int32_t be_pack_pages(kvf_cache *cache, const kv_pack_job *jobs, uint32_t n_job, kv_err err) {
-    (void)cache, (void)jobs, (void)n_job;
-    PENDING("pack rows");
-}
-
-extern "C" int32_t be_scores_channels(kvf_cache *cache, kv_sequence *s, uint32_t layer, uint32_t window, uint32_t reduce,
-                                      float *out, kv_err err) {
-    (void)cache, (void)s, (void)layer, (void)window, (void)reduce, (void)out;
-    PENDING("score channels");
-}
-
 extern "C" int32_t be_prefill_sparse(kvf_cache *cache, kv_sequence *s, kv_err err) {
     (void)cache, (void)s;
     PENDING("attend sparsely");

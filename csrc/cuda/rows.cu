@@ -58,6 +58,7 @@ extern "C" int32_t be_gather_rows(kvf_cache *cache, kv_table *dst, const kv_tabl
     void **to, **from;
     CU_PASS(cu_enter(cache->dev, err));
     if (n == 0) return KVF_OK;
+    if (src->packed > 0) return cu_gather_packed(cache, dst, src, rows, n, err);
     CU_PASS(cu_table_push(cache, dst, &to, err));
     CU_PASS(cu_table_push(cache, src, &from, err));
     CU_WITH_TYPE(cache->config.row_dtype, R,
@@ -117,6 +118,10 @@ extern "C" int32_t be_read_rows(kvf_cache *cache, const kv_table *t, uint32_t wh
     const size_t bytes = (size_t)t->rows * cache->config.head_dim * sizeof(float);
     CU_PASS(cu_enter(cache->dev, err));
     CU_PASS(cu_scratch(cache->dev, &rows, bytes, err));
+    if (t->packed > 0) {
+        CU_PASS(cu_read_packed(cache, t, what, (float *)rows, err));
+        return be_download(cache->dev, to_host, rows, bytes, err);
+    }
     CU_PASS(cu_table_push(cache, t, &pages, err));
     CU_WITH_TYPE(cache->config.row_dtype, R,
                  (read_kernel<R><<<cu_div_up(t->rows, 8), 256, 0, cu_of(cache->dev)->stream>>>(
@@ -129,6 +134,10 @@ extern "C" int32_t be_read_positions(kvf_cache *cache, const kv_table *t, uint32
     void **pages, *positions;
     CU_PASS(cu_enter(cache->dev, err));
     CU_PASS(cu_scratch(cache->dev, &positions, t->rows * sizeof(uint32_t), err));
+    if (t->packed > 0) {
+        CU_PASS(cu_packed_positions(cache, t, (uint32_t *)positions, err));
+        return be_download(cache->dev, to_host, positions, t->rows * sizeof(uint32_t), err);
+    }
     CU_PASS(cu_table_push(cache, t, &pages, err));
     CU_WITH_TYPE(cache->config.row_dtype, R,
                  (positions_kernel<R><<<cu_div_up(t->rows, 256), 256, 0, cu_of(cache->dev)->stream>>>(

@@ -135,8 +135,9 @@ static __global__ void __launch_bounds__(256) max_first_kernel(float *out, cu_vi
     out[(size_t)stored * n_row + row] = sum / divide;
 }
 
-extern "C" int32_t be_scores_window(kvf_cache *cache, kv_sequence *s, uint32_t layer, uint32_t window, uint32_t flags,
-                                    uint32_t reduce, float *out, uint32_t n_row, kv_err err) {
+/* be_scores_window over the rows of a view, which are plain and in order of position. */
+static int32_t window_scores(kvf_cache *cache, kv_sequence *s, uint32_t layer, cu_view view, uint32_t window, uint32_t flags,
+                             uint32_t reduce, float *out, uint32_t n_row, kv_err err) {
     kvf_device *dev = cache->dev;
     cudaStream_t stream = cu_of(dev)->stream;
     const kv_observations *o = s->observe;
@@ -145,9 +146,7 @@ extern "C" int32_t be_scores_window(kvf_cache *cache, kv_sequence *s, uint32_t l
     if (flags & KVF_WINDOW_HITS) {
         return kv_fail(err, KVF_ERR_DEVICE, "Cannot count hits as the CUDA build does not do that yet: use the CPU");
     }
-    cu_view view;
     cu_queries queries = {};
-    CU_PASS(cu_enter(dev, err));
     queries.q = o->window_q[layer] + (size_t)(o->n_window - window) * head_dim;
     queries.head_stride = (size_t)o->n_window * head_dim;
     queries.n = window, queries.n_head = n_head, queries.position = o->n_token - window;
@@ -159,7 +158,6 @@ extern "C" int32_t be_scores_window(kvf_cache *cache, kv_sequence *s, uint32_t l
     CU_PASS(cu_scratch(dev, &work, partial_bytes + lse_bytes + mass_bytes + window, err));
     float *lse = (float *)((char *)work + partial_bytes), *mass = lse + (size_t)n_head * window;
     uint8_t *sets = (uint8_t *)(mass + (size_t)n_head * n_row);
-    CU_PASS(cu_layer_view(cache, s, layer, &view, err));
     if (cu_window_scores(dev, &view, dtype, &queries, maxima, divide, o->n_token, work, lse, maxima ? out : mass, n_row,
                          &ran)) {
         CU_TRY(ran, "window scores");
@@ -186,6 +184,34 @@ extern "C" int32_t be_scores_window(kvf_cache *cache, kv_sequence *s, uint32_t l
                                                                                  reduce, divide);
     CU_LAUNCHED("window scores");
     return KVF_OK;
+}
+
+/* out[stored, row] = in[stored, rank of the row]. */
+static __global__ void reorder_kernel(float *out, const float *in, const uint32_t *rank, const uint32_t *rows, uint32_t n_row,
+                                      uint32_t n_in) {
+    const uint32_t row = blockIdx.x * blockDim.x + threadIdx.x, stored = blockIdx.y;
+    if (row >= n_row || row >= rows[stored]) return;
+    out[(size_t)stored * n_row + row] = in[(size_t)stored * n_in + rank[(size_t)stored * n_in + row]];
+}
+
+extern "C" int32_t be_scores_window(kvf_cache *cache, kv_sequence *s, uint32_t layer, uint32_t window, uint32_t flags,
+                                    uint32_t reduce, float *out, uint32_t n_row, kv_err err) {
+    cu_plain plain;
+    CU_PASS(cu_enter(cache->dev, err));
+    CU_PASS(cu_plain_open(cache, s, layer, &plain, err));
+    if (plain.data == NULL) return window_scores(cache, s, layer, plain.view, window, flags, reduce, out, n_row, err);
+    /* Of packed tables all rows are scored in order of position, and the results put where the rows are. */
+    float *all = NULL;
+    int32_t status = cu_alloc(cache->dev, (void **)&all, (size_t)s->n_stored_head * plain.n_row * sizeof *all, "scores", err);
+    if (status == KVF_OK) status = window_scores(cache, s, layer, plain.view, window, flags, reduce, all, plain.n_row, err);
+    if (status == KVF_OK) {
+        reorder_kernel<<<dim3(cu_div_up(n_row, 256), s->n_stored_head), 256, 0, cu_of(cache->dev)->stream>>>(
+            out, all, plain.rank, plain.view.rows, n_row, plain.n_row);
+        status = cu_check(cudaGetLastError(), "window scores", err);
+    }
+    be_free(cache->dev, all);
+    cu_plain_close(cache, &plain);
+    return status;
 }
 
 extern "C" int32_t be_scores_mass(kvf_cache *cache, kv_sequence *s, uint32_t layer, uint32_t mass, uint32_t reduce,
@@ -215,6 +241,7 @@ extern "C" int32_t be_scores_norm(kvf_cache *cache, const kv_table *t, uint32_t 
     void **pages;
     CU_PASS(cu_enter(cache->dev, err));
     if (t->rows == 0) return KVF_OK;
+    if (t->packed > 0) return cu_packed_norms(cache, t, what, out, err);
     CU_PASS(cu_table_push(cache, t, &pages, err));
     CU_WITH_TYPE(cache->config.row_dtype, R,
                  (norm_kernel<R><<<cu_div_up(t->rows, 8), 256, 0, cu_of(cache->dev)->stream>>>(
@@ -261,7 +288,7 @@ extern "C" int32_t be_attention_map(kvf_cache *cache, kv_sequence *s, uint32_t l
     const kv_observations *o = s->observe;
     const uint32_t n_head = cache->config.n_head, dtype = cache->config.row_dtype, n_block = (o->n_token - 1) / block + 1;
     const size_t map_bytes = (size_t)n_head * n_block * n_block * sizeof(float);
-    cu_view view;
+    cu_plain plain;
     cu_queries queries = {};
     void *work;
     CU_PASS(cu_enter(dev, err));
@@ -270,12 +297,16 @@ extern "C" int32_t be_attention_map(kvf_cache *cache, kv_sequence *s, uint32_t l
     float *map = (float *)work, *lse = map + map_bytes / sizeof(float);
     queries.q = o->window_q[layer], queries.head_stride = (size_t)o->n_window * cache->config.head_dim;
     queries.n = o->n_window, queries.n_head = n_head, queries.position = o->n_token - o->n_window;
-    CU_PASS(cu_layer_view(cache, s, layer, &view, err));
-    CU_PASS(cu_attention_prefill(dev, &view, dtype, &queries, NULL, 0, 0, lse, err));
-    CU_TRY(cudaMemsetAsync(map, 0, map_bytes, stream), "mapping attention");
-    const float scale = LOG2E / sqrtf((float)cache->config.head_dim);
-    CU_WITH_TYPE(dtype, R,
-                 (map_kernel<R><<<dim3(n_block, n_block, n_head), 256, 0, stream>>>(map, view, queries, lse, block, scale)));
-    CU_LAUNCHED("mapping attention");
-    return be_download(dev, to_host, map, map_bytes, err);
+    CU_PASS(cu_plain_open(cache, s, layer, &plain, err));
+    int32_t status = cu_attention_prefill(dev, &plain.view, dtype, &queries, NULL, 0, 0, lse, err);
+    if (status == KVF_OK) status = cu_check(cudaMemsetAsync(map, 0, map_bytes, stream), "mapping attention", err);
+    if (status == KVF_OK) {
+        const float scale = LOG2E / sqrtf((float)cache->config.head_dim);
+        CU_WITH_TYPE(dtype, R,
+                     (map_kernel<R><<<dim3(n_block, n_block, n_head), 256, 0, stream>>>(map, plain.view, queries, lse, block,
+                                                                                      scale)));
+        status = cu_check(cudaGetLastError(), "mapping attention", err);
+    }
+    cu_plain_close(cache, &plain);
+    return status != KVF_OK ? status : be_download(dev, to_host, map, map_bytes, err);
 }
