@@ -69,7 +69,8 @@ async function launch(args: string[], cwd: string): Promise<number> {
       }
     }
     const script = spec.script?.(call, (path) => resolve(cwd, path));
-    status = await start(
+    const capture = script !== undefined && call.flags.json === true;
+    const run = await start(
       [
         "run",
         "-q",
@@ -81,7 +82,10 @@ async function launch(args: string[], cwd: string): Promise<number> {
           : ["--cached-only", sandboxUrl(script.path), ...script.args]),
       ],
       script?.cwd ?? cwd,
+      capture ? MOST_CAPTURED : undefined,
     );
+    status = run.status;
+    if (capture) console.log(JSON.stringify(run, null, 2));
   });
   await program.parseAsync(args, { from: "user" });
   return status;
@@ -133,13 +137,24 @@ async function build(target: string): Promise<number> {
   return code;
 }
 
-/** Starts Deno and waits for it, also while it ends what a request to stop interrupted. */
-async function start(args: string[], cwd: string): Promise<number> {
+/** Bytes of a script's output that a JSON document holds at most. */
+const MOST_CAPTURED = 2 ** 24;
+
+/**
+ * Starts Deno and waits for it, also while it ends what a request to stop interrupted.
+ *
+ * @param most bytes of its output to keep in place of showing it
+ */
+async function start(
+  args: string[],
+  cwd: string,
+  most?: number,
+): Promise<{ status: number; output?: string; cut?: boolean }> {
   const child = new Deno.Command("deno", {
     args,
     cwd,
     stdin: "inherit",
-    stdout: "inherit",
+    stdout: most === undefined ? "inherit" : "piped",
     stderr: "inherit",
   }).spawn();
   // A terminal interrupts the child itself.
@@ -148,11 +163,27 @@ async function start(args: string[], cwd: string): Promise<number> {
   Deno.addSignalListener("SIGINT", wait);
   Deno.addSignalListener("SIGTERM", stop);
   try {
-    return (await child.status).code;
+    const kept = most === undefined ? {} : await firstBytes(child.stdout, most);
+    return { status: (await child.status).code, ...kept };
   } finally {
     Deno.removeSignalListener("SIGINT", wait);
     Deno.removeSignalListener("SIGTERM", stop);
   }
+}
+
+/** Reads to the end and keeps the beginning, so that no output can fill the memory. */
+async function firstBytes(
+  stream: ReadableStream<Uint8Array>,
+  most: number,
+): Promise<{ output: string; cut: boolean }> {
+  const decoder = new TextDecoder();
+  let output = "", left = most, cut = false;
+  for await (const bytes of stream) {
+    output += decoder.decode(bytes.subarray(0, left), { stream: true });
+    cut ||= bytes.length > left;
+    left = Math.max(0, left - bytes.length);
+  }
+  return { output: output + decoder.decode(), cut };
 }
 
 if (import.meta.main) {

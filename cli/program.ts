@@ -54,6 +54,17 @@ const GROUPS: Record<string, string> = {
   models: "Look at model folders",
 };
 
+/** What `--json` prints, for the help. */
+function jsonHelp({ json }: CommandSpec): string {
+  const width = Math.max(...Object.keys(json).map((name) => name.length));
+  return [
+    "Fields of --json:",
+    ...Object.entries(json).map(([name, about]) =>
+      `  ${name.padEnd(width)}  ${about}`
+    ),
+  ].join("\n");
+}
+
 /** Builds the program; `act` gets the command that was called and its parsed flags. */
 export function createProgram(
   act: (spec: CommandSpec, call: Call) => void | Promise<void>,
@@ -82,6 +93,8 @@ export function createProgram(
     const command = parent.command(second ?? first).exitOverride()
       .showHelpAfterError("(try --help)");
     spec.declare(command);
+    command.option("--json", "print one JSON object", false)
+      .addHelpText("after", `\n${jsonHelp(spec)}`);
     if (spec.methodFlags) command.allowUnknownOption().allowExcessArguments();
     command.action(async () => {
       // From the first flag on that was not declared, everything is an option of a method.

@@ -60,6 +60,11 @@ export interface CommandSpec {
   declare(command: Command): void;
   /** True when flags of methods (`--budget`, `--pool-width`, ...) are accepted as well. */
   methodFlags?: boolean;
+  /**
+   * Fields of the one object that `--json` prints, and what they hold. A name that ends in `?` is not always there. The
+   * flag itself comes with every command.
+   */
+  json: Readonly<Record<string, string>>;
   /** What the call needs. */
   grants(call: Call): Grants;
   /**

@@ -77,10 +77,10 @@ export function modelChecks(
     chunk: 1,
     onTokens: () => checkLedger(model.cache),
   };
-  const configured = (budget = BUDGET): Configuration => ({
+  const configured = (): Configuration => ({
     method,
     options: {
-      ...checkedOptions(method, model.shape, budget),
+      ...checkedOptions(method, model.shape),
       ...variant,
     },
     granularity,
@@ -172,8 +172,12 @@ export function modelChecks(
             model.shape,
           );
           const most = decode ?? again ? length + NEW_TOKENS : length;
-          const ample = configured(Math.max(most, BUDGET));
-          const [actual] = await run(prompt, ample);
+          const small = configured();
+          const [actual] = await run(prompt, {
+            ...small,
+            // Also where the caller's variant has a budget of its own.
+            options: { ...small.options, budget: Math.max(most, BUDGET) },
+          });
           sameBits("logits must be those of FullKV", expected!, actual!);
         }
       },

@@ -3,6 +3,7 @@ import type { CommandUnknownOpts } from "@commander-js/extra-typings";
 import { METHODS, optionFlags } from "../../methods/mod.ts";
 import { createProgram } from "../program.ts";
 import { type Call, text, UsageError } from "../spec.ts";
+import { printJson } from "./_runtime.ts";
 
 /** Words that may follow a chain of verbs, and words that may follow a flag. */
 interface Words {
@@ -27,7 +28,9 @@ export function completionsAction({ args, flags }: Call): Promise<number> {
       `Cannot print completions as --as must be a plain command name: it is "${command}"`,
     );
   }
-  console.log(write(collect(), command));
+  const script = write(collect(), command);
+  if (flags.json) printJson({ shell, command, script });
+  else console.log(script);
   return Promise.resolve(0);
 }
 

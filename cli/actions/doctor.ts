@@ -20,11 +20,12 @@ export async function doctorAction({ flags }: Call): Promise<number> {
     library("CPU library", "cpu"),
     await version("nvcc (optional)", "nvcc", ["--version"]),
   ];
-  if (flags.json) printJson(checks);
+  const ready = checks.slice(0, 2).every(({ ok }) => ok);
+  if (flags.json) printJson({ ready, checks, permissions: null });
   else {printColumns(
       checks.map(({ name, ok, detail }) => [ok ? "ok" : "--", name, detail]),
     );}
-  return checks.slice(0, 2).every(({ ok }) => ok) ? 0 : 1;
+  return ready ? 0 : 1;
 }
 
 async function version(
@@ -92,10 +93,14 @@ function printPermissions(task: string, json: boolean): number {
   }));
   if (json) {
     printJson({
-      task,
-      description: found.description,
-      set: named ?? null,
-      permissions,
+      ready: null,
+      checks: [],
+      permissions: {
+        task,
+        description: found.description,
+        set: named ?? null,
+        entries: permissions,
+      },
     });
     return 0;
   }

@@ -14,7 +14,7 @@ export async function methodsAction({ args, flags }: Call): Promise<number> {
     ? [...METHODS.values()]
     : [await loadMethod(args[0])];
   if (flags.json) {
-    printJson(chosen.map(describe));
+    printJson({ methods: chosen.map(describe) });
     return 0;
   }
   if (args[0] === undefined) {

@@ -2,6 +2,7 @@
 import { METHODS } from "../../methods/mod.ts";
 import { methodFile } from "../commands/new_method.ts";
 import { type Call, text, UsageError } from "../spec.ts";
+import { printJson } from "./_runtime.ts";
 
 /** A method that works: the window's votes, weighted by the length of what they would fetch. */
 export function methodTemplate(name: string): string {
@@ -58,6 +59,10 @@ export function newMethodAction({ args, flags }: Call): Promise<number> {
     throw new UsageError(
       `Cannot make a method as its file must be new: "${path}" is there`,
     );
+  }
+  if (flags.json) {
+    printJson({ file: path, method: name });
+    return Promise.resolve(0);
   }
   const next = /[/\\]/.test(path) ? path : `./${path}`;
   console.log(`${path} is written. Next: kvf check-method ${next}`);

@@ -22,9 +22,10 @@ export async function searchPatternsAction({ flags }: Call): Promise<number> {
   const found = await searchPatterns(model, prompts, {
     recall: flags.recall as number,
   });
-  Deno.writeTextFileSync(text(flags, "out")!, patternFile(found));
+  const file = text(flags, "out")!;
+  Deno.writeTextFileSync(file, patternFile(found));
   if (flags.json) {
-    printJson(found);
+    printJson({ patterns: found, file });
     return 0;
   }
   printColumns([

@@ -270,17 +270,27 @@ async function writeJob(call: Call, plan: Plan): Promise<number> {
       options: flags.sbatch as string[],
     }),
   );
-  console.log(`job: ${path}`);
-  if (flags.submit !== true) {
-    console.log(`submit it with: sbatch ${path}`);
+  const submitted = flags.submit === true ? await submit(path) : null;
+  if (flags.json) {
+    printJson({ out: plan.out, job: path, submitted });
     return 0;
   }
+  console.log(`job: ${path}`);
+  console.log(submitted ?? `submit it with: sbatch ${path}`);
+  return 0;
+}
+
+/** Submits a job; resolves to what sbatch said. */
+async function submit(path: string): Promise<string> {
   const { code, stdout, stderr } = await new Deno.Command("sbatch", {
     args: [path],
     stdin: "null",
   }).output();
   const decoder = new TextDecoder();
-  if (code === 0) console.log(decoder.decode(stdout).trimEnd());
-  else console.error(`error: sbatch failed: ${decoder.decode(stderr)}`);
-  return code === 0 ? 0 : 1;
+  if (code === 0) return decoder.decode(stdout).trimEnd();
+  throw new UsageError(
+    `Cannot submit job as sbatch must take it: ${
+      decoder.decode(stderr).trimEnd()
+    }`,
+  );
 }

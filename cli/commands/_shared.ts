@@ -155,7 +155,6 @@ export function benchmarkFlags(command: Command, out: string): void {
         .argParser(integers(1)),
     )
     .option("--out <dir>", "results folder: records, tables, pictures", out)
-    .option("--json", "print a JSON summary", false)
     .option("--quiet", "no progress bar", false);
   scheduleFlags(command);
 }

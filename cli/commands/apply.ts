@@ -49,7 +49,6 @@ export const apply: CommandSpec = {
         new Option("--layers <n>", "layers of the model they come from")
           .argParser(integer(1)).default(1),
       )
-      .option("--json", "print one JSON object", false)
       .option("--output <file>", "write the kept rows to a safetensors file");
     granularityFlag(command);
     command.addHelpText(
@@ -58,6 +57,11 @@ export const apply: CommandSpec = {
 Example:
   kvf apply --method snapkv --options '{"budget":64}' --input qkv.safetensors --json`,
     );
+  },
+  json: {
+    method: "name of the method",
+    options: "its options, resolved",
+    rows: "positions of the kept rows, [stored heads][rows]",
   },
   grants({ flags }) {
     return {

@@ -44,8 +44,7 @@ export const bench: CommandSpec = {
       .addOption(
         new Option("--repeats <n>", "repetitions; the median is reported")
           .argParser(integer(1)).default(5),
-      )
-      .option("--json", "print one JSON object", false);
+      );
     granularityFlag(command);
     command.addHelpText(
       "after",
@@ -53,6 +52,17 @@ export const bench: CommandSpec = {
 Example:
   kvf bench --model models/needle-6m --method fullkv,snapkv --budget 256 --lengths 2048,4096`,
     );
+  },
+  json: {
+    device: "kind, name, threads",
+    readBandwidth: "bytes per second that this machine reads",
+    weightBytes: "bytes of the weights in memory",
+    dtype: "type of the weights in memory",
+    cacheDtype: "type of the cache's rows",
+    repeats: "repetitions of each measurement",
+    newTokens: "steps of each repetition",
+    rows:
+      "a configuration and length each: milliseconds of prefill and step, bytes",
   },
   grants({ flags }) {
     return {

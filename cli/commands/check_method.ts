@@ -14,7 +14,6 @@ export const checkMethod: CommandSpec = {
         "--model <dir>",
         "model folder (default: the bundled one, with random weights)",
       )
-      .option("--json", "print one JSON object", false)
       .addHelpText(
         "after",
         `
@@ -23,6 +22,11 @@ Options of the method may be given as flags; the checks then run with them.
 Example:
   kvf check-method ./mine.ts --budget-policy adaptive --merge weighted`,
       );
+  },
+  json: {
+    method: "name of the method",
+    given: "options that were given",
+    results: "each check, whether it holds, and why not",
   },
   grants({ args, flags }) {
     return {

@@ -20,6 +20,11 @@ Example:
   source <(kvf completions bash)`,
       );
   },
+  json: {
+    shell: "bash, zsh or fish",
+    command: "the command to complete",
+    script: "the script",
+  },
   grants: () => ({}),
   run: async (call) =>
     (await import("../actions/completions.ts")).completionsAction(call),

@@ -10,8 +10,14 @@ export const doctor: CommandSpec = {
         "--permissions <task>",
         "print what a task of deno.json may do and why",
       )
-      .option("--json", "print one JSON object", false)
       .addHelpText("after", "\nExample:\n  kvf doctor --permissions needle");
+  },
+  json: {
+    ready:
+      "whether everything that is needed is there; null with --permissions",
+    checks: "name, whether it is there, and what was found",
+    permissions:
+      "with --permissions: the task, its permissions and their reasons; null otherwise",
   },
   grants({ flags }) {
     return flags.permissions === undefined

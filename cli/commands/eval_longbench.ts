@@ -91,6 +91,11 @@ Example:
   kvf eval longbench --model DIR --data data.zip --prompts dataset2prompt.json --datasets hotpotqa,lcc --limit 20 --method fullkv,snapkv --budget 128`,
     );
   },
+  json: {
+    rows: "a configuration each, with scores by data set",
+    "bins?": "scores by length of the prompt, with --bins",
+    files: "what was written",
+  },
   grants: (call) =>
     evaluationGrants(call, ["data", "prompts", "answerLengths"]),
   run: async (call) =>

@@ -100,6 +100,11 @@ Example:
   kvf eval needle --model models/needle-6m --method fullkv,snapkv --budget 64,128 --out results/mine`,
     );
   },
+  json: {
+    rows:
+      "a configuration each: score from 0 to 1, interval, bytes, milliseconds of a step",
+    files: "what was written",
+  },
   grants: (call) => evaluationGrants(call, ["haystack", "template"]),
   run: async (call) =>
     (await import("../actions/eval_needle.ts")).evalNeedleAction(call),

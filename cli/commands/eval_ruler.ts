@@ -76,6 +76,11 @@ Example:
   kvf eval ruler --model models/needle-6m --tasks niah_single_1,vt --lengths 1024,2048 --limit 20 --method fullkv,snapkv --budget 64`,
     );
   },
+  json: {
+    lengths: "rows by prompt length: a configuration each, with scores by task",
+    summary: "averages by prompt length",
+    files: "what was written",
+  },
   grants: (call) =>
     evaluationGrants(call, ["data", "wording", "haystack", "squad", "hotpot"]),
   run: async (call) =>

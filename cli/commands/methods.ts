@@ -7,8 +7,10 @@ export const methods: CommandSpec = {
     command
       .description("List the methods, or show one with its options")
       .argument("[name]", "a method's name or a file that exports one")
-      .option("--json", "print one JSON object", false)
       .addHelpText("after", "\nExample:\n  kvf methods snapkv");
+  },
+  json: {
+    methods: "name, title, summary, paper, kind, layouts and options of each",
   },
   grants({ args }) {
     return { read: methodPaths(args[0]) };

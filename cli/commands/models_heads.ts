@@ -31,6 +31,11 @@ export const modelsHeads: CommandSpec = {
         "\nExample:\n  kvf models heads --model models/needle-6m --out heads.json\n  kvf run --model models/needle-6m --method headkv --head-file heads.json --budget 64 --prompt ...",
       );
   },
+  json: {
+    heads: "number of heads",
+    scores: "scores of each head",
+    file: "the file that was written",
+  },
   grants({ flags }) {
     return {
       read: paths(text(flags, "model")),

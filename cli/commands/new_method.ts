@@ -24,6 +24,10 @@ Example:
   kvf eval needle --model models/needle-6m --method snapkv,./mine.ts --budget 64`,
       );
   },
+  json: {
+    file: "the file that was written",
+    method: "name of the method",
+  },
   grants({ args, flags }) {
     return { write: outputFile(methodFile(args[0], text(flags, "out"))) };
   },

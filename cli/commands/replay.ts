@@ -21,7 +21,6 @@ export const replay: CommandSpec = {
           "records to do again when no key is given, a sample of all",
         ).argParser(integer(1)).default(10),
       )
-      .option("--json", "print a JSON summary", false)
       .addOption(new Option("--print-grants").hideHelp().default(false));
     command.addHelpText(
       "after",
@@ -35,6 +34,11 @@ Example:
   },
   // How records were made stands in the folder, so the program is asked for what it needs with that alone to read.
   probe: ({ args }) => ({ read: args.slice(0, 1) }),
+  json: {
+    replayed: "records done again",
+    same: "how many gave the same tokens",
+    records: "key, whether the same, first difference, and facts that differ",
+  },
   grants: () => ({}),
   run: async (call) =>
     (await import("../actions/replay.ts")).replayAction(call),

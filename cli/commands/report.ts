@@ -41,8 +41,7 @@ export const report: CommandSpec = {
         "--html",
         "write report.html too: tables to sort, pictures with hints, and the views kept in the folder",
         false,
-      )
-      .option("--json", "print a JSON summary", false);
+      );
     command.addHelpText(
       "after",
       `
@@ -51,6 +50,11 @@ A missing record makes the report fail unless --partial is given.
 Example:
   kvf report results/quickstart --min-effect 2`,
     );
+  },
+  json: {
+    sections:
+      "what may be compared with each other: configurations with scores, intervals, differences and costs",
+    files: "what was written",
   },
   grants({ args, flags }) {
     const dir = args[0] ?? ".";

@@ -62,7 +62,6 @@ export const run: CommandSpec = {
           .default(0),
       )
       .option("--ignore-eos", "do not stop at stop tokens", false)
-      .option("--json", "print one JSON object", false)
       .option(
         "--dump-logits <file>",
         "write the logits of every new token to a safetensors file",
@@ -76,6 +75,18 @@ Options of the method are flags as well: see kvf methods.
 Example:
   kvf run --model models/needle-6m --prompt-file prompt.txt --method snapkv --budget 128`,
     );
+  },
+  json: {
+    model: "the model folder, as given",
+    method: "name of the method",
+    options: "its options, resolved",
+    granularity: "what one stored head is",
+    promptTokens: "tokens of the prompt",
+    tokens: "ids of the new tokens",
+    stopReason: "why generation ended",
+    text: "the new tokens in words; null without a tokenizer",
+    cache: "rows of every layer and stored head, bytes promised and resident",
+    timing: "milliseconds of each phase",
   },
   grants({ flags }) {
     return {

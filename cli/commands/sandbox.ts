@@ -41,6 +41,11 @@ Example:
   kvf sandbox theirs.ts --model models/needle-6m --out results/theirs -- --budget 64`,
       );
   },
+  json: {
+    status: "exit status of the script",
+    output: "what it wrote to standard output",
+    cut: "whether more than 16 MiB came, which were left out",
+  },
   grants({ args, flags }) {
     return {
       read: paths(args[0], text(flags, "model"), text(flags, "data")),

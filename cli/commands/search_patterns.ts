@@ -26,7 +26,6 @@ export const searchPatterns: CommandSpec = {
         ).argParser(real(0, 1)).default(0.95),
       )
       .requiredOption("--out <file>", "where the patterns go")
-      .option("--json", "print one JSON object", false)
       .addHelpText(
         "after",
         `
@@ -34,6 +33,11 @@ Example:
   kvf search-patterns --model models/needle-6m --prompt-file long.txt --out patterns.json
   kvf run --model models/needle-6m --prompt-file other.txt --method minference --pattern-file patterns.json`,
       );
+  },
+  json: {
+    patterns:
+      "pattern, share of probability kept and of pairs computed, [layers][heads]",
+    file: "the file that was written",
   },
   grants({ flags }) {
     return {

@@ -61,7 +61,6 @@ export const sweep: CommandSpec = {
         "tell examples, records and memory, and do nothing",
         false,
       )
-      .option("--json", "print a JSON summary", false)
       .option("--quiet", "no progress", false)
       .option("--slurm <file>", "write a Slurm array job in place of running")
       .addOption(
@@ -96,6 +95,19 @@ Example:
   probe: ({ args, flags }) => ({
     read: [...args, ...methodPaths(text(flags, "method"))],
   }),
+  json: {
+    out: "results folder",
+    "shard?": "this process's share",
+    "records?": "records of this process, old and new",
+    "made?": "records computed now",
+    "finished?": "records that were there",
+    "configurations?": "with --dry-run: labels",
+    "tasks?":
+      "with --dry-run: examples and records of each model, task and seed",
+    "models?": "with --dry-run: bytes of memory needed and allowed",
+    "job?": "with --slurm: the script",
+    "submitted?": "with --slurm: what sbatch said, or null",
+  },
   grants: () => ({}),
   run: async (call) => (await import("../actions/sweep.ts")).sweepAction(call),
 };

@@ -106,7 +106,6 @@ export const view: CommandSpec = {
         "--into <dir>",
         "keep the view in this results folder: its report will show it",
       )
-      .option("--json", "print a JSON summary", false)
       .option("--quiet", "no progress bar", false);
     granularityFlag(command);
     command.addHelpText(
@@ -117,6 +116,11 @@ Options of methods are flags as well: see kvf methods.
 Example:
   kvf view --model models/needle-6m --needle 2048 --method fullkv,snapkv,streamingllm --budget 128 --out results/view`,
     );
+  },
+  json: {
+    title: "what is looked at",
+    configurations: "rows, bytes, share of the marked text kept, answer",
+    files: "what was written",
   },
   grants({ flags }) {
     return {

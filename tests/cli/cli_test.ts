@@ -1,7 +1,8 @@
 /** The command line as a user calls it: through the launcher, in processes of its own. */
 import { assert, assertEquals, assertStringIncludes } from "@std/assert";
-import type { CommandUnknownOpts } from "@commander-js/extra-typings";
+import { commandsPage, helpOf } from "../../cli/commands_page.ts";
 import { permissionFlags } from "../../cli/kvf.ts";
+import { COMMANDS } from "../../cli/program.ts";
 import { writeSafetensors } from "../../models/mod.ts";
 import { deno, kvf, ROOT } from "./_kvf.ts";
 
@@ -132,17 +133,8 @@ Deno.test("kvf completions knows every verb, flag and method", async () => {
 });
 
 Deno.test("every verb of kvf has an example in its help", async () => {
-  const { COMMANDS, createProgram } = await import("../../cli/program.ts");
-  const program = createProgram(() => {});
   for (const { path } of COMMANDS) {
-    let command = program as unknown as CommandUnknownOpts;
-    for (const word of path) {
-      command = command.commands.find((child) => child.name() === word)!;
-    }
-    const lines: string[] = [];
-    command.configureOutput({ writeOut: (text) => lines.push(text) });
-    command.outputHelp();
-    const [, example] = lines.join("").split("Example:");
+    const [, example] = helpOf(path).split("Example:");
     assertStringIncludes(example ?? "", `kvf ${path.join(" ")}`);
   }
   for (const args of [["--help"], ["run", "--help"]]) {
@@ -150,6 +142,13 @@ Deno.test("every verb of kvf has an example in its help", async () => {
     assertEquals(code, 0, err);
     assertStringIncludes(out, "Usage: kvf");
   }
+});
+
+Deno.test("docs/commands.md is what the code says; run deno task docs:methods", () => {
+  assertEquals(
+    Deno.readTextFileSync(`${ROOT}/docs/commands.md`),
+    commandsPage(),
+  );
 });
 
 Deno.test("kvf grants its own process the named folders and one library, nothing else", () => {
