@@ -195,7 +195,11 @@ export function casesOf(method: string, work: number): fc.Arbitrary<Case> {
 }
 
 /** Numbers that look drawn from a normal distribution, always the same for a seed. */
-function noise(length: number, seed: number, scale: number): Float32Array {
+export function noise(
+  length: number,
+  seed: number,
+  scale: number,
+): Float32Array {
   let state = Math.imul(seed, 2654435761) + 1 >>> 0;
   const uniform = () => {
     state = Math.imul(state ^ state >>> 15, 2246822519) + 374761393 >>> 0;
