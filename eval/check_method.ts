@@ -3,7 +3,12 @@
  *
  * @module
  */
-import { Cache, type Device, type Sequence } from "../ffi/mod.ts";
+import {
+  Cache,
+  type Device,
+  type RecordedLayer,
+  type Sequence,
+} from "../ffi/mod.ts";
 import { type AnyMethod, METHODS, resolveOptions } from "../methods/mod.ts";
 import type { Granularity, ModelShape, Policy } from "../methods/types.ts";
 import {
@@ -199,43 +204,67 @@ export function shapeChecks(
     name: `rows for all group sizes and head widths, ${granularity}`,
     // deno-lint-ignore require-await -- the shape of all checks
     async run() {
-      shapes.forEach(({ groupSize, headDim }, i) => {
+      for (const [i, { groupSize, headDim }] of shapes.entries()) {
+        const kvHeads = 1 + i % 2;
         const shape = {
           layers: 3,
-          kvHeads: 1 + i % 2,
-          queryHeads: (1 + i % 2) * groupSize,
+          kvHeads,
+          queryHeads: kvHeads * groupSize,
           headDim,
         };
-        const tokens = [70, 24, 25][i % 3]!;
-        const options = {
-          ...checkedOptions(method, shape, 24),
-          ...variant,
-        };
-        const policy = method.create(options, shape);
-        using cache = new Cache(device, { ...shape, rowDtype: "f32" });
-        using sequence = cache.sequence(granularity);
-        sequence.record(
-          tokens,
-          policy.observe,
-          Float32Array.from(
-            { length: headDim / 2 },
-            (_, j) => 10000 ** (-2 * j / headDim),
-          ),
-        );
-        for (let layer = 0; layer < shape.layers; layer++) {
-          sequence.recordLayer(layer, {
-            q: noise(shape.queryHeads * tokens * headDim, 3 * i),
-            k: noise(shape.kvHeads * tokens * headDim, 3 * i + 1),
-            v: noise(shape.kvHeads * tokens * headDim, 3 * i + 2),
+        const options = { ...checkedOptions(method, shape, 24), ...variant };
+        const longest = 70;
+        const make = (heads: number, seed: number) =>
+          noise(heads * longest * headDim, 3 * i + seed);
+        const q = make(shape.queryHeads, 0);
+        const [k, v] = [make(kvHeads, 1), make(kvHeads, 2)];
+        // Far above the budget, and either at it or one token above.
+        for (const tokens of [longest, 24 + i % 2]) {
+          const size = tokens * headDim;
+          checkShape(method.create(options, shape), shape, {
+            device,
+            granularity,
+            tokens,
+            tensors: {
+              q: q.subarray(0, shape.queryHeads * size),
+              k: k.subarray(0, kvHeads * size),
+              v: v.subarray(0, kvHeads * size),
+            },
           });
-          sequence.prepare(policy, layer);
-          sequence.act(policy, layer);
-          checkRows(sequence, policy, shape, layer, tokens);
         }
-        checkLedger(cache);
-      });
+      }
     },
   }));
+}
+
+/** Lets a policy act on recorded layers of one shape, and checks what is left. */
+function checkShape(
+  policy: Policy,
+  shape: ModelShape,
+  { device, granularity, tokens, tensors }: {
+    device: Device;
+    granularity: Granularity;
+    tokens: number;
+    tensors: RecordedLayer;
+  },
+): void {
+  using cache = new Cache(device, { ...shape, rowDtype: "f32" });
+  using sequence = cache.sequence(granularity);
+  sequence.record(
+    tokens,
+    policy.observe,
+    Float32Array.from(
+      { length: shape.headDim / 2 },
+      (_, j) => 10000 ** (-2 * j / shape.headDim),
+    ),
+  );
+  for (let layer = 0; layer < shape.layers; layer++) {
+    sequence.recordLayer(layer, tensors);
+    sequence.prepare(policy, layer);
+    sequence.act(policy, layer);
+    checkRows(sequence, policy, shape, layer, tokens);
+  }
+  checkLedger(cache);
 }
 
 /** Numbers between -1 and 1 that look random. */
