@@ -30,7 +30,7 @@ extern "C" {
 #endif
 
 #define KVF_API __attribute__((visibility("default")))
-#define KVF_ABI_VERSION 11
+#define KVF_ABI_VERSION 12
 /* Rows of one page. */
 #define KVF_PAGE_ROWS 32
 
@@ -606,12 +606,13 @@ KVF_API int32_t kvf_sequence_packed(kvf_cache *cache, uint32_t sequence, uint32_
  * Makes a layer and the one before it share the directions of their rows: of the two keys of a row the direction between
  * them is kept once, on the great circle at `interpolation` of the way from the layer before (0) to this one (1), and each
  * layer keeps the length of its own; the same for values. The `n_exact` rows of each head whose two keys (values) differ
- * most in direction stay as they are in both layers. Attention puts rows together again as it reads them; rows that come
+ * most in direction stay as they are in both layers. With `within` from 0 to 1 (and n_exact 0) these are instead the rows
+ * whose angle is less than `within` of the range of the head's angles below the greatest one. Attention puts rows together again as it reads them; rows that come
  * later are kept whole by each layer. Both layers must hold the same rows, plain ones, without a step program; afterwards
  * neither can be scored, evicted, merged, packed or shared again. Bytes of what is shared count for the layer before.
  */
 KVF_API int32_t kvf_share_directions(kvf_cache *cache, uint32_t sequence, uint32_t layer, float interpolation,
-                                     uint32_t n_exact, char *err, uint32_t err_cap);
+                                     uint32_t n_exact, float within, char *err, uint32_t err_cap);
 /* What a head holds, as f32. what: 0 keys, 1 values. rows: [rows, head_dim], written. */
 KVF_API int32_t kvf_read_rows(kvf_cache *cache, uint32_t sequence, uint32_t layer, uint32_t head, uint32_t what,
                               float *rows, double rows_bytes, char *err, uint32_t err_cap);

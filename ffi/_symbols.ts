@@ -18,7 +18,7 @@ const model = "pointer" as Deno.NativeTypedPointer<ModelPointer>;
 const cache = "pointer" as Deno.NativeTypedPointer<CachePointer>;
 
 /** Version of the ABI that this table describes. */
-export const ABI_VERSION = 11;
+export const ABI_VERSION = 12;
 
 const PREFILL_LAYERS = [
   model,
@@ -759,6 +759,7 @@ export const SYMBOLS = {
       "u32", // layer
       "f32", // interpolation
       "u32", // n_exact
+      "f32", // within
       "buffer", // err, written
       "u32", // err_cap, bytes
     ],

@@ -5,6 +5,7 @@
  * @module
  */
 import type {
+  DirectionSharing,
   Granularity,
   GroupReduce,
   LayerContext,
@@ -535,17 +536,18 @@ export class NativeLayer implements LayerContext, Disposable {
   }
 
   shareDirections(
-    { interpolation, exact }: { interpolation: number; exact: number },
+    { interpolation, exact, within }: DirectionSharing,
   ): void {
     const action = "share directions";
-    checkInteger(action, "exact", exact);
+    if (exact !== undefined) checkInteger(action, "exact", exact);
     this.#scope.check();
     callSequence(
       this.#state,
       "kvf_share_directions",
       this.layer,
       interpolation,
-      exact,
+      exact ?? 0,
+      within ?? -1,
     );
   }
 

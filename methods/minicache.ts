@@ -3,16 +3,17 @@
  *
  * In the deeper part of a model the rows of one token in two neighbouring layers point almost the same way. So a pair of
  * layers keeps one direction per row, between the two, and each layer the length of its own row. The tokens whose two rows
- * differ most keep both as they are. Attention puts rows together again as it reads them.
+ * differ most keep both as they are. Attention reads directions and lengths as they are stored.
  *
  * Paper: https://arxiv.org/abs/2405.14366
  * Acts: once per pair of layers, when prefill ends. Rows of generated tokens are kept whole.
- * Differs from the paper: as in KVCache-Factory a fixed share of the tokens is kept exact, for keys and values apart; the
- * paper sets a threshold on the distance, relative to its range.
+ * Differs from the paper: by default, as in KVCache-Factory, a fixed share of the tokens is kept exact, for keys and values
+ * apart. With `compat: "paper"` these are the tokens whose distance lies within `threshold` of the range of distances below
+ * the greatest one, in each head: which end of the range stays is taken from the paper's aim, to keep the most distinct pairs.
  *
  * @module
  */
-import { defineMethod, type Method, real } from "./define.ts";
+import { choice, defineMethod, type Method, real } from "./define.ts";
 
 /** Options of {@linkcode minicache}. */
 export interface MiniCacheOptions {
@@ -20,9 +21,15 @@ export interface MiniCacheOptions {
   interpolation: number;
   /** Share of the rows that stay exact, those that differ most. */
   keepRatio: number;
+  /** Share of the range of distances, from the greatest down, in which rows stay exact. */
+  threshold: number;
   /** Layers below this share of the model keep all rows of their own. */
   firstShare: number;
+  /** A fixed share of the rows, or all beyond a threshold. */
+  compat: "reference" | "paper";
 }
+
+const KEEP_RATIO = 0.05, THRESHOLD = 0.05;
 
 /** The MiniCache method. */
 export const minicache: Method<MiniCacheOptions> = defineMethod<
@@ -36,7 +43,7 @@ export const minicache: Method<MiniCacheOptions> = defineMethod<
   acts: "once per pair of layers, when prefill ends",
   granularities: ["kv_head", "query_head"],
   differs:
-    "a fixed share of the tokens is kept exact, as in KVCache-Factory; the paper sets a threshold",
+    "by default a fixed share of the tokens is kept exact, as in KVCache-Factory; compat paper sets a threshold on the distance",
   options: {
     interpolation: real(
       "Where the shared direction lies, from the lower layer's (0) to the upper's (1)",
@@ -47,20 +54,39 @@ export const minicache: Method<MiniCacheOptions> = defineMethod<
         source: "paper, section 4.1; KVCache-Factory c97f9d7",
       },
     ),
-    keepRatio: real("Share of the rows that stay exact", {
+    keepRatio: real("Share of the rows that stay exact (compat reference)", {
       min: 0,
       max: 1,
-      default: 0.05,
-      source: "paper, section 4.2; KVCache-Factory c97f9d7",
+      default: KEEP_RATIO,
+      source: "KVCache-Factory c97f9d7",
     }),
+    threshold: real(
+      "Share of the range of distances, from the greatest down, in which rows stay exact (compat paper)",
+      { min: 0, max: 1, default: THRESHOLD, source: "paper, section 4.2" },
+    ),
     firstShare: real("Layers below this share of the model share nothing", {
       min: 0,
       max: 1,
       default: 0.5,
       source: "paper, section 4: from the middle of the model on",
     }),
+    compat: choice("A fixed share of exact rows, or the paper's threshold", [
+      "reference",
+      "paper",
+    ], { default: "reference", source: "KVCache-Factory c97f9d7" }),
   },
-  create({ interpolation, keepRatio, firstShare }, { layers }) {
+  create(
+    { interpolation, keepRatio, threshold, firstShare, compat },
+    { layers },
+  ) {
+    const paper = compat === "paper";
+    if (paper ? keepRatio !== KEEP_RATIO : threshold !== THRESHOLD) {
+      throw new RangeError(
+        `Cannot run "minicache" as compat ${compat} has no ${
+          paper ? "keepRatio" : "threshold"
+        }: it is ${paper ? keepRatio : threshold}`,
+      );
+    }
     const first = Math.floor(layers * firstShare);
     return {
       afterPrefill(layer) {
@@ -69,7 +95,11 @@ export const minicache: Method<MiniCacheOptions> = defineMethod<
           layer.length,
           Math.ceil(layer.length * keepRatio),
         );
-        layer.shareDirections({ interpolation, exact });
+        layer.shareDirections(
+          paper
+            ? { interpolation, within: threshold }
+            : { interpolation, exact },
+        );
       },
     };
   },

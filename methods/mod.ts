@@ -5,6 +5,7 @@
  */
 export type {
   DecodeRecorder,
+  DirectionSharing,
   EvictOptions,
   Granularity,
   GroupReduce,

@@ -127,6 +127,19 @@ export type Sparsity =
   /** For every 64 queries the `blocks` blocks of 64 rows that fit them best. */
   | { kind: "blocks"; blocks: number };
 
+/** How two layers share the directions of their rows. */
+export interface DirectionSharing {
+  /** Where the shared direction lies, from the lower layer's (0) to the upper's (1). */
+  interpolation: number;
+  /** Rows of each head that stay as they are: those whose directions differ most, for keys and values apart. Default 0. */
+  exact?: number;
+  /**
+   * Instead of `exact`: rows whose angle is less than this share of the range of the head's angles below the greatest one,
+   * from 0 to 1.
+   */
+  within?: number;
+}
+
 /** One layer of one sequence, after its rows are complete. */
 export interface LayerContext extends ModelShape {
   /** Index of this layer, from 0. */
@@ -200,11 +213,10 @@ export interface LayerContext extends ModelShape {
    */
   spreadValues(shares: Scores, options: { first: number; span: number }): void;
   /**
-   * Shares the directions of rows with the layer before: the direction between the two keys of a row is kept once, at
-   * `interpolation` of the way to this layer's, and each layer keeps the length of its own; the same for values. The
-   * `exact` rows of each head that differ most stay as they are. Afterwards neither layer can be scored, evicted or packed.
+   * Shares the directions of rows with the layer before: the direction between the two keys of a row is kept once, and each
+   * layer keeps the length of its own; the same for values. Afterwards neither layer can be scored, evicted or packed.
    */
-  shareDirections(options: { interpolation: number; exact: number }): void;
+  shareDirections(options: DirectionSharing): void;
   /**
    * Packs the layer's rows but for the newest `residual`; the format stays with the layer, so that decode packs the rows
    * that come later, unless `once`.

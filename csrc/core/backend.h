@@ -94,13 +94,16 @@ int32_t be_replace_rows(kvf_cache *cache, kv_table *t, const float *k, const flo
 /* As kvf_spread_values, for one head; shares: [rows], backend memory. All pages are t's own. */
 int32_t be_spread_values(kvf_cache *cache, kv_table *t, const float *shares, uint32_t first, uint32_t span, kv_err err);
 
+/* Angles between two layers' rows over pi, of plain tables of n rows: to_host [2, n], of keys and of values. */
+int32_t be_share_distances(kvf_cache *cache, const kv_table *before, const kv_table *now, uint32_t n, float *to_host,
+                           kv_err err);
 /*
  * The directions of two layers' rows (kvf_share_directions): `before` and `now` are plain tables of n rows at the same
  * positions (otherwise KVF_ERR_ARG); their directions and positions go into pages of plain rows, and each table's own part
- * (share.h) into own[0] and own[1]. All backend memory; the tables stay as they are.
+ * (share.h) into own[0] and own[1]. n_exact: [2], host, of keys and of values. All else is backend memory; the tables stay as they are.
  */
 int32_t be_share_rows(kvf_cache *cache, const kv_table *before, const kv_table *now, uint32_t n, float interpolation,
-                      uint32_t n_exact, void *const *pages, void *const own[2], kv_err err);
+                      const uint32_t *n_exact, void *const *pages, void *const own[2], kv_err err);
 
 /* ---- Lives ---- */
 

@@ -140,7 +140,7 @@ typedef struct kv_table {
     uint32_t frame;    /* index of the frame page + 1; 0: none */
     kv_format *format; /* NULL: plain rows only */
     uint32_t shared;   /* rows whose pages hold directions that another layer has too (share.h); 0: none. Only plain rows */
-    uint32_t exact;    /* of them, rows whose keys (and as many whose values) are kept as they were */
+    uint32_t exact[2]; /* of them, rows whose keys, and whose values, are kept as they were */
     uint32_t scale;    /* index of the page with lengths and exact rows + 1; 0: none */
     bool borrows;      /* the pages that both layers hold count for the layer before */
 } kv_table;

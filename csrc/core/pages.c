@@ -131,7 +131,8 @@ int32_t kv_table_share(kvf_cache *cache, kv_table *to, const kv_table *from, kv_
     to->format = from->format;
     if (to->format != NULL) kv_format_retain(to->format);
     to->shared = from->shared;
-    to->exact = from->exact;
+    to->exact[0] = from->exact[0];
+    to->exact[1] = from->exact[1];
     to->scale = from->scale;
     if (to->scale != 0) kv_page_retain(cache, to->scale - 1);
     to->borrows = from->borrows;

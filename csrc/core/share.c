@@ -20,10 +20,14 @@ typedef struct pair {
 } pair;
 
 static int32_t check(kvf_cache *cache, const kv_sequence *s, uint32_t layer, float interpolation, uint32_t n_exact,
-                     const char *action, kv_err err) {
+                     float within, const char *action, kv_err err) {
     if (layer == 0) return kv_fail(err, KVF_ERR_ARG, "Cannot %s as there must be a layer before it: layer is 0", action);
     if (!(interpolation >= 0 && interpolation <= 1)) {
         return kv_fail(err, KVF_ERR_ARG, "Cannot %s as interpolation must be from 0 to 1: %g", action, interpolation);
+    }
+    if (!(within < 0 || (within <= 1 && n_exact == 0))) {
+        return kv_fail(err, KVF_ERR_ARG, "Cannot %s as within must be below 0, or from 0 to 1 and n_exact 0: %g and %u", action, within,
+                       n_exact);
     }
     if (s->prefill != NULL && s->prefill->projected && s->prefill->next_layer == layer) {
         return kv_fail(err, KVF_ERR_STATE, "Cannot %s as the attention of layer %u must have run", action, layer);
@@ -46,8 +50,31 @@ static int32_t check(kvf_cache *cache, const kv_sequence *s, uint32_t layer, flo
     return KVF_OK;
 }
 
+/*
+ * How many rows are exact: those whose distance lies less than `within` of the range of distances below the greatest.
+ */
+static int32_t count_distant(kvf_cache *cache, const kv_table *before, const kv_table *now, float within, uint32_t *n_exact,
+                             kv_err err) {
+    const uint32_t n = now->rows;
+    float *distance = malloc(2 * (size_t)n * sizeof *distance);
+    if (distance == NULL) return kv_fail(err, KVF_ERR_MEMORY, "Cannot share directions as %zu bytes must be available", 2 * (size_t)n * sizeof *distance);
+    const int32_t status = be_share_distances(cache, before, now, n, distance, err);
+    for (uint32_t what = 0; what < 2 && status == KVF_OK; what++) {
+        const float *x = distance + (size_t)what * n;
+        float least = x[0], most = x[0];
+        for (uint32_t i = 1; i < n; i++) {
+            least = x[i] < least ? x[i] : least;
+            most = x[i] > most ? x[i] : most;
+        }
+        n_exact[what] = 0;
+        for (uint32_t i = 0; i < n; i++) n_exact[what] += x[i] > most - within * (most - least);
+    }
+    free(distance);
+    return status;
+}
+
 /* Pages for both tables: those of whole pages are the same, and each has its own last one where rows do not fill it. */
-static int32_t take(kvf_cache *cache, pair *p, uint32_t n, uint32_t n_exact, kv_err err) {
+static int32_t take(kvf_cache *cache, pair *p, uint32_t n, const uint32_t *n_exact, kv_err err) {
     const uint32_t whole = n / KVF_PAGE_ROWS, n_page = whole + (n % KVF_PAGE_ROWS != 0);
     const kv_scale_layout layout = kv_scale_of(&cache->config, n, n_exact);
     if (layout.bytes > UINT32_MAX) return kv_fail(err, KVF_ERR_MEMORY, "Cannot share directions as %zu bytes must be available", layout.bytes);
@@ -68,7 +95,8 @@ static int32_t take(kvf_cache *cache, pair *p, uint32_t n, uint32_t n_exact, kv_
         if ((status = kv_pages_take(cache, &scale, 1, (uint32_t)layout.bytes, err)) != KVF_OK) return status;
         t->scale = scale + 1;
         t->shared = n;
-        t->exact = n_exact;
+        t->exact[0] = n_exact[0];
+        t->exact[1] = n_exact[1];
         t->borrows = i == 1;
     }
     return KVF_OK;
@@ -90,17 +118,19 @@ static int32_t fill(kvf_cache *cache, const kv_table *before, const kv_table *no
 }
 
 static int32_t share_directions(kvf_cache *cache, uint32_t sequence, uint32_t layer, float interpolation, uint32_t n_exact,
-                                kv_err err) {
+                                float within, kv_err err) {
     static const char *const action = "share directions";
     kv_sequence *s = kv_find_sequence(cache, sequence, action, err);
     if (s == NULL || !kv_check_layer(cache, layer, action, err)) return KVF_ERR_ARG;
-    int32_t status = check(cache, s, layer, interpolation, n_exact, action, err);
+    int32_t status = check(cache, s, layer, interpolation, n_exact, within, action, err);
     if (status != KVF_OK) return status;
     pair *pairs = calloc(s->n_stored_head, sizeof *pairs);
     if (pairs == NULL) return kv_fail(err, KVF_ERR_MEMORY, "Cannot %s as %zu bytes must be available", action, s->n_stored_head * sizeof *pairs);
     for (uint32_t h = 0; h < s->n_stored_head && status == KVF_OK; h++) {
         const kv_table *before = kv_table_of(s, layer - 1, h), *now = kv_table_of(s, layer, h);
-        status = take(cache, &pairs[h], now->rows, n_exact, err);
+        uint32_t exact[2] = {n_exact, n_exact};
+        if (within >= 0) status = count_distant(cache, before, now, within, exact, err);
+        if (status == KVF_OK) status = take(cache, &pairs[h], now->rows, exact, err);
         if (status == KVF_OK) status = fill(cache, before, now, &pairs[h], interpolation, err);
     }
     for (uint32_t h = 0; h < s->n_stored_head; h++) {
@@ -117,11 +147,11 @@ static int32_t share_directions(kvf_cache *cache, uint32_t sequence, uint32_t la
 }
 
 int32_t kvf_share_directions(kvf_cache *cache, uint32_t sequence, uint32_t layer, float interpolation, uint32_t n_exact,
-                             char *text, uint32_t cap) {
+                             float within, char *text, uint32_t cap) {
     const kv_err err = {text, cap};
     int32_t status = kv_enter(cache, KV_CACHE, "share directions", err);
     if (status != KVF_OK) return status;
-    status = share_directions(cache, sequence, layer, interpolation, n_exact, err);
+    status = share_directions(cache, sequence, layer, interpolation, n_exact, within, err);
     kv_leave(cache->dev);
     return status;
 }

@@ -90,6 +90,8 @@ typedef struct cpu_ops {
     float (*max)(const float *x, size_t n);
     /* y = a * y + b * x */
     void (*blend)(float *y, float a, const float *x, float b, size_t n);
+    /* out[m, ld_out] = x[m, ld_x] * by[n], row by row; out may be x. */
+    void (*times)(float *out, size_t ld_out, const float *x, size_t ld_x, const float *by, uint32_t m, size_t n);
     /* out = -(x[m, ld] reduced over m), NaN becomes infinity. reduce: kvf_reduce, sums in ascending order */
     void (*negate_reduced)(float *out, const float *x, size_t ld, uint32_t m, uint32_t reduce, size_t n);
     /*

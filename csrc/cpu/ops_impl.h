@@ -358,6 +358,17 @@ static void blend(float *y, float a, const float *x, float b, size_t n) {
     for (; i < n; i++) y[i] = y[i] * a + x[i] * b;
 }
 
+static void times(float *out, size_t ld_out, const float *x, size_t ld_x, const float *by, uint32_t m, size_t n) {
+    size_t i = 0;
+    for (; i + L <= n; i += L) {
+        const vf factor = load(by + i);
+        for (uint32_t r = 0; r < m; r++) store(out + r * ld_out + i, load(x + r * ld_x + i) * factor);
+    }
+    for (; i < n; i++) {
+        for (uint32_t r = 0; r < m; r++) out[r * ld_out + i] = x[r * ld_x + i] * by[i];
+    }
+}
+
 static void negate_reduced(float *out, const float *x, size_t ld, uint32_t m, uint32_t reduce, size_t n) {
     size_t i = 0;
     for (; i + L <= n; i += L) {
@@ -552,6 +563,7 @@ const cpu_ops *OPS_NAME(void) {
         .axpy = axpy,
         .max = max_of,
         .blend = blend,
+        .times = times,
         .negate_reduced = negate_reduced,
         .weigh_page = weigh_page,
         .weigh_first = weigh_first,

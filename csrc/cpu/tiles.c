@@ -7,6 +7,8 @@
 #include "tiles.h"
 
 #define CHUNK_PAGES (CPU_CHUNK_ROWS / KVF_PAGE_ROWS)
+/* Queries that meet shared directions at the same time. */
+#define SHARED_QUERIES 8
 
 uint32_t cpu_n_chunk(const kv_table *t) { return (kv_table_pages(t) + CHUNK_PAGES - 1) / CHUNK_PAGES; }
 
@@ -64,23 +66,25 @@ static uint32_t packed_scores(const kvf_cache *cache, const kv_table *t, cpu_spa
     return row;
 }
 
+/* Rows of the span, from its first on, of which pages hold directions. */
+static uint32_t shared_rows(const kv_table *t, cpu_span span) {
+    return t->shared - span.first < span.n ? t->shared - span.first : span.n;
+}
+
 void cpu_table_scores(const kvf_cache *cache, const kv_table *t, cpu_span span, const float *q, size_t ld_q, uint32_t m,
                       uint32_t oldest, float *scores, size_t ld_s) {
     const uint32_t dim = cache->config.head_dim, dtype = cache->config.row_dtype;
     const cpu_ops *ops = cpu_ops_of(cache->dev);
     uint32_t row = 0;
     if (span.first < t->packed) row = packed_scores(cache, t, span, q, ld_q, m, oldest, scores, ld_s);
+    const uint32_t plain = row;
     for (; row < span.n; row += KVF_PAGE_ROWS) {
-        void *page = kv_page_data(cache, t, span.first + row);
+        ops->page_scores[dtype](scores + row, ld_s, q, ld_q, kv_page_data(cache, t, span.first + row), m, dim);
+    }
+    if (span.first < t->shared) cpu_shared_scores(cache, t, span.first, shared_rows(t, span), q, ld_q, m, scores, ld_s);
+    for (row = plain; oldest > 0 && row < span.n; row += KVF_PAGE_ROWS) {
         const uint32_t n = span.n - row < KVF_PAGE_ROWS ? span.n - row : KVF_PAGE_ROWS;
-        if (span.first + row < t->shared) {
-            float tile[CPU_TILE_FLOATS] __attribute__((aligned(64)));
-            cpu_page_tile(cache, t, (span.first + row) / KVF_PAGE_ROWS, 0, tile);
-            ops->tile_scores(scores + row, ld_s, q, ld_q, tile, m, dim);
-        } else {
-            ops->page_scores[dtype](scores + row, ld_s, q, ld_q, page, m, dim);
-        }
-        if (oldest > 0) hide(cpu_page_positions(page, dim, dtype), n, oldest, m, scores + row, ld_s);
+        hide(cpu_page_positions(kv_page_data(cache, t, span.first + row), dim, dtype), n, oldest, m, scores + row, ld_s);
     }
 }
 
@@ -100,20 +104,38 @@ static uint32_t packed_values(const kvf_cache *cache, const kv_table *t, cpu_spa
     return row;
 }
 
-void cpu_table_values(const kvf_cache *cache, const kv_table *t, cpu_span span, const float *p, size_t ld_p, uint32_t m,
-                      float *out, size_t ld_out) {
+/* Adds the values of the span's plain pages from row `row` of it on. */
+static void plain_values(const kvf_cache *cache, const kv_table *t, cpu_span span, uint32_t row, const float *p, size_t ld_p,
+                         uint32_t m, float *out, size_t ld_out) {
     const uint32_t dim = cache->config.head_dim, dtype = cache->config.row_dtype;
-    const cpu_ops *ops = cpu_ops_of(cache->dev);
-    uint32_t row = 0;
-    if (span.first < t->packed) row = packed_values(cache, t, span, p, ld_p, m, out, ld_out);
     for (; row < span.n; row += KVF_PAGE_ROWS) {
         const uint32_t n = span.n - row < KVF_PAGE_ROWS ? span.n - row : KVF_PAGE_ROWS;
-        if (span.first + row < t->shared) {
-            float tile[CPU_TILE_FLOATS] __attribute__((aligned(64)));
-            cpu_page_tile(cache, t, (span.first + row) / KVF_PAGE_ROWS, 1, tile);
-            ops->tile_values(out, ld_out, p + row, ld_p, tile, dim, m, n, dim);
-            continue;
-        }
-        ops->page_values[dtype](out, ld_out, p + row, ld_p, kv_page_data(cache, t, span.first + row), m, n, dim);
+        cpu_ops_of(cache->dev)->page_values[dtype](out, ld_out, p + row, ld_p, kv_page_data(cache, t, span.first + row), m, n, dim);
     }
+}
+
+/* The same where the span's first pages hold directions. */
+static void shared_values(const kvf_cache *cache, const kv_table *t, cpu_span span, const float *p, size_t ld_p, uint32_t m,
+                          float *out, size_t ld_out) {
+    const uint32_t shared = shared_rows(t, span);
+    float weights[SHARED_QUERIES][CPU_CHUNK_ROWS];
+    for (uint32_t r = 0; r < m; r += SHARED_QUERIES) {
+        const uint32_t some = m - r < SHARED_QUERIES ? m - r : SHARED_QUERIES;
+        float *to = out + r * ld_out;
+        cpu_shared_weights(cache, t, span.first, shared, p + r * ld_p, ld_p, some, weights[0], CPU_CHUNK_ROWS, to, ld_out);
+        for (uint32_t k = 0; k < some; k++) {
+            memcpy(weights[k] + shared, p + (r + k) * ld_p + shared, (span.n - shared) * sizeof **weights);
+        }
+        plain_values(cache, t, span, 0, weights[0], CPU_CHUNK_ROWS, some, to, ld_out);
+    }
+}
+
+void cpu_table_values(const kvf_cache *cache, const kv_table *t, cpu_span span, const float *p, size_t ld_p, uint32_t m,
+                      float *out, size_t ld_out) {
+    if (span.first < t->shared) {
+        shared_values(cache, t, span, p, ld_p, m, out, ld_out);
+        return;
+    }
+    const uint32_t row = span.first < t->packed ? packed_values(cache, t, span, p, ld_p, m, out, ld_out) : 0;
+    plain_values(cache, t, span, row, p, ld_p, m, out, ld_out);
 }

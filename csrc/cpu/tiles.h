@@ -24,7 +24,10 @@ cpu_span cpu_chunk(const kv_table *t, uint32_t chunk);
 #define CPU_SPAN_FLOATS(n) (((n) + 2 * KVF_PAGE_ROWS - 1) / KVF_PAGE_ROWS * KVF_PAGE_ROWS)
 void cpu_table_scores(const kvf_cache *cache, const kv_table *t, cpu_span span, const float *q, size_t ld_q, uint32_t m,
                       uint32_t oldest, float *scores, size_t ld_s);
-/* out[m, ld_out] += p[m, ld_p] . values of the span's rows; p[r * ld_p + i] belongs to row span.first + i. */
+/*
+ * out[m, ld_out] += p[m, ld_p] . values of the span's rows, CPU_CHUNK_ROWS at most; p[r * ld_p + i] belongs to row
+ * span.first + i.
+ */
 void cpu_table_values(const kvf_cache *cache, const kv_table *t, cpu_span span, const float *p, size_t ld_p, uint32_t m,
                       float *out, size_t ld_out);
 

@@ -63,8 +63,13 @@ extern "C" int32_t be_prefill_recall(kvf_cache *cache, kv_sequence *s, const uin
     PENDING("measure patterns");
 }
 
+extern "C" int32_t be_share_distances(kvf_cache *cache, const kv_table *before, const kv_table *now, uint32_t n,
+                                      float *to_host, kv_err err) {
+    (void)cache, (void)before, (void)now, (void)n, (void)to_host;
+    PENDING("share directions");
+}
 extern "C" int32_t be_share_rows(kvf_cache *cache, const kv_table *before, const kv_table *now, uint32_t n,
-                                 float interpolation, uint32_t n_exact, void *const *pages, void *const own[2],
+                                 float interpolation, const uint32_t *n_exact, void *const *pages, void *const own[2],
                                  kv_err err) {
     (void)cache, (void)before, (void)now, (void)n, (void)interpolation, (void)n_exact, (void)pages, (void)own;
     PENDING("share directions");

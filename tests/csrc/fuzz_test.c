@@ -382,7 +382,8 @@ static void merges(void) {
         case 4:
             for (uint32_t i = 0; i < N_ID; i += 1 + below(3)) {
                 n_shared += check(kvf_share_directions(c, sequence_ids[i], below(9) ? 1 : number(2),
-                                                       below(9) ? uniform() : any_float(), number(4), ERR)) == KVF_OK;
+                                                       below(9) ? uniform() : any_float(), number(4),
+                                                       below(3) ? -1 : below(9) ? uniform() : any_float(), ERR)) == KVF_OK;
             }
             break;
         case 5:

@@ -310,7 +310,53 @@ static void limits(kvf_device *dev, kvf_model *model) {
     kvf_cache_free(cache);
 }
 
+/* A row goes by its mass and its draw: the same masses are read from a sequence that evicts nothing. */
+static void weighted_draws(kvf_model *model, kvf_cache *cache, uint32_t seed, float temperature) {
+    kvf_op ops[2] = {mass(0, 1), evict(KVF_STAT_MASS, N_PROMPT, N_PROMPT, 3, 4)};
+    ops[1].draw = 1, ops[1].seed = seed, ops[1].temperature = temperature, ops[1].reduce = KVF_SUM;
+    const uint32_t ids[2] = {start(model, cache, KVF_KV_HEAD, N_PROMPT, ops, 1), start(model, cache, KVF_KV_HEAD, N_PROMPT, ops, 2)};
+    for (uint32_t i = 0; i < 2; i++) {
+        uint32_t tokens[2];
+        CHECK(kvf_decode(model, cache, &ids[i], 1, 2, tokens, NULL, 0, NULL, ERR) == KVF_OK);
+    }
+    float x[2 * (N_PROMPT + 1)];
+    const int32_t id = kvf_scores_mass(cache, ids[0], 1, 0, KVF_SUM, ERR);
+    CHECK(kvf_scores_read(cache, id_of(id), x, 2 * (N_PROMPT + 1), ERR) == KVF_OK);
+    CHECK(kvf_object_free(cache, (uint32_t)id, ERR) == KVF_OK);
+    for (uint32_t h = 0; h < 2; h++) {
+        uint32_t keys[2], positions[N_PROMPT + 1], n, victim = 0;
+        positions_of(cache, ids[1], 1, h, positions, &n);
+        CHECK(n == N_PROMPT);
+        while (victim < n && positions[victim] == victim) victim++;
+        kv_draw_keys(seed, 1, h, N_PROMPT + 1, keys);
+        double best = -INFINITY, its = -INFINITY;
+        for (uint32_t i = 3; i + 4 < N_PROMPT + 1; i++) {
+            const double draw = -log(-log((kv_draw_bits(i, keys) + 0.5) * 0x1p-24));
+            const double against = -(double)x[h * (N_PROMPT + 1) + i] / temperature - draw;
+            best = fmax(best, against);
+            if (i == victim) its = against;
+        }
+        CHECK_NEAR(its / fmax(1, fabs(best)), best / fmax(1, fabs(best)), 1e-5);
+    }
+    CHECK(kvf_sequence_free(cache, ids[0], ERR) == KVF_OK);
+    CHECK(kvf_sequence_free(cache, ids[1], ERR) == KVF_OK);
+}
+
+/* On every set of instructions. */
+static void draws_of_level(uint32_t simd) {
+    const kvf_device_options options = {.size = sizeof options, .n_thread = 1, .simd = simd};
+    kvf_device *dev = kvf_device_create(&options, ERR);
+    CHECK(dev != NULL);
+    kvf_model *model = model_of_shape(dev, SMALL);
+    kvf_cache *cache = cache_of_shape(dev, SMALL, 0);
+    for (uint32_t seed = 0; seed < 40; seed++) weighted_draws(model, cache, seed, (float[]){0.01f, 1, 50}[seed % 3]);
+    kvf_model_free(model);
+    kvf_cache_free(cache);
+    kvf_device_free(dev);
+}
+
 int main(void) {
+    for (uint32_t simd = 0; simd <= 2; simd++) draws_of_level(simd);
     kvf_device *dev = device_of_threads(1), *many = device_of_threads(3);
     kvf_model *model = model_of_shape(dev, SMALL), *other = model_of_shape(many, SMALL);
     kvf_cache *cache = cache_of_shape(dev, SMALL, 0), *other_cache = cache_of_shape(many, SMALL, 0);

@@ -77,7 +77,7 @@ static void compare(kvf_device *dev, kvf_model *model, shape s, uint32_t granula
     filled f = fill(dev, s, granularity, n);
     const uint32_t heads = granularity == KVF_QUERY_HEAD ? s.n_head : s.n_kv_head, dim = s.head_dim;
     const double full = info_of(f.cache, f.sequence).promised_bytes;
-    CHECK(kvf_share_directions(f.cache, f.sequence, 1, ANGLE, n_exact, ERR) == KVF_OK);
+    CHECK(kvf_share_directions(f.cache, f.sequence, 1, ANGLE, n_exact, -1, ERR) == KVF_OK);
     check_books(f.cache);
     if (n >= 200 && granularity == KVF_KV_HEAD) CHECK(info_of(f.cache, f.sequence).owned_bytes < 0.8 * full);
     for (uint32_t h = 0; h < s.n_kv_head; h++) {
@@ -122,34 +122,73 @@ static void compare(kvf_device *dev, kvf_model *model, shape s, uint32_t granula
     drop(f);
 }
 
+/* Rows are exact by their distance: keys and values apart, as many as there are in each head. */
+static void threshold(kvf_device *dev, kvf_model *model, shape s, uint32_t n, float within) {
+    filled f = fill(dev, s, KVF_KV_HEAD, n);
+    const uint32_t dim = s.head_dim;
+    CHECK(kvf_share_directions(f.cache, f.sequence, 1, ANGLE, 0, within, ERR) == KVF_OK);
+    check_books(f.cache);
+    double *far = malloc(n * sizeof *far), *out = malloc(2 * (size_t)dim * sizeof *out);
+    float *got = malloc((size_t)n * dim * sizeof *got);
+    uint32_t seen[2] = {0, 0}; /* keys, values */
+    for (uint32_t h = 0; h < s.n_kv_head; h++) {
+        for (uint32_t what = 0; what < 2; what++) {
+            float *const *x = what == 0 ? f.k : f.v;
+            const size_t at = (size_t)h * n * dim;
+            double least = INFINITY, most = -INFINITY;
+            for (uint32_t i = 0; i < n; i++) {
+                far[i] = restore(x[0] + at + i * dim, x[1] + at + i * dim, dim, out);
+                least = fmin(least, far[i]), most = fmax(most, far[i]);
+            }
+            CHECK(kvf_read_rows(f.cache, f.sequence, 1, h, what, got, (double)n * dim * sizeof *got, ERR) == KVF_OK);
+            for (uint32_t i = 0; i < n; i++) {
+                if (fabs(far[i] - (most - within * (most - least))) < 1e-6) continue; /* a matter of rounding */
+                const bool exact = far[i] > most - within * (most - least);
+                seen[what] += exact;
+                CHECK(exact == (memcmp(got + i * dim, x[1] + at + i * dim, dim * sizeof *got) == 0));
+            }
+        }
+    }
+    if (within > 0 && n > 100) CHECK(seen[0] > 0 && seen[1] > 0 && seen[0] < n * s.n_kv_head);
+    const uint32_t token = 3;
+    CHECK(kvf_extend(model, f.cache, f.sequence, &token, 1, ERR) == KVF_OK);
+    free(far);
+    free(out);
+    free(got);
+    drop(f);
+}
+
 static void refusals(kvf_device *dev, shape s) {
     filled f = fill(dev, s, KVF_KV_HEAD, 40);
     const uint32_t id = f.sequence;
-    REFUSED(kvf_share_directions(f.cache, id, 0, ANGLE, 2, ERR), KVF_ERR_ARG);
-    REFUSED(kvf_share_directions(f.cache, id, 2, ANGLE, 2, ERR), KVF_ERR_ARG);
-    REFUSED(kvf_share_directions(f.cache, id, 1, 1.5f, 2, ERR), KVF_ERR_ARG);
-    REFUSED(kvf_share_directions(f.cache, id, 1, NAN, 2, ERR), KVF_ERR_ARG);
-    REFUSED(kvf_share_directions(f.cache, id, 1, ANGLE, 41, ERR), KVF_ERR_ARG);
+    REFUSED(kvf_share_directions(f.cache, id, 0, ANGLE, 2, -1, ERR), KVF_ERR_ARG);
+    REFUSED(kvf_share_directions(f.cache, id, 2, ANGLE, 2, -1, ERR), KVF_ERR_ARG);
+    REFUSED(kvf_share_directions(f.cache, id, 1, 1.5f, 2, -1, ERR), KVF_ERR_ARG);
+    REFUSED(kvf_share_directions(f.cache, id, 1, NAN, 2, -1, ERR), KVF_ERR_ARG);
+    REFUSED(kvf_share_directions(f.cache, id, 1, ANGLE, 41, -1, ERR), KVF_ERR_ARG);
+    REFUSED(kvf_share_directions(f.cache, id, 1, ANGLE, 2, 0.5f, ERR), KVF_ERR_ARG);
+    REFUSED(kvf_share_directions(f.cache, id, 1, ANGLE, 0, 1.5f, ERR), KVF_ERR_ARG);
+    REFUSED(kvf_share_directions(f.cache, id, 1, ANGLE, 0, NAN, ERR), KVF_ERR_ARG);
     const int32_t fork = kvf_sequence_fork(f.cache, id, KVF_KV_HEAD, ERR);
     CHECK(kvf_retain(f.cache, (uint32_t)fork, 0, 0, 10, 0, ERR) == KVF_OK);
-    REFUSED(kvf_share_directions(f.cache, (uint32_t)fork, 1, ANGLE, 2, ERR), KVF_ERR_STATE);
+    REFUSED(kvf_share_directions(f.cache, (uint32_t)fork, 1, ANGLE, 2, -1, ERR), KVF_ERR_STATE);
     CHECK(kvf_retain(f.cache, (uint32_t)fork, 1, 0, 0, 10, ERR) == KVF_OK); /* as many rows, other ones */
-    REFUSED(kvf_share_directions(f.cache, (uint32_t)fork, 1, ANGLE, 2, ERR), KVF_ERR_ARG);
+    REFUSED(kvf_share_directions(f.cache, (uint32_t)fork, 1, ANGLE, 2, -1, ERR), KVF_ERR_ARG);
     check_books(f.cache);
     CHECK(kvf_sequence_free(f.cache, (uint32_t)fork, ERR) == KVF_OK);
-    CHECK(kvf_share_directions(f.cache, id, 1, ANGLE, 2, ERR) == KVF_OK);
+    CHECK(kvf_share_directions(f.cache, id, 1, ANGLE, 2, -1, ERR) == KVF_OK);
     for (uint32_t layer = 0; layer < 2; layer++) {
         REFUSED(kvf_retain(f.cache, id, layer, 0, 10, 0, ERR), KVF_ERR_STATE);
         REFUSED(kvf_scores_window(f.cache, id, layer, 1, 0, 0, ERR), KVF_ERR_STATE);
         REFUSED(kvf_scores_norm(f.cache, id, layer, 0, ERR), KVF_ERR_STATE);
     }
-    REFUSED(kvf_share_directions(f.cache, id, 1, ANGLE, 2, ERR), KVF_ERR_STATE);
+    REFUSED(kvf_share_directions(f.cache, id, 1, ANGLE, 2, -1, ERR), KVF_ERR_STATE);
     REFUSED(kvf_sequence_fork(f.cache, id, KVF_QUERY_HEAD, ERR), KVF_ERR_STATE);
     drop(f);
     /* Without room nothing changes. */
     filled g = fill(dev, s, KVF_KV_HEAD, 70);
     g.cache->config.limit_bytes = ledger_of(g.cache).resident_bytes + g.cache->page_bytes;
-    REFUSED(kvf_share_directions(g.cache, g.sequence, 1, ANGLE, 2, ERR), KVF_ERR_MEMORY);
+    REFUSED(kvf_share_directions(g.cache, g.sequence, 1, ANGLE, 2, -1, ERR), KVF_ERR_MEMORY);
     check_books(g.cache);
     drop(g);
 }
@@ -164,6 +203,7 @@ int main(void) {
             const uint32_t n = lengths[l];
             compare(dev, model, shapes[i], l % 2, n, n / 10);
             compare(dev, model, shapes[i], (l + 1) % 2, n, l % 3 == 0 ? n : 0);
+            threshold(dev, model, shapes[i], n, (float)l / 8);
         }
         kvf_model_free(model);
     }

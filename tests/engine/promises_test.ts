@@ -82,6 +82,7 @@ const COMPOSITIONS: [string, Record<string, unknown>][] = [
   ["fullkv", { quant: "kvquant:3" }],
   ["minference", { pattern: "stream_llm", firstSize: 4, secondSize: 30 }],
   ["minicache", { firstShare: 0, keepRatio: 0.2 }],
+  ["minicache", { firstShare: 0, compat: "paper", threshold: 0.3 }],
   ["cam", { compat: "paper" }],
   ["headkv", { compat: "product" }],
   ["pyramidkv", { compat: "paper", merge: "weighted" }],
