@@ -210,10 +210,10 @@ const GRIDS = new Map<number, ReturnType<typeof needleTask>>();
 
 function drawRow(random: Random, codec: PieceCodec, row: number): Row {
   const kind = weighted(random, {
-    niah: 72,
+    niah: 70,
     vt: 16,
     needle: 5,
-    qa: 4,
+    qa: 6,
     cwe: 1.5,
     fwe: 1.5,
   });
