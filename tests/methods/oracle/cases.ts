@@ -97,7 +97,7 @@ const OPTIONS: Record<string, Record<string, fc.Arbitrary<unknown>>> = {
     window: upTo(20),
     denseLayers: upTo(2),
     groupReduce: reduction,
-    compat: fc.constant("reference"),
+    compat: fc.constantFrom("reference", "paper"),
   },
   cam: {
     window: upTo(20, 1),

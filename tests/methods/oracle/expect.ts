@@ -22,7 +22,7 @@ import {
   think,
   type ThinkOptions,
 } from "./merge.ts";
-import { questExact } from "./quest.ts";
+import { quest } from "./quest.ts";
 
 // deno-lint-ignore no-explicit-any -- each method knows its own options
 type AnyTask = evict.Task<any>;
@@ -31,7 +31,7 @@ type AnyTask = evict.Task<any>;
 export function choicesOf(method: string, task: AnyTask): Choice[][] {
   const single = CHOICES[method];
   if (single !== undefined) return single(task).map((choice) => [choice]);
-  if (method === "quest") return questExact(task);
+  if (method === "quest") return quest(task);
   throw new RangeError(`The oracle has not read of ${method}`);
 }
 

@@ -20,6 +20,8 @@ export interface QuestOptions {
   window: number;
   denseLayers: number;
   groupReduce: Reduce;
+  /** The reference's exact number of rows, or whole pages. */
+  compat: "reference" | "paper";
 }
 
 /** Upper bounds of a query's products with the keys of each page of the first `rows` positions. */
@@ -52,9 +54,10 @@ function pageBounds(
 }
 
 /** What each head may read: several answers where page scores are near. */
-export function questExact(task: Task<QuestOptions>): Choice[][] {
+export function quest(task: Task<QuestOptions>): Choice[][] {
   const { input, storedHeads, layer, options } = task;
-  const { budget, pageSize, window, denseLayers, groupReduce } = options;
+  const { budget, pageSize, window, denseLayers, groupReduce, compat } =
+    options;
   const { tokens } = input;
   if (layer < denseLayers || budget >= tokens) {
     return upTo(storedHeads).map(() => [everything(upTo(tokens))]);
@@ -66,7 +69,8 @@ export function questExact(task: Task<QuestOptions>): Choice[][] {
   if (room === 0) return upTo(storedHeads).map(() => [everything(last)]);
   const pages = Math.ceil(prefix / pageSize);
   let wanted = Math.ceil(room / pageSize);
-  if (prefix % pageSize !== 0 && wanted < pages) wanted++;
+  const isExact = compat === "reference";
+  if (isExact && prefix % pageSize !== 0 && wanted < pages) wanted++;
   const bounds = perStoredHead(
     input,
     storedHeads,
@@ -80,7 +84,7 @@ export function questExact(task: Task<QuestOptions>): Choice[][] {
         ...chosen.sort((a, b) => a - b)
           .flatMap((page) => upTo(pageSize).map((i) => page * pageSize + i))
           .filter((p) => p < prefix)
-          .slice(0, room),
+          .slice(0, isExact ? room : prefix),
         ...last,
       ])
     )
