@@ -5,7 +5,18 @@ import { cases, header, storedRows } from "./goldens.ts";
 import { keptBy, ranked, upTo, wrong } from "./oracle/choice.ts";
 import type { Task } from "./oracle/evict.ts";
 import { openDevice } from "../ffi/tiny.ts";
-import { casesOf, ORACLE_METHODS, runCase } from "./oracle/cases.ts";
+import { pyramidRows } from "./oracle/budgets.ts";
+import {
+  type Case,
+  casesOf,
+  ORACLE_METHODS,
+  runCase,
+  tensorsOf,
+} from "./oracle/cases.ts";
+import { applyMethod } from "../../eval/apply.ts";
+import type { Device } from "../../ffi/mod.ts";
+import { resolveMethod } from "../../methods/mod.ts";
+import { pyramidBudgets } from "../../methods/parts/pyramid.ts";
 import { taskOf } from "./oracle/golden.ts";
 import { sourceOf } from "./oracle/layer.ts";
 import { choicesOf } from "./oracle/expect.ts";
@@ -165,3 +176,89 @@ for (const method of ORACLE_METHODS) {
     assert(tally.compared > 8 * tally.open, JSON.stringify(tally));
   });
 }
+
+/** Positions that a method keeps of a random case's tensors. */
+function kept(
+  one: Case,
+  device: Device,
+  method: string,
+  options: Record<string, unknown>,
+): number[][] {
+  return applyMethod({
+    ...tensorsOf(one),
+    shape: {
+      queryHeads: one.kvHeads * one.groupSize,
+      kvHeads: one.kvHeads,
+      headDim: one.headDim,
+    },
+    method: resolveMethod(method),
+    options,
+    granularity: one.granularity,
+    layer: one.layer,
+    layers: one.layers,
+    device,
+  }).positions;
+}
+
+Deno.test("budget policies on snapkv's votes are the methods that are named after them", () => {
+  using device = openDevice();
+  fc.assert(
+    fc.property(
+      casesOf("snapkv", 1e6),
+      fc.constantFrom(0, 0.2, 1),
+      fc.integer({ min: 1, max: 40 }),
+      (one, floor, beta) => {
+        const { merge: _, ...votes } = one.options;
+        const snapkv = (budgetPolicy: string) =>
+          kept(one, device, "snapkv", { ...votes, budgetPolicy });
+        assertEquals(
+          snapkv(`adaptive:${floor}`),
+          kept(one, device, "adakv", { ...votes, floor }),
+        );
+        assertEquals(
+          snapkv(`pyramid:${beta}`),
+          kept(one, device, "pyramidkv", { ...votes, beta, compat: "paper" }),
+        );
+      },
+    ),
+    { numRuns: 60, seed: 21 },
+  );
+});
+
+Deno.test("the paper's pyramid deals out the budget of all layers, from the first down to the last", () => {
+  fc.assert(
+    fc.property(
+      fc.integer({ min: 1, max: 600 }),
+      fc.integer({ min: 1, max: 64 }),
+      fc.integer({ min: 1, max: 80 }),
+      fc.integer({ min: 1, max: 50 }),
+      fc.integer({ min: 0, max: 3000 }),
+      (base, window, layers, beta, more) => {
+        const tokens = base + window + more;
+        const shape = { base, candidates: tokens - window, layers, beta };
+        const rows = (exact: boolean) =>
+          pyramidBudgets({ ...shape, exact }, tokens);
+        assertEquals(
+          rows(false),
+          upTo(layers).map((layer) =>
+            pyramidRows({
+              tokens,
+              budget: base + window,
+              window,
+              beta,
+              layer,
+              layers,
+            })
+          ),
+        );
+        const paper = rows(true);
+        assertEquals(paper.reduce((a, b) => a + b), layers * base);
+        paper.forEach((n, i) => {
+          assert(n >= 0 && n <= tokens - window);
+          assert(i === 0 || n <= paper[i - 1]!, `${paper}`);
+        });
+      },
+    ),
+    { numRuns: 1000, seed: 22 },
+  );
+});
