@@ -18,6 +18,29 @@ export interface CacheRow {
 /** Rows of each layer and stored head. */
 export type DoubleCache = CacheRow[][][];
 
+/** One token's heads: queries, keys (both rotated) and values. */
+export interface Projected {
+  q: number[][];
+  k: number[][];
+  v: number[][];
+}
+
+/** Where a method acts. */
+export interface Hooks {
+  /** Changes rows of a prompt before its attention. */
+  alter?(layer: number, tokens: Projected[], rows: CacheRow[][]): void;
+  /** What is left of a prompt's rows. */
+  evict?(
+    layer: number,
+    tokens: Projected[],
+    rows: CacheRow[][],
+  ): CacheRow[][];
+  /** Rows that a step reads. */
+  read?(layer: number, q: number[][], rows: CacheRow[][]): CacheRow[][];
+  /** An attention probability of a query head on the row of a position. */
+  seen?(layer: number, head: number, position: number, weight: number): void;
+}
+
 /** A model with the same weights in the library and in doubles. */
 export class DoubleModel implements Disposable {
   /** The library's. */
@@ -64,24 +87,104 @@ export class DoubleModel implements Disposable {
   }
 
   /** Logits after a token; its rows are appended to the cache. */
-  step(token: number, position: number, cache: DoubleCache): number[] {
-    const { hidden, layers, normEps } = this.config;
-    const embed = this.#weights.get("embed.0")!;
+  step(
+    token: number,
+    position: number,
+    cache: DoubleCache,
+    hooks: Hooks = {},
+  ): number[] {
+    const { hidden, layers } = this.config;
+    const embed = this.#of("embed", 0);
     let x = [...embed.subarray(token * hidden, (token + 1) * hidden)];
     for (let layer = 0; layer < layers; layer++) {
-      const input = norm(x, this.#of("attnNorm", layer), normEps);
-      const out = this.#attention(input, layer, position, cache[layer]!);
-      x = add(x, times(this.#of("o", layer), out));
-      const inner = norm(x, this.#of("mlpNorm", layer), normEps);
-      const up = times(this.#of("up", layer), inner);
-      const gate = times(this.#of("gate", layer), inner)
-        .map((g, i) => g / (1 + Math.exp(-g)) * up[i]!);
-      x = add(x, times(this.#of("down", layer), gate));
+      const { q, k, v } = this.#project(x, layer, position);
+      const rows = cache[layer]!;
+      rows.forEach((own, head) => {
+        const source = Math.floor(head * k.length / rows.length);
+        own.push({ key: k[source]!, value: v[source]!, position });
+      });
+      const read = hooks.read?.(layer, q, rows) ?? rows;
+      x = this.#finish(x, layer, this.#attend(q, layer, position, read, hooks));
     }
-    return times(
-      this.#of("output", 0),
-      norm(x, this.#of("finalNorm", 0), normEps),
+    return this.#logits(x);
+  }
+
+  /** Logits after a prompt, layer by layer, and its cache. */
+  prefill(
+    tokens: number[],
+    storedHeads: number,
+    hooks: Hooks = {},
+  ): { logits: number[]; cache: DoubleCache } {
+    const { hidden, layers } = this.config;
+    const embed = this.#of("embed", 0);
+    let xs = tokens.map((token) => [
+      ...embed.subarray(token * hidden, (token + 1) * hidden),
+    ]);
+    const cache = this.emptyCache(storedHeads);
+    for (let layer = 0; layer < layers; layer++) {
+      const all = xs.map((x, position) => this.#project(x, layer, position));
+      cache[layer]!.forEach((rows, head) => {
+        const source = Math.floor(
+          head * this.config.kvHeads / storedHeads,
+        );
+        all.forEach(({ k, v }, position) =>
+          rows.push({ key: k[source]!, value: [...v[source]!], position })
+        );
+      });
+      hooks.alter?.(layer, all, cache[layer]!);
+      xs = xs.map((x, position) => {
+        const seen = cache[layer]!.map((rows) => rows.slice(0, position + 1));
+        const { q } = all[position]!;
+        return this.#finish(
+          x,
+          layer,
+          this.#attend(q, layer, position, seen, hooks),
+        );
+      });
+      cache[layer] = hooks.evict?.(layer, all, cache[layer]!) ?? cache[layer]!;
+    }
+    return { logits: this.#logits(xs.at(-1)!), cache };
+  }
+
+  /** Queries, keys (both rotated) and values of one token. */
+  #project(x: number[], layer: number, position: number): Projected {
+    const { queryHeads, kvHeads, headDim, qkNorm, normEps } = this.config;
+    const input = norm(x, this.#of("attnNorm", layer), normEps);
+    const heads = (name: "q" | "k" | "v", count: number): number[][] => {
+      const all = times(this.#of(name, layer), input);
+      return Array.from({ length: count }, (_, h) => {
+        const head = all.slice(h * headDim, (h + 1) * headDim);
+        if (name === "v") return head;
+        const scaled = qkNorm
+          ? norm(head, this.#of(`${name}Norm`, layer), normEps)
+          : head;
+        return this.#rotated(scaled, position);
+      });
+    };
+    return {
+      q: heads("q", queryHeads),
+      k: heads("k", kvHeads),
+      v: heads("v", kvHeads),
+    };
+  }
+
+  /** Output of the attention, and the residual stream after the layer. */
+  #finish(x: number[], layer: number, attended: number[]): number[] {
+    const after = add(x, times(this.#of("o", layer), attended));
+    const inner = norm(
+      after,
+      this.#of("mlpNorm", layer),
+      this.config.normEps,
     );
+    const up = times(this.#of("up", layer), inner);
+    const gate = times(this.#of("gate", layer), inner)
+      .map((g, i) => g / (1 + Math.exp(-g)) * up[i]!);
+    return add(after, times(this.#of("down", layer), gate));
+  }
+
+  #logits(x: number[]): number[] {
+    const last = norm(x, this.#of("finalNorm", 0), this.config.normEps);
+    return times(this.#of("output", 0), last);
   }
 
   /** An empty cache. */
@@ -96,30 +199,14 @@ export class DoubleModel implements Disposable {
     return this.#weights.get(`${name}.${layer}`)!;
   }
 
-  #attention(
-    input: number[],
+  #attend(
+    q: number[][],
     layer: number,
     position: number,
     cache: CacheRow[][],
+    hooks: Hooks,
   ): number[] {
-    const { queryHeads, kvHeads, headDim, qkNorm, normEps } = this.config;
-    const heads = (name: "q" | "k" | "v", count: number): number[][] => {
-      const all = times(this.#of(name, layer), input);
-      return Array.from({ length: count }, (_, h) => {
-        const head = all.slice(h * headDim, (h + 1) * headDim);
-        if (name === "v") return head;
-        const scaled = qkNorm
-          ? norm(head, this.#of(`${name}Norm`, layer), normEps)
-          : head;
-        return this.#rotated(scaled, position);
-      });
-    };
-    const q = heads("q", queryHeads);
-    const [k, v] = [heads("k", kvHeads), heads("v", kvHeads)];
-    cache.forEach((rows, head) => {
-      const source = Math.floor(head * kvHeads / cache.length);
-      rows.push({ key: k[source]!, value: v[source]!, position });
-    });
+    const { queryHeads, headDim } = this.config;
     const window = this.config.layerWindows[layer]!;
     return q.flatMap((query, head) => {
       const stored = cache[Math.floor(head * cache.length / queryHeads)]!;
@@ -133,10 +220,10 @@ export class DoubleModel implements Disposable {
       const weights = scores.map((s) => Math.exp(s - most));
       const total = weights.reduce((a, b) => a + b, 0);
       const out: number[] = Array(headDim).fill(0);
-      rows.forEach(({ value }, i) => {
-        for (let d = 0; d < headDim; d++) {
-          out[d]! += weights[i]! / total * value[d]!;
-        }
+      rows.forEach(({ value, position: at }, i) => {
+        const weight = weights[i]! / total;
+        hooks.seen?.(layer, head, at, weight);
+        for (let d = 0; d < headDim; d++) out[d]! += weight * value[d]!;
       });
       return out;
     });
