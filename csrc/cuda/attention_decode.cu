@@ -204,5 +204,8 @@ int32_t cu_attention_step(kvf_model *model, uint32_t layer, uint32_t row_dtype, 
     cudaError_t e = cudaSuccess;
     if (kernels & 1u << CU_ATTEND_PLAIN) e = attend_plain(d, row_dtype, readers, a, grid);
     if (e == cudaSuccess && (kernels & 1u << CU_ATTEND_ANY)) e = cu_attention_packed(d, row_dtype, readers, a, grid);
+    for (uint32_t kernel = CU_ATTEND_CODES_4; kernel <= CU_ATTEND_CODES_2; kernel++) {
+        if (e == cudaSuccess && (kernels & 1u << kernel)) e = cu_attention_codes(d, kernel, row_dtype, readers, a, grid);
+    }
     return cu_check(e, "attention of a step", err);
 }

@@ -84,5 +84,8 @@ bool cu_attention_tile(const cu_device *d, uint32_t row_dtype, uint32_t readers,
                        cudaError_t *status);
 /* Tables of CU_ATTEND_ANY. */
 cudaError_t cu_attention_packed(const cu_device *d, uint32_t row_dtype, uint32_t readers, const step_args &a, dim3 grid);
+/* Tables of CU_ATTEND_CODES_4 or CU_ATTEND_CODES_2. */
+cudaError_t cu_attention_codes(const cu_device *d, uint32_t kernel, uint32_t row_dtype, uint32_t readers, const step_args &a,
+                               dim3 grid);
 
 #endif

@@ -109,8 +109,3 @@ static cudaError_t launch(const cu_device *d, uint32_t readers, const step_args 
 cudaError_t cu_attention_packed(const cu_device *d, uint32_t row_dtype, uint32_t readers, const step_args &a, dim3 grid) {
     CU_WITH_TYPE(row_dtype, R, return launch<R>(d, readers, a, grid));
 }
-
-uint32_t cu_packed_kernel_of(const kvf_cache_config *cache, const kvf_format *format) {
-    (void)cache, (void)format;
-    return CU_ATTEND_ANY;
-}

@@ -177,7 +177,8 @@ typedef struct cu_packing {
 enum cu_packed_kernel {
     CU_ATTEND_PLAIN = 0, /* no packed rows */
     CU_ATTEND_ANY = 1,   /* any format */
-    CU_ATTEND_KERNELS = 2
+    CU_ATTEND_CODES_4 = 2, /* codes of 4 bits without corrections */
+    CU_ATTEND_CODES_2 = 3  /* of 2 bits */
 };
 
 /* The kernel for tables with packed rows of a format. */
@@ -382,7 +383,7 @@ int32_t cu_column_mass(kvf_device *dev, const cu_view *view, uint32_t row_dtype,
 int32_t cu_attention_step(kvf_model *model, uint32_t layer, uint32_t row_dtype, const cu_slot *slot, uint32_t n,
                           uint32_t max_stored, uint32_t n_chunk, uint32_t kernels, const float *q, void *out, uint32_t ldo,
                           float *partial, uint32_t *arrived, kv_err err);
-/* Chunks that heads of up to n_row rows may have. */
+/* Chunks that heads of up to n_row rows may have; one more where plain rows begin a chunk of their own. */
 uint32_t cu_attention_chunks(uint32_t n_row);
 size_t cu_partial_bytes(const kvf_model_config *c, uint32_t n, uint32_t n_chunk);
 

@@ -329,7 +329,7 @@ static step_shape shape_of(kvf_cache *cache, kv_sequence **s, uint32_t n, bool f
             shape.kernels |= 1u << (t->packed == 0 ? (uint32_t)CU_ATTEND_PLAIN : ((const cu_format_impl *)t->format->impl)->kernel);
         }
     }
-    const uint32_t n_chunk = cu_attention_chunks(longest * KVF_PAGE_ROWS);
+    const uint32_t n_chunk = cu_attention_chunks(longest * KVF_PAGE_ROWS) + (shape.kernels >> CU_ATTEND_CODES_4 != 0);
     for (shape.n_chunk = 1; shape.n_chunk < n_chunk;) shape.n_chunk *= 2;
     return shape;
 }

@@ -26,6 +26,13 @@ static __device__ __forceinline__ void mma_16x8x16(float c[4], const uint32_t a[
         : "r"(a[0]), "r"(a[1]), "r"(a[2]), "r"(a[3]), "r"(b0), "r"(b1));
 }
 
+/* a * b + c of two f16 each. */
+static __device__ __forceinline__ uint32_t fma_half2(uint32_t a, uint32_t b, uint32_t c) {
+    uint32_t d;
+    asm("fma.rn.f16x2 %0, %1, %2, %3;" : "=r"(d) : "r"(a), "r"(b), "r"(c));
+    return d;
+}
+
 /* 16 bytes that nobody reads again soon. */
 static __device__ __forceinline__ uint4 load_stream(const void *at) {
     uint4 v;

@@ -109,6 +109,13 @@ static inline uint32_t __umulhi(uint32_t a, uint32_t b) { return (uint32_t)((uin
 static inline unsigned long long __umul64hi(unsigned long long a, unsigned long long b) {
     return (unsigned long long)((unsigned __int128)a * b >> 64);
 }
+/* Byte i of the result is byte (s >> 4 i) & 7 of the eight bytes x, y. */
+static inline uint32_t __byte_perm(uint32_t x, uint32_t y, uint32_t s) {
+    const uint64_t bytes = (uint64_t)y << 32 | x;
+    uint32_t out = 0;
+    for (uint32_t i = 0; i < 4; i++) out |= (uint32_t)(bytes >> 8 * (s >> 4 * i & 7) & 255) << 8 * i;
+    return out;
+}
 static inline int __popc(uint32_t x) { return __builtin_popcount(x); }
 static inline int __ffs(int x) { return __builtin_ffs(x); }
 static inline int __clz(int x) { return x == 0 ? 32 : __builtin_clz((unsigned)x); }

@@ -36,6 +36,15 @@ static inline void mma_16x8x16(float c[4], const uint32_t a[4], uint32_t b0, uin
     }
 }
 
+static inline uint32_t fma_half2(uint32_t a, uint32_t b, uint32_t c) {
+    uint32_t d = 0;
+    for (uint32_t i = 0; i < 2; i++) {
+        const double x = ptx_element<__half>(a, i), y = ptx_element<__half>(b, i), z = ptx_element<__half>(c, i);
+        d |= (uint32_t)__float2half_rn((float)(x * y + z)).bits << 16 * i;
+    }
+    return d;
+}
+
 static inline uint4 load_stream(const void *at) {
     if ((uintptr_t)at % 16 != 0) __builtin_trap();
     return *(const uint4 *)at;

@@ -405,6 +405,72 @@ static void test_decode(kvf_device *dev) {
     kvf_model_free(model);
 }
 
+/*
+ * A step over packed and plain rows gives the logits of one over plain rows with the same values: 16-bit rows, groups of
+ * query heads, lengths off every page and chunk, partly filled pages, chosen rows, a sliding window.
+ */
+static void test_attention(kvf_device *dev) {
+    for (uint32_t i = 0; i < 20; i++) {
+        const uint32_t bits = i % 2 ? 4 : 2, dim = i / 2 % 2 ? 128 : 64, group = 1u << i / 4 % 4, dtype = i % 3 ? KVF_BF16 : KVF_F16;
+        const shape s = {1, 2 * group, 2, dim, KVF_F32};
+        kvf_model *model = model_of_shape(dev, s);
+        if (i % 5 == 4) model->layer_window[0] = 40;
+        shape narrow = s;
+        narrow.dtype = dtype;
+        kvf_cache *cache = cache_of_shape(dev, narrow, 0), *exact = cache_of_shape(dev, s, 0);
+        const uint32_t n = i == 3 ? 700 : 97 + below(160); /* enough that the rounding of the new rows counts little */
+        recorded r = {.n = n, .dim = dim, .q = normals((size_t)s.n_head * n * dim), .k = normals((size_t)2 * n * dim),
+                      .v = normals((size_t)2 * n * dim)};
+        r.id = (uint32_t)kvf_sequence_create(cache, i % 7 == 6 ? KVF_QUERY_HEAD : KVF_KV_HEAD, ERR);
+        CHECK(kvf_record_begin(cache, r.id, n, NULL, NULL, ERR) == KVF_OK);
+        CHECK(kvf_record_layer(cache, r.id, 0, r.q, r.k, r.v, ERR) == KVF_OK);
+        kvf_format f = {.size = sizeof f, .residual = below(40), .key_bits = bits, .value_bits = bits, .value_axis = KVF_PER_TOKEN,
+                        .value_group = i % 4 == 3 ? 0 : i % 4 == 2 ? 16 : 32, .flags = i % 3 == 2 ? KVF_PACK_ONCE : 0};
+        while (n > f.residual && (n - f.residual) % 32 > 28) f.residual++; /* nothing comes due in three steps */
+        if (i >= 16) f.key_outliers = 5, f.value_rank = 2, f.key_levels = KVF_LEVELS_FITTED; /* any other format */
+        uint32_t chosen = 0;
+        if (i % 6 == 5) { /* every third row */
+            const uint32_t count = n / 3;
+            uint32_t rows[300];
+            for (uint32_t k = 0; k < count; k++) rows[k] = 3 * k;
+            CHECK(f.flags == KVF_PACK_ONCE);
+            chosen = (uint32_t)kvf_selection_create(cache, 1, &count, rows, ERR);
+        }
+        CHECK(kvf_pack(cache, r.id, 0, &f, chosen, 0, ERR) == KVF_OK);
+        /* the same values, plain, at their positions; every reader of a group has the same rows here */
+        const uint32_t readers = i % 7 == 6 ? group : 1;
+        for (uint32_t h = 0; h < 2; h++) {
+            uint32_t positions[1000];
+            CHECK(kvf_read_positions(cache, r.id, 0, h * readers, positions, n, ERR) == KVF_OK);
+            float *keys = rows_of(cache, r.id, h * readers, 0), *values = rows_of(cache, r.id, h * readers, 1);
+            for (uint32_t row = 0; row < n; row++) {
+                const size_t to = ((size_t)h * n + positions[row]) * dim;
+                memcpy(r.k + to, keys + (size_t)row * dim, dim * sizeof(float));
+                memcpy(r.v + to, values + (size_t)row * dim, dim * sizeof(float));
+            }
+            free(keys);
+            free(values);
+        }
+        const uint32_t twin = (uint32_t)kvf_sequence_create(exact, KVF_KV_HEAD, ERR);
+        CHECK(kvf_record_begin(exact, twin, n, NULL, NULL, ERR) == KVF_OK);
+        CHECK(kvf_record_layer(exact, twin, 0, r.q, r.k, r.v, ERR) == KVF_OK);
+        for (uint32_t step = 0; step < 3; step++) {
+            const uint32_t token = below(TEST_VOCAB);
+            float got[TEST_VOCAB], want[TEST_VOCAB];
+            CHECK(kvf_extend(model, cache, r.id, &token, 1, ERR) == KVF_OK);
+            CHECK(kvf_extend(model, exact, twin, &token, 1, ERR) == KVF_OK);
+            CHECK(kvf_sequence_logits(cache, r.id, got, TEST_VOCAB, ERR) == KVF_OK);
+            CHECK(kvf_sequence_logits(exact, twin, want, TEST_VOCAB, ERR) == KVF_OK);
+            for (uint32_t t = 0; t < TEST_VOCAB; t++) CHECK_NEAR(got[t], want[t], 4e-3);
+        }
+        if (chosen != 0) CHECK(kvf_object_free(cache, chosen, ERR) == KVF_OK);
+        forget(cache, &r);
+        kvf_cache_free(cache);
+        kvf_cache_free(exact);
+        kvf_model_free(model);
+    }
+}
+
 /* Formats that make no sense. */
 static void test_refusals(kvf_device *dev) {
     kvf_cache *cache = cache_of_shape(dev, (shape){1, N_HEAD, N_KV_HEAD, 16, KVF_F32}, 0);
@@ -462,6 +528,7 @@ int main(void) {
     test_basis(dev);
     test_chosen(dev);
     test_changes(dev);
+    test_attention(dev);
     test_decode(dev);
     test_refusals(dev);
     kvf_device_free(dev);
