@@ -108,8 +108,6 @@ typedef struct cpu_ops {
                         const uint32_t *const *position, uint32_t row, uint32_t n, const cpu_weighing *how);
     /* x = exp(x * scale - shift), in place; returns the sum. exp(-inf) is 0, exactly. */
     float (*exp_sum)(float *x, size_t n, float scale, float shift);
-    /* y[n] += exp(x[k, n] * scale - shift[k]), for k = 0 .. m - 1 in turn. */
-    void (*add_exp)(float *y, const float *x, size_t ld, const float *shift, float scale, uint32_t m, size_t n);
 } cpu_ops;
 
 const cpu_ops *cpu_ops_generic(void);

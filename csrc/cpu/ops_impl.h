@@ -314,26 +314,6 @@ static float exp_sum(float *x, size_t n, float scale, float shift) {
     return sum_lanes(total);
 }
 
-static void add_exp(float *y, const float *x, size_t ld, const float *shift, float scale, uint32_t m, size_t n) {
-    size_t i = 0;
-    for (; i + L <= n; i += L) {
-        vf sum = load(y + i);
-        for (uint32_t k = 0; k < m; k++) sum += exp_v(load(x + k * ld + i) * scale - shift[k]);
-        store(y + i, sum);
-    }
-    if (i == n) return;
-    float rest[L] = {0};
-    memcpy(rest, y + i, (n - i) * sizeof *y);
-    vf sum = load(rest);
-    for (uint32_t k = 0; k < m; k++) {
-        float row[L] = {0};
-        memcpy(row, x + k * ld + i, (n - i) * sizeof *x);
-        sum += exp_v(load(row) * scale - shift[k]);
-    }
-    store(rest, sum);
-    memcpy(y + i, rest, (n - i) * sizeof *y);
-}
-
 static float max_of(const float *x, size_t n) {
     float max = -INFINITY;
     vf m = splat(-INFINITY);
@@ -568,7 +548,6 @@ const cpu_ops *OPS_NAME(void) {
         .weigh_page = weigh_page,
         .weigh_first = weigh_first,
         .exp_sum = exp_sum,
-        .add_exp = add_exp,
     };
     return &ops;
 }

@@ -37,25 +37,32 @@ static void block_scores(const layer_queries *j, const kv_table *t, const float 
     }
 }
 
-/* Causal attention of one tile of queries of one head. */
-void cpu_attend_chunk(void *arg, uint32_t chunk, uint32_t thread) {
-    const layer_queries *j = arg;
+/* The first row that a tile's block loop takes in. */
+static uint32_t first_row(const layer_queries *j, uint32_t start) {
+    const uint32_t oldest = j->window > 0 && start >= j->window ? start - j->window + 1 : 0;
+    return oldest / KVF_PAGE_ROWS * KVF_PAGE_ROWS;
+}
+
+/* Floats of a block of probabilities, and of the highest scores that they are relative to. */
+#define STRIP_BLOCK (CPU_QUERY_TILE * (size_t)(KEY_BLOCK + 1))
+
+/*
+ * Causal attention of one tile of queries of one head. With `strip` the probabilities of every block stay there, each
+ * relative to the query's highest score so far; returns the number of blocks. max, sum: [CPU_QUERY_TILE], written.
+ */
+static uint32_t attend_tile(const layer_queries *j, uint32_t head, uint32_t start, uint32_t m, uint32_t thread, float *strip,
+                            float *max, float *sum) {
     const cpu_ops *ops = cpu_ops_of(j->cache->dev);
-    const uint32_t dim = j->cache->config.head_dim, dtype = j->cache->config.row_dtype, n_head = j->cache->config.n_head;
-    const uint32_t n_tile = (j->n_token + CPU_QUERY_TILE - 1) / CPU_QUERY_TILE;
-    const uint32_t head = chunk % n_head, tile = n_tile - 1 - chunk / n_head; /* the longest tiles first */
-    const uint32_t start = tile * CPU_QUERY_TILE;
-    const uint32_t m = j->n_token - start < CPU_QUERY_TILE ? j->n_token - start : CPU_QUERY_TILE;
+    const uint32_t dim = j->cache->config.head_dim, dtype = j->cache->config.row_dtype;
     const kv_table *t = cpu_query_table(j, head);
     const float scale = 1.0f / sqrtf((float)dim);
     const buffers b = buffers_of(j, thread);
-    float *scores = b.scores, *out = b.out;
+    float *scores = strip != NULL ? strip : b.scores, *out = b.out;
     gather_queries(j, head, start, m, b.q);
-    float max[CPU_QUERY_TILE], sum[CPU_QUERY_TILE];
     memset(out, 0, (size_t)m * dim * sizeof *out);
     for (uint32_t i = 0; i < m; i++) max[i] = -INFINITY, sum[i] = 0;
-    const uint32_t oldest = j->window > 0 && start >= j->window ? start - j->window + 1 : 0;
-    for (uint32_t first = oldest / KVF_PAGE_ROWS * KVF_PAGE_ROWS; first < start + m; first += KEY_BLOCK) {
+    uint32_t n_block = 0;
+    for (uint32_t first = first_row(j, start); first < start + m; first += KEY_BLOCK, n_block++) {
         /* no later row than the last query's own */
         const uint32_t n = start + m - first < KEY_BLOCK ? start + m - first : KEY_BLOCK;
         block_scores(j, t, b.q, m, first, n, scores);
@@ -70,47 +77,110 @@ void cpu_attend_chunk(void *arg, uint32_t chunk, uint32_t thread) {
             ops->read_values[dtype](b.values + (size_t)row * dim, kv_page_data(j->cache, t, first + row), rows, dim);
         }
         ops->tile_values(out, dim, scores, KEY_BLOCK, b.values, dim, m, n, dim);
+        if (strip == NULL) continue;
+        memcpy(scores + CPU_QUERY_TILE * KEY_BLOCK, max, m * sizeof *max);
+        scores += STRIP_BLOCK;
     }
     cpu_tile_end(j, head, start, m, out, max, sum);
+    return n_block;
 }
 
-/* Column masses of one block of rows under one query head. */
-static void mass_chunk(void *arg, uint32_t chunk, uint32_t thread) {
+void cpu_attend_chunk(void *arg, uint32_t chunk, uint32_t thread) {
     const layer_queries *j = arg;
+    const uint32_t n_tile = (j->n_token + CPU_QUERY_TILE - 1) / CPU_QUERY_TILE, n_head = j->cache->config.n_head;
+    const uint32_t start = (n_tile - 1 - chunk / n_head) * CPU_QUERY_TILE; /* the longest tiles first */
+    const uint32_t m = j->n_token - start < CPU_QUERY_TILE ? j->n_token - start : CPU_QUERY_TILE;
+    float max[CPU_QUERY_TILE], sum[CPU_QUERY_TILE];
+    attend_tile(j, chunk % n_head, start, m, thread, NULL, max, sum);
+}
+
+/* ---- Column masses ---- */
+
+/*
+ * Attention with column masses. A query's probabilities are final only after its last block, so those of a whole tile are
+ * kept until then, and the columns added up with what each query's blocks turn out to be worth: no product or exponential
+ * is computed twice. Tiles run a few at a time, each into a part of its own; parts are added in the order of tiles.
+ */
+typedef struct mass_job {
+    const layer_queries *j;
+    float *strip;        /* [n_thread, strip_floats] */
+    size_t strip_floats;
+    float *part;         /* [tiles at a time, n_head, n_mass, n_token] */
+    uint32_t tile, n;    /* the tiles that run now */
+} mass_job;
+
+static float *part_of(const mass_job *w, uint32_t tile, uint32_t head, uint32_t mass) {
+    const size_t n_head = w->j->cache->config.n_head, n_mass = w->j->s->observe->n_mass;
+    return w->part + ((((size_t)tile - w->tile) * n_head + head) * n_mass + mass) * w->j->n_token;
+}
+
+/* Masses that a query of the tile belongs to. */
+static uint8_t members_of(const layer_queries *j, uint32_t start, uint32_t m) {
+    uint8_t any = 0;
+    for (uint32_t i = 0; i < m; i++) any |= j->member[start + i];
+    return any;
+}
+
+static void mass_chunk(void *arg, uint32_t chunk, uint32_t thread) {
+    const mass_job *w = arg;
+    const layer_queries *j = w->j;
     const cpu_ops *ops = cpu_ops_of(j->cache->dev);
-    const uint32_t dim = j->cache->config.head_dim, n_head = j->cache->config.n_head;
-    const uint32_t n_mass = j->s->observe->n_mass;
-    const uint32_t head = chunk % n_head, first = chunk / n_head * KEY_BLOCK;
-    const uint32_t n = j->n_token - first < KEY_BLOCK ? j->n_token - first : KEY_BLOCK;
-    const kv_table *t = cpu_query_table(j, head);
-    const float scale = 1.0f / sqrtf((float)dim);
-    const buffers b = buffers_of(j, thread);
-    float *scores = b.scores;
-    float column[KV_MAX_MASS][KEY_BLOCK] = {{0}};
-    for (uint32_t start = first / CPU_QUERY_TILE * CPU_QUERY_TILE; start < j->n_token; start += CPU_QUERY_TILE) {
-        const uint32_t m = j->n_token - start < CPU_QUERY_TILE ? j->n_token - start : CPU_QUERY_TILE;
-        uint8_t any = 0;
-        for (uint32_t i = 0; i < m; i++) any |= j->member[start + i];
-        if (any == 0) continue;
-        gather_queries(j, head, start, m, b.q);
-        block_scores(j, t, b.q, m, first, n, scores);
-        for (uint32_t i = 0; i < m; i++) {
-            uint32_t low, high;
-            visible(j, start + i, first, n, &low, &high);
-            for (uint32_t k = 0; k < low; k++) scores[i * KEY_BLOCK + k] = -INFINITY;
-            for (uint32_t k = high; k < n; k++) scores[i * KEY_BLOCK + k] = -INFINITY;
-        }
-        const float *lse = j->lse + (size_t)head * j->n_token + start;
+    const uint32_t n_head = j->cache->config.n_head, n_mass = j->s->observe->n_mass;
+    const uint32_t head = chunk % n_head, tile = w->tile + chunk / n_head, start = tile * CPU_QUERY_TILE;
+    const uint32_t m = j->n_token - start < CPU_QUERY_TILE ? j->n_token - start : CPU_QUERY_TILE;
+    const float scale = 1.0f / sqrtf((float)j->cache->config.head_dim);
+    float max[CPU_QUERY_TILE], sum[CPU_QUERY_TILE];
+    const bool counts = members_of(j, start, m) != 0;
+    float *strip = w->strip + thread * w->strip_floats;
+    const uint32_t n_block = attend_tile(j, head, start, m, thread, counts ? strip : NULL, max, sum);
+    if (!counts) return;
+    for (uint32_t b = 0; b < n_block; b++, strip += STRIP_BLOCK) {
+        const uint32_t first = first_row(j, start) + b * KEY_BLOCK, n = start + m - first < KEY_BLOCK ? start + m - first : KEY_BLOCK;
+        float worth[CPU_QUERY_TILE], weight[KV_MAX_MASS][CPU_QUERY_TILE], column[KV_MAX_MASS][KEY_BLOCK] = {{0}};
+        for (uint32_t i = 0; i < m; i++) worth[i] = strip[CPU_QUERY_TILE * KEY_BLOCK + i] - max[i];
+        ops->exp_sum(worth, m, scale, 0);
         for (uint32_t k = 0; k < n_mass; k++) {
-            for (uint32_t i = 0, end; i < m; i = end + 1) { /* runs of queries that belong to the mass */
-                for (end = i; end < m && j->member[start + end] >> k & 1; end++) continue;
-                if (end > i) ops->add_exp(column[k], scores + i * KEY_BLOCK, KEY_BLOCK, lse + i, scale, end - i, n);
-            }
+            for (uint32_t i = 0; i < m; i++) weight[k][i] = j->member[start + i] >> k & 1 ? worth[i] / sum[i] : 0;
+        }
+        ops->tile_values(column[0], KEY_BLOCK, weight[0], CPU_QUERY_TILE, strip, KEY_BLOCK, n_mass, m, KEY_BLOCK);
+        for (uint32_t k = 0; k < n_mass; k++) memcpy(part_of(w, tile, head, k) + first, column[k], n * sizeof(float));
+    }
+}
+
+/* Adds the tiles' parts of one head up. */
+static void sum_chunk(void *arg, uint32_t head, uint32_t thread) {
+    (void)thread;
+    const mass_job *w = arg;
+    const layer_queries *j = w->j;
+    for (uint32_t tile = w->tile; tile < w->tile + w->n; tile++) {
+        const uint32_t start = tile * CPU_QUERY_TILE, first = first_row(j, start);
+        const uint32_t end = j->n_token - start < CPU_QUERY_TILE ? j->n_token : start + CPU_QUERY_TILE;
+        if (members_of(j, start, end - start) == 0) continue;
+        for (uint32_t k = 0; k < j->s->observe->n_mass; k++) {
+            cpu_ops_of(j->cache->dev)->axpy(j->mass[k] + (size_t)head * j->n_token + first, 1, part_of(w, tile, head, k) + first, end - first);
         }
     }
-    for (uint32_t k = 0; k < n_mass; k++) {
-        memcpy(j->mass[k] + (size_t)head * j->n_token + first, column[k], n * sizeof(float));
+}
+
+static int32_t attend_with_masses(layer_queries *j, kv_err err) {
+    kvf_device *dev = j->cache->dev;
+    const uint32_t n_head = j->cache->config.n_head, n_mass = j->s->observe->n_mass, n = j->n_token;
+    const uint32_t n_tile = (n + CPU_QUERY_TILE - 1) / CPU_QUERY_TILE;
+    uint32_t at_a_time = (8 * dev->info.n_thread + n_head - 1) / n_head; /* so that threads seldom wait for the last one */
+    if (at_a_time > n_tile) at_a_time = n_tile;
+    mass_job w = {.j = j, .strip_floats = (n / KEY_BLOCK + 2) * STRIP_BLOCK};
+    w.strip = cpu_alloc_huge(dev->info.n_thread * w.strip_floats * sizeof(float));
+    w.part = be_alloc(dev, (size_t)at_a_time * n_head * n_mass * n * sizeof(float));
+    const bool room = w.strip != NULL && w.part != NULL;
+    for (uint32_t k = 0; k < n_mass; k++) memset(j->mass[k], 0, (size_t)n_head * n * sizeof(float));
+    for (; room && w.tile < n_tile; w.tile += at_a_time) {
+        w.n = n_tile - w.tile < at_a_time ? n_tile - w.tile : at_a_time;
+        cpu_parallel(dev, w.n * n_head, mass_chunk, &w);
+        cpu_parallel(dev, n_head, sum_chunk, &w);
     }
+    free(w.strip);
+    be_free(dev, w.part);
+    return room ? KVF_OK : no_memory(err);
 }
 
 /* Room for the buffers of all threads. */
@@ -126,35 +196,32 @@ static int32_t attend(layer_queries *j, kv_err err) {
     kv_observations *o = j->s->observe;
     const uint32_t n_head = j->cache->config.n_head, n = j->n_token;
     if (!take_tiles(j)) return no_memory(err);
-    float *lse = NULL;
     uint8_t *member = NULL;
     float **mass = o->mass + (size_t)j->layer * o->n_mass;
     int32_t status = KVF_OK;
     if (o->n_mass > 0) {
-        lse = be_alloc(dev, (size_t)n_head * n * sizeof *lse);
         member = calloc(n, 1);
         for (uint32_t k = 0; k < o->n_mass && mass[k] == NULL; k++) {
             mass[k] = be_alloc(dev, (size_t)n_head * n * sizeof **mass);
             if (mass[k] == NULL) status = no_memory(err);
         }
-        if (lse == NULL || member == NULL) status = no_memory(err);
+        if (member == NULL) status = no_memory(err);
         for (uint32_t i = 0; i < o->n_range && status == KVF_OK; i++) {
             for (uint32_t t = o->range[i][1]; t < o->range[i][2]; t++) member[t] |= (uint8_t)(1u << o->range[i][0]);
         }
     }
     if (status == KVF_OK && (j->out != NULL || o->n_mass > 0)) {
-        j->lse = lse;
         j->member = member;
         j->mass = mass;
         const kv_prefill *p = j->s->prefill;
         if (p != NULL && p->sparse != NULL) {
             status = cpu_attend_sparse(j, p->sparse, NULL, err);
+        } else if (o->n_mass > 0) {
+            status = attend_with_masses(j, err);
         } else {
             cpu_parallel(dev, (n + CPU_QUERY_TILE - 1) / CPU_QUERY_TILE * n_head, cpu_attend_chunk, j);
         }
-        if (o->n_mass > 0) cpu_parallel(dev, (n + KEY_BLOCK - 1) / KEY_BLOCK * n_head, mass_chunk, j);
     }
-    be_free(dev, lse);
     free(member);
     return status;
 }
