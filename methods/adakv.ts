@@ -54,5 +54,6 @@ export const adakv: Method<AdaKvOptions> = defineEviction<AdaptiveOptions>({
   observe: ({ observationWindow }) => ({ windowQueries: observationWindow }),
   protect: ({ observationWindow }) => ({ last: observationWindow }),
   budgets: ({ floor, concentrate }) => adaptive(floor, concentrate),
+  protectedAlone: true,
   score: (layer, options) => windowVotes(layer, options, "mean"),
 });

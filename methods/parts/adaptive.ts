@@ -19,12 +19,10 @@ export function adaptiveBudgets(
   candidates: number,
 ): number[] {
   const least = Math.trunc(base * floor);
-  return Array.from(
-    counts,
-    (count) =>
-      Math.min(
-        candidates,
-        roundHalfEven(Math.fround(Math.fround(count * (1 - floor)) + least)),
-      ),
-  );
+  // Single precision throughout, factors included: a product halfway between two integers may hang on it.
+  const share = Math.fround(1 - floor);
+  return Array.from(counts, (count) => {
+    const own = Math.fround(Math.fround(count) * share);
+    return Math.min(candidates, roundHalfEven(Math.fround(own + least)));
+  });
 }

@@ -117,6 +117,8 @@ export interface EvictionSpec<O> {
    * schedule `step`.
    */
   decode?(step: DecodeRecorder, options: O): StepEviction;
+  /** A budget may hold the protected rows alone. Default: it must exceed them. */
+  protectedAlone?: boolean;
   /** False when scores of different heads cannot be compared, so that heads cannot compete for rows. Default true. */
   comparable?: boolean;
 }
@@ -183,11 +185,12 @@ function createPolicy<O>(
   const { budget } = options;
   spec.check?.(options);
   const { first = 0, last = 0 } = spec.protect?.(options) ?? {};
-  if (budget <= first + last) {
+  const always = first + last;
+  if (budget < always || (budget === always && !spec.protectedAlone)) {
     throw new RangeError(
-      `Cannot run "${name}" as budget must exceed the ${
-        first + last
-      } tokens that are always kept: budget is ${budget}`,
+      `Cannot run "${name}" as budget must ${
+        spec.protectedAlone ? "hold" : "exceed"
+      } the ${always} tokens that are always kept: budget is ${budget}`,
     );
   }
   const quantiser = quantiserOf(name, options.quant, shape);
@@ -209,9 +212,9 @@ function createPolicy<O>(
   }
   if (spec.budgets === undefined) refuse(spec, needsOf(options.budgetPolicy));
   const budgets = spec.budgets?.(options, shape) ??
-    policyOf(name, options, shape, first + last);
+    policyOf(name, options, shape, always);
   refuse(spec, budgets);
-  const base = budget - first - last;
+  const base = budget - always;
   /** What the budget policy needs to know of a layer. */
   const demand = ({ layer, length, storedHeads }: Place): Demand => ({
     ...shape,
@@ -221,6 +224,7 @@ function createPolicy<O>(
     base,
     candidates: length - first - last,
   });
+  // KVCache-Factory leaves shorter prompts alone only: here a budget as long as the prompt changes nothing, either.
   const untouched = ({ length, layer }: Place) =>
     length <= budget || (spec.exempt?.(layer, options) ?? false);
 
@@ -236,6 +240,10 @@ function createPolicy<O>(
       ...(last ? { last } : {}),
       ...(merge ? { merge } : {}),
     };
+    if (base === 0) {
+      layer.retain(null, range);
+      return;
+    }
     if (spec.score === undefined) {
       const [rows = 0] = budgets.deal(facts);
       layer.retain(null, { ...range, last: last + rows });
@@ -262,7 +270,7 @@ function createPolicy<O>(
     if (Math.min(...rows) < length || length >= budget) return [...rows];
     if (budgets.compares) return rows.map(() => budget);
     const place = { layer, storedHeads, length: LONG };
-    return budgets.deal(demand(place)).map((n) => first + last + n);
+    return budgets.deal(demand(place)).map((n) => always + n);
   }
 
   function decode(step: DecodeRecorder): void {
@@ -270,7 +278,7 @@ function createPolicy<O>(
     const { statistic, dropShare = 0, draw } = spec.decode!(step, options);
     const most = caps(step);
     const keep = most.map((n) =>
-      Math.max(first + last + 1, n - Math.floor(n * dropShare))
+      Math.max(always + 1, n - Math.floor(n * dropShare))
     );
     step.whenRowsExceed(
       most,
@@ -304,7 +312,7 @@ function createPolicy<O>(
     keeps: { first, last },
     maxRows(facts) {
       if (untouched(facts)) return facts.storedHeads * facts.length;
-      return facts.storedHeads * (first + last) + budgets.most(demand(facts));
+      return facts.storedHeads * always + budgets.most(demand(facts));
     },
   };
 }

@@ -104,6 +104,7 @@ Deno.test("KA-1: pyramidBudgets gives the known tables", () => {
   const cases: [number, number, number, number, number, number, number][] = [
     // C, T, layers, window, first, last, sum
     [64, 4000, 32, 8, 110, 17, 2032],
+    [128, 128, 32, 8, 120, 120, 3840],
     [128, 239, 32, 8, 120, 120, 3840],
     [128, 240, 32, 8, 232, 15, 3952],
     [128, 4000, 32, 8, 234, 17, 4016],
@@ -136,6 +137,8 @@ Deno.test("KA-1: pyramidBudgets gives the known tables", () => {
 Deno.test("KA-3: adaptiveBudgets rounds each head's share", () => {
   assertEquals(adaptiveBudgets([2, 4], 3, 0.2, 6), [2, 3]);
   assertEquals(adaptiveBudgets([504, 504], 504, 0.2, 4000), [503, 503]);
+  // 575 times 0.78 is 448.5 in double precision, and less in single.
+  assertEquals(adaptiveBudgets([575], 223, 0.22, 4000), [497]);
 });
 
 const published = new URL("../../../shared/data/heads_score/", import.meta.url);
