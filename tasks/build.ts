@@ -19,7 +19,7 @@ import { emulate } from "./_emulate.ts";
 export const ROOT = fromFileUrl(new URL("..", import.meta.url));
 
 /** Compilers started at the same time. */
-const PARALLEL = 2;
+const PARALLEL = navigator.hardwareConcurrency;
 
 /**
  * Flags of every C file. Contraction of a * b + c into a fused operation is off: a compiler may contract the vector body
@@ -299,6 +299,9 @@ async function buildCpu(werror: boolean): Promise<void> {
   });
 }
 
+/** Says that there is code for the warpgroup instructions, which only the target 90a has. */
+const WARPGROUPS = "-DKVF_WARPGROUPS";
+
 /** The steps that compile the CUDA build's objects. */
 export function cudaSteps(architectures: string, variant: Variant): Step[] {
   const codes = architectures.split(",");
@@ -313,6 +316,7 @@ export function cudaSteps(architectures: string, variant: Variant): Step[] {
       "-std=c++17",
       "-O3",
       ...targets,
+      ...(codes.includes("90a") ? [WARPGROUPS] : []),
       "-Xcompiler",
       "-fPIC,-fvisibility=hidden,-ffp-contract=off",
       "-Icsrc",
@@ -345,9 +349,10 @@ async function buildCuda(architectures: string): Promise<void> {
 export async function emulatedSteps(variant: Variant): Promise<Step[]> {
   const folder = `${variant.folder}/src`;
   await Deno.mkdir(join(ROOT, folder), { recursive: true });
+  const own = new Set(sources("csrc/emulator", ".cuh").map((p) => basename(p)));
   const originals = [".cu", ".cuh", ".h"].flatMap((suffix) =>
     sources("csrc/cuda", suffix)
-  ).filter((path) => !path.endsWith("/ptx.cuh")); // the emulator has its own
+  ).filter((path) => !own.has(basename(path)));
   for (const source of originals) {
     const text = emulate(await Deno.readTextFile(join(ROOT, source)));
     const to = join(ROOT, folder, basename(source).replace(/\.cu$/, ".cpp"));
@@ -369,6 +374,7 @@ export async function emulatedSteps(variant: Variant): Promise<Step[]> {
       "-Wall",
       "-Wextra",
       "-Wno-unknown-pragmas",
+      WARPGROUPS,
       "-pthread",
       ...variant.flags,
       `-I${folder}`,

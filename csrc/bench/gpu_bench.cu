@@ -180,6 +180,7 @@ static void attention(setup *s, uint32_t n) {
     cu_view view;
     cu_queries given = {};
     given.q = (const float *)queries, given.head_stride = (size_t)n * dim, given.n = n, given.n_head = s->c.n_head;
+    given.whole = true;
     must(cu_layer_view(s->cache, sequence, 0, &view, err) == KVF_OK, "attention");
     const double ms = device_ms(s->dev, s->repeats, [&] {
         must(cu_attention_prefill(s->dev, &view, s->c.weight_dtype, &given, out, s->c.weight_dtype, s->c.n_head * dim,

@@ -181,7 +181,7 @@ int32_t cu_attention_prefill(kvf_device *dev, const cu_view *view, uint32_t row_
     a.view = *view, a.queries = *queries, a.out = out, a.out_dtype = out_dtype, a.ldo = ldo, a.lse = lse;
     a.scale = LOG2E / sqrtf((float)view->head_dim);
     if (queries->n == 0) return KVF_OK;
-    if (!cu_attention_tensor(row_dtype, a, cu_of(dev)->stream, &e)) {
+    if (!cu_attention_hopper(cu_of(dev), row_dtype, a, &e) && !cu_attention_tensor(row_dtype, a, cu_of(dev)->stream, &e)) {
         CU_WITH_TYPE(row_dtype, R, e = launch_prefill_dim<R>(a, cu_of(dev)->stream));
     }
     CU_TRY(e, "attention");

@@ -22,4 +22,7 @@ typedef struct prefill_args {
 /* Tensor cores, where rows and results have one 16-bit type and heads 32, 64 or 128 columns. True when it is such a case. */
 bool cu_attention_tensor(uint32_t row_dtype, const prefill_args &a, cudaStream_t stream, cudaError_t *status);
 
+/* The same on compute capability 9.0, with heads of 64 or 128 columns. */
+bool cu_attention_hopper(const cu_device *d, uint32_t row_dtype, const prefill_args &a, cudaError_t *status);
+
 #endif

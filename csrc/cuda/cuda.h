@@ -76,7 +76,9 @@ struct cu_stage {
 struct cu_device {
     int ordinal;
     uint32_t n_sm;
+    uint32_t shared_bytes; /* dynamic shared memory that a block may have */
     bool dependent; /* kernels may start before the one before them has ended */
+    bool warpgroups; /* products of whole warpgroups: compute capability 9.0, where the build has code for it */
     cudaStream_t stream;
     cudaEvent_t step[CU_IN_FLIGHT];
     volatile uint32_t *word; /* pinned, written by the device: sequences that are not finished */
@@ -357,6 +359,7 @@ typedef struct cu_queries {
     uint32_t n_head;
     uint32_t position; /* of the first */
     uint32_t window;   /* sliding window, 0: none */
+    bool whole;        /* rows 0 to position + n - 1 are there, each at the position of its index */
 } cu_queries;
 
 /*

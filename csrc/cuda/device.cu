@@ -27,7 +27,10 @@ int32_t cu_synchronize(kvf_device *dev, kv_err err) {
 }
 
 static int32_t open_parts(kvf_device *dev, cu_device *d, kv_err err) {
+    int shared = 0;
     CU_TRY(cudaSetDevice(d->ordinal), "choosing the device");
+    CU_TRY(cudaDeviceGetAttribute(&shared, cudaDevAttrMaxSharedMemoryPerBlockOptin, d->ordinal), "asking for shared memory");
+    d->shared_bytes = (uint32_t)shared - 2048; /* less what kernels hold statically */
     CU_TRY(cudaStreamCreateWithFlags(&d->stream, cudaStreamNonBlocking), "creating a stream");
     for (int i = 0; i < CU_IN_FLIGHT; i++) {
         CU_TRY(cudaEventCreateWithFlags(&d->step[i], cudaEventDisableTiming), "creating an event");
@@ -59,6 +62,9 @@ extern "C" int32_t be_device_open(kvf_device *dev, const kvf_device_options *opt
     d->ordinal = (int)options->ordinal;
     d->n_sm = (uint32_t)prop.multiProcessorCount;
     d->dependent = prop.major >= 9;
+#ifdef KVF_WARPGROUPS
+    d->warpgroups = prop.major == 9 && prop.minor == 0;
+#endif
     dev->impl = d;
     const int32_t status = open_parts(dev, d, err);
     if (status != KVF_OK) {

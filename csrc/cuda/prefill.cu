@@ -110,7 +110,7 @@ static int32_t attend(kvf_model *model, kvf_cache *cache, kv_sequence *s, kv_err
     cu_view view;
     cu_queries queries = {};
     queries.q = p->q, queries.head_stride = (size_t)n_token * c->head_dim, queries.n = n_token;
-    queries.n_head = c->n_head, queries.window = window;
+    queries.n_head = c->n_head, queries.window = window, queries.whole = true;
     CU_PASS(cu_layer_view(cache, s, layer, &view, err));
     CU_PASS(cu_attention_prefill(dev, &view, cache->config.row_dtype, &queries, p->attention, dtype, l->o.ld, p->lse, err));
     CU_PASS(cu_observe_mass(cache, s, layer, p->q, p->lse, window, err));

@@ -5,7 +5,7 @@
  *   - device memory is filled with NaN patterns when it is handed out; its size is limited
  *   - work of a stream runs as late as the API allows, so a host buffer that is reused too early is seen
  *   - the threads of a block take turns at barriers and warp operations only, in an order that can be shuffled
- *   - limits of a launch (threads, shared memory, grid) are those of compute capability 8.0
+ *   - limits of a launch (threads, shared memory, grid) are those of compute capability 9.0
  * tasks/_emulate.ts rewrites launches and dynamic shared memory into plain C++.
  */
 #ifndef KVF_EMULATOR_CUDA_RUNTIME_H

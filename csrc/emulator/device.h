@@ -11,6 +11,8 @@ namespace emulator {
 void block_barrier(void);
 /* Named barrier `id` for `count` threads. */
 void named_barrier(uint32_t id, uint32_t count);
+/* Counts for it without waiting. */
+void named_arrive(uint32_t id, uint32_t count);
 /* Waits for all lanes of the warp that have not returned. */
 void warp_barrier(void);
 /* Lets the other threads go on; for loops that poll. */

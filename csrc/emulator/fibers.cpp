@@ -135,6 +135,7 @@ static void prepare(fiber *f) {
 
 void block_barrier(void) { wait(&state.block, state.live); }
 void named_barrier(uint32_t id, uint32_t count) { wait(&state.named[id], count); }
+void named_arrive(uint32_t id, uint32_t count) { arrive(&state.named[id], count); }
 void warp_barrier(void) {
     warp_state *w = &state.warps[state.now->warp];
     wait(&w->wait, w->live);

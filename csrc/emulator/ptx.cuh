@@ -86,8 +86,11 @@ static inline void copy_async(uint4 *to, const void *from, bool inside) {
 static inline void copy_commit(void) {
     for (ptx_copy &c : ptx_copies[threadIdx.x]) c.committed = true;
 }
+/* This thread's copies have landed where products do not see them before a fence. */
+static bool ptx_unfenced[1024];
 static inline void copy_wait(void) {
     std::vector<ptx_copy> left;
+    ptx_unfenced[threadIdx.x] = true;
     for (const ptx_copy &c : ptx_copies[threadIdx.x]) {
         if (!c.committed) left.push_back(c);
         else *c.to = c.inside ? *(const uint4 *)c.from : uint4{0, 0, 0, 0};

@@ -1,6 +1,7 @@
 /*
  * Devices, memory, streams, events and graphs of the emulated runtime: one GPU of 1 GiB. KVF_EMULATOR_ORDER, a number in the
  * environment, shuffles the order in which threads run; odd ones run the blocks from the last to the first.
+ * KVF_EMULATOR_CAPABILITY is the compute capability, 80 or 90.
  */
 #include <stdio.h>
 #include <stdlib.h>
@@ -33,6 +34,7 @@ static size_t used_bytes;
 static const int n_device = 1;
 static uint32_t launches;
 static const uint32_t seed = getenv("KVF_EMULATOR_ORDER") == nullptr ? 0 : (uint32_t)atoi(getenv("KVF_EMULATOR_ORDER"));
+static const int capability = getenv("KVF_EMULATOR_CAPABILITY") == nullptr ? 90 : atoi(getenv("KVF_EMULATOR_CAPABILITY"));
 static std::map<char *, size_t> device_memory;
 static std::map<char *, size_t> pinned;
 static std::map<const void *, size_t> shared_limit;
@@ -126,7 +128,8 @@ cudaError_t cudaGetDeviceProperties(cudaDeviceProp *prop, int ordinal) {
     strcpy(prop->name, "emulated GPU");
     prop->totalGlobalMem = total_bytes;
     prop->multiProcessorCount = 4;
-    prop->major = 8;
+    prop->major = capability / 10;
+    prop->minor = capability % 10;
     return cudaSuccess;
 }
 cudaError_t cudaDeviceGetAttribute(int *value, cudaDeviceAttr what, int) {
