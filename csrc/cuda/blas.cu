@@ -69,10 +69,11 @@ static bool resolve(cu_blas *b, void *to, const char *name) {
 }
 
 cu_blas *cu_blas_open(void) {
-    static const char *const names[] = {"libcublasLt.so.13", "libcublasLt.so.12", "libcublasLt.so"};
+    static const char *const names[] = {"libcublasLt.so.13", "libcublasLt.so.12", "libcublasLt.so",
+                                        "/usr/local/cuda/lib64/libcublasLt.so"};
     cu_blas *b = (cu_blas *)calloc(1, sizeof *b);
     if (b == NULL) return NULL;
-    for (size_t i = 0; i < 3 && b->library == NULL; i++) b->library = dlopen(names[i], RTLD_NOW | RTLD_LOCAL);
+    for (size_t i = 0; i < sizeof names / sizeof *names && b->library == NULL; i++) b->library = dlopen(names[i], RTLD_NOW | RTLD_LOCAL);
     int (*create)(void **) = NULL;
     if (b->library != NULL && resolve(b, &create, "cublasLtCreate") && resolve(b, &b->destroy, "cublasLtDestroy") &&
         resolve(b, &b->matmul, "cublasLtMatmul") && resolve(b, &b->desc_create, "cublasLtMatmulDescCreate") &&
