@@ -50,6 +50,8 @@ export const REASONS: Readonly<Record<string, string>> = {
   "read ./tasks/gpu": "the shape of the model that is timed",
   "run compute-sanitizer": "the memory checker of the GPU",
   "run nvcc": "the CUDA compiler",
+  "run timeout":
+    "steps of a run on a GPU, each ended with all its processes when its time is over",
   "run deno":
     "commands in processes of their own, each with permissions of its own",
   "run ./build/native_test": "the C tests, one after the other",

@@ -33,6 +33,10 @@ export interface Bench {
   under?: string[];
   /** Environment of the test program. */
   env?: Record<string, string>;
+  /** Names of the only programs that it runs. */
+  only?: string[];
+  /** Seconds after which a program is ended and counts as failed. */
+  limit?: number;
 }
 
 /** Sources of the C test programs; all of them without names. */
@@ -47,7 +51,11 @@ export async function runPrograms(
   programs: string[],
   bench: Bench,
 ): Promise<number> {
-  const { variant, library, link } = bench;
+  const { variant, library, link, only } = bench;
+  programs = programs.filter((path) =>
+    only === undefined || only.includes(basename(path, "_test.c"))
+  );
+  if (programs.length === 0) return 0;
   const helpers = sources("tests/csrc", ".c")
     .filter((path) => !path.endsWith("_test.c"))
     .map((source) => compileC(source, variant));
@@ -66,15 +74,23 @@ export async function runPrograms(
     const name = basename(test.output, ".o").replace(/^csrc_/, "");
     const [program, ...args] = [...bench.under ?? [], join(ROOT, PROGRAM)];
     const start = performance.now();
-    const { success, code, stdout, stderr } = await new Deno.Command(
+    const { success, code, signal, stdout, stderr } = await new Deno.Command(
       program!,
-      { args, cwd: ROOT, stdin: "null", env: bench.env ?? {} },
+      {
+        args,
+        cwd: ROOT,
+        stdin: "null",
+        env: bench.env ?? {},
+        ...(bench.limit === undefined
+          ? {}
+          : { signal: AbortSignal.timeout(bench.limit * 1000) }),
+      },
     ).output();
     const time = `${Math.round(performance.now() - start)} ms`;
     if (success) say(`ok      ${name} (${time})`);
     else {
       failed++;
-      say(`FAILED  ${name} (${time}, status ${code})`);
+      say(`FAILED  ${name} (${time}, ${signal ?? `status ${code}`})`);
       for (const output of [stdout, stderr]) Deno.stderr.writeSync(output);
     }
   }

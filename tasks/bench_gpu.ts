@@ -2,7 +2,7 @@
  * Measures the CUDA build on random weights of a model's shape and prints what it took beside what the hardware allows.
  *
  *     deno task bench:gpu [--config=FILE] [--lengths=8192,32768] [--batch=32] [--rows=1024] [--repeats=20]
- *                         [--peer=FILE] [--json]
+ *                         [--peer=FILE] [--arch=80,90a] [--json]
  *
  * `--peer` names the output of tasks/gpu/peer_torch.py of the same machine. The table's floors follow from the copy
  * bandwidth and the rate of matrix products of the same run. Needs a GPU and nvcc; to read csrc, build and the files it is
@@ -36,6 +36,7 @@ const FLAGS = [
   "rows",
   "repeats",
   "peer",
+  "arch",
 ] as const;
 
 async function main(args: string[]): Promise<void> {
@@ -48,6 +49,7 @@ async function main(args: string[]): Promise<void> {
       batch: "32",
       rows: "1024",
       repeats: "20",
+      arch: CUDA_ARCHITECTURES,
     },
     unknown: (arg: string) => {
       throw new BuildError(
@@ -74,7 +76,7 @@ async function main(args: string[]): Promise<void> {
   const peer = flags.peer === undefined
     ? []
     : lines(await Deno.readTextFile(String(flags.peer)));
-  await compile();
+  await compile(String(flags.arch));
   const measured = await run([
     shape.layers,
     shape.hidden,
@@ -114,9 +116,9 @@ function lines(text: string): Measurement[] {
   );
 }
 
-async function compile(): Promise<void> {
+async function compile(arch: string): Promise<void> {
   const variant: Variant = { folder: "build/obj", flags: ["-O3"] };
-  const library = cudaSteps(CUDA_ARCHITECTURES, variant);
+  const library = cudaSteps(arch, variant);
   const source = "csrc/bench/gpu_bench.cu";
   const bench: Step = {
     compiler: "nvcc",

@@ -4,9 +4,12 @@
  *     deno task test:gpu [name ...]        on a GPU; the C tests also under compute-sanitizer's memcheck and racecheck
  *     deno task test:emulated [name ...]   on the CPU, by the emulator of csrc/emulator; the C tests under sanitizers
  *
- * With `--order=N` the emulator shuffles the order of threads; a result that depends on it shows a missing barrier.
+ * With `--order=N` the emulator shuffles the order of threads; a result that depends on it shows a missing barrier. It
+ * stands for compute capability 9.0, and runs the tests of attention once more for 8.0, which has kernels of its own.
  *
- * Names choose C test programs, or "deno" for the Deno tests; without names everything runs. What was skipped is said in
+ * Names choose C test programs, "c" for all of them, or "deno" for the Deno tests; without names everything runs.
+ * `--under=plain,memcheck,racecheck` names the ways to run the C tests on a GPU, `--arch=90a` compiles for that GPU alone,
+ * and `--limit=N` ends what takes longer than N seconds: a C program, or a file or folder of Deno tests. What was skipped is said in
  * the last lines. Needs to read csrc, tests/csrc and build, to write build, and to run the compilers, deno and
  * build/native_test.
  *
@@ -36,99 +39,137 @@ const DENO_TESTS = [
   "tests/engine/scheduler_test.ts",
 ];
 
+/** How the C tests may be run on a GPU. */
+const UNDER = ["plain", "memcheck", "racecheck"];
+
+interface Options {
+  emulated: boolean;
+  order: string;
+  arch: string;
+  under: string[];
+  limit?: number;
+}
+
 async function main(args: string[]): Promise<void> {
   const flags = parseArgs(args, {
     boolean: ["emulated"],
-    string: ["order"],
-    default: { order: "0" },
+    string: ["order", "arch", "under", "limit"],
+    default: { order: "0", arch: CUDA_ARCHITECTURES, under: UNDER.join(",") },
     unknown: (arg: string) => {
       if (!arg.startsWith("-")) return true;
       throw new BuildError(
-        `Cannot test the CUDA build as a flag is unknown: "${arg}"; --emulated and --order are known`,
+        `Cannot test the CUDA build as a flag is unknown: "${arg}"; --emulated, --order, --arch, --under and --limit are known`,
       );
     },
   });
-  const order = String(flags.order);
-  if (!/^\d{1,9}$/.test(order)) {
-    throw new BuildError(
-      `Cannot test the CUDA build as --order must be a number: it is "${order}"`,
-    );
-  }
-  if (order !== "0" && flags.emulated !== true) {
-    throw new BuildError(
-      "Cannot test the CUDA build as --order is for the emulator: --emulated is missing",
-    );
-  }
+  const options: Options = {
+    emulated: flags.emulated === true,
+    order: String(flags.order),
+    arch: String(flags.arch),
+    under: String(flags.under).split(","),
+    ...(flags.limit === undefined ? {} : { limit: Number(flags.limit) }),
+  };
+  check(options, flags.under !== UNDER.join(","));
   const names = flags._.map(String);
-  const programs = testPrograms(names.filter((name) => name !== "deno"));
-  const wantsC = names.length === 0 || names.some((name) => name !== "deno");
-  if (wantsC && programs.length === 0) {
+  const all = names.length === 0 || names.includes("c");
+  const chosen = names.filter((name) => name !== "deno" && name !== "c");
+  const programs = all || chosen.length > 0
+    ? testPrograms(all ? [] : chosen)
+    : [];
+  if (chosen.length > 0 && programs.length === 0) {
     throw new BuildError(
       `Cannot test the CUDA build as tests/csrc holds no such program: ${
-        names.join(", ")
+        chosen.join(", ")
       }`,
     );
   }
   const skipped: string[] = [];
   let failed = 0;
-  if (wantsC) {
-    for (
-      const bench of await benches(flags.emulated === true, order, skipped)
-    ) {
+  if (programs.length > 0) {
+    for (const bench of await benches(options, skipped)) {
       failed += await runPrograms(programs, bench);
     }
   }
   if (names.length === 0 || names.includes("deno")) {
-    failed += await runDeno(flags.emulated === true) ? 0 : 1;
+    failed += await runDeno(options);
   }
   for (const line of skipped) say(`skipped: ${line}`);
   say(`${skipped.length} skipped, ${failed} failed`);
   if (failed > 0) Deno.exitCode = 1;
 }
 
-async function benches(
-  emulated: boolean,
-  order: string,
-  skipped: string[],
-): Promise<Bench[]> {
-  if (emulated) {
+function check(options: Options, underGiven: boolean): void {
+  const { emulated, order, under, limit } = options;
+  const refuse = (why: string) => {
+    throw new BuildError(`Cannot test the CUDA build as ${why}`);
+  };
+  if (!/^\d{1,9}$/.test(order)) {
+    refuse(`--order must be a number: it is "${order}"`);
+  }
+  if (order !== "0" && !emulated) {
+    refuse("--order is for the emulator: --emulated is missing");
+  }
+  if (emulated && underGiven) refuse("--under is for a GPU: leave it out");
+  const unknown = under.find((name) => !UNDER.includes(name));
+  if (unknown !== undefined) {
+    refuse(`--under must name some of ${UNDER.join(", ")}: "${unknown}"`);
+  }
+  if (limit !== undefined && !(limit > 0)) {
+    refuse(`--limit must be seconds above 0: it is ${limit}`);
+  }
+}
+
+async function benches(options: Options, skipped: string[]): Promise<Bench[]> {
+  const limit = options.limit === undefined ? {} : { limit: options.limit };
+  if (options.emulated) {
     const instrument = sanitizerFlags("address,undefined");
     const variant: Variant = {
       folder: "build/emulated/sanitize",
       flags: ["-O1", "-g", ...instrument],
     };
     skipped.push("compute-sanitizer, which needs a GPU");
-    return [{
+    const newest: Bench = {
       title: "on the emulator under address,undefined",
       variant,
-      env: { KVF_EMULATOR_ORDER: order },
+      env: { KVF_EMULATOR_ORDER: options.order },
       library: await emulatedSteps(variant),
       link: {
         compiler: "c++",
         before: [...instrument, "-pthread"],
         after: ["-ldl", "-lm"],
       },
+      ...limit,
+    };
+    return [newest, {
+      ...newest,
+      title: `${newest.title}, compute capability 8.0`,
+      env: { ...newest.env, KVF_EMULATOR_CAPABILITY: "80" },
+      only: ["attention"],
     }];
   }
   const variant: Variant = { folder: "build/obj", flags: ["-O3"] };
   const plain: Bench = {
     title: "on the GPU",
     variant,
-    library: cudaSteps(CUDA_ARCHITECTURES, variant),
+    library: cudaSteps(options.arch, variant),
     link: { compiler: "nvcc", before: [], after: CUDA_LINK },
+    ...limit,
   };
-  if (!await hasSanitizer()) {
+  const tools = options.under.filter((name) => name !== "plain");
+  const usable = tools.length > 0 && await hasSanitizer() ? tools : [];
+  if (usable.length < tools.length) {
     skipped.push(
-      "memcheck and racecheck, as compute-sanitizer is not on PATH",
+      `${tools.join(" and ")}, as compute-sanitizer is not on PATH`,
     );
-    return [plain];
   }
-  const under = ["memcheck", "racecheck"].map((tool): Bench => ({
-    ...plain,
-    title: `on the GPU under ${tool}`,
-    under: ["compute-sanitizer", "--tool", tool, "--error-exitcode", "9"],
-  }));
-  return [plain, ...under];
+  return [
+    ...(options.under.includes("plain") ? [plain] : []),
+    ...usable.map((tool): Bench => ({
+      ...plain,
+      title: `on the GPU under ${tool}`,
+      under: ["compute-sanitizer", "--tool", tool, "--error-exitcode", "9"],
+    })),
+  ];
 }
 
 async function hasSanitizer(): Promise<boolean> {
@@ -145,29 +186,35 @@ async function hasSanitizer(): Promise<boolean> {
   }
 }
 
-/** The Deno tests choose the library by the one that they may open. */
-async function runDeno(emulated: boolean): Promise<boolean> {
-  const deno = async (...args: string[]) => {
+/** The Deno tests choose the library by the one that they may open. Returns how many of DENO_TESTS failed. */
+async function runDeno(options: Options): Promise<number> {
+  const deno = async (args: string[], limit?: number) => {
     const child = new Deno.Command("deno", {
       args,
       cwd: ROOT,
       stdin: "null",
       stdout: "inherit",
       stderr: "inherit",
+      ...(limit === undefined
+        ? {}
+        : { signal: AbortSignal.timeout(limit * 1000) }),
     });
     return (await child.output()).success;
   };
   const config = ["--config", join(ROOT, "deno.json")];
-  const target = emulated ? "build:emulated" : "build:cuda";
-  if (!await deno("task", "-q", ...config, target)) return false;
-  return await deno(
-    "test",
-    "-q",
-    "--no-prompt",
-    ...config,
-    emulated ? "-P=test-emulated" : "-P=test-cuda",
-    ...DENO_TESTS,
-  );
+  const target = options.emulated
+    ? ["build:emulated"]
+    : ["build:cuda", `--arch=${options.arch}`];
+  if (!await deno(["task", "-q", ...config, ...target])) return 1;
+  const permissions = options.emulated ? "-P=test-emulated" : "-P=test-cuda";
+  let failed = 0;
+  for (const path of DENO_TESTS) {
+    const args = ["test", "-q", "--no-prompt", ...config, permissions, path];
+    if (await deno(args, options.limit)) continue;
+    failed++;
+    say(`FAILED  ${path}`);
+  }
+  return failed;
 }
 
 if (import.meta.main) await reportBuildErrors(() => main(Deno.args));

@@ -56,6 +56,17 @@ const PROBES: Record<string, Probe> = {
       ) => [`${kind} ${entry}`, "needs a GPU"]),
     ),
   },
+  "gpu-all": {
+    args: [
+      ...["run", "tasks/gpu_all.ts", "--emulated"],
+      ...["--steps=bench", "--out=OUT"],
+    ],
+    excused: {
+      "read ./tasks/gpu": "only a GPU gives measurements to show",
+      "read ./results": "only a step that ran has a log",
+      "run timeout": "the emulator's steps take minutes",
+    },
+  },
   "test-cuda": {
     args: ["test", "tests/ffi/structs_test.ts"],
     excused: { "ffi ./build/libkvf_cuda.so": "needs a GPU" },
