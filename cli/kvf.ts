@@ -8,7 +8,7 @@
 import { fromFileUrl, resolve, toFileUrl } from "@std/path";
 import { report } from "./main.ts";
 import { createProgram } from "./program.ts";
-import { type Grants, optionFiles } from "./spec.ts";
+import { type Grants, optionFiles, UsageError } from "./spec.ts";
 
 const ROOT = fromFileUrl(new URL("..", import.meta.url));
 
@@ -34,10 +34,14 @@ export function permissionFlags(grants: Grants, cwd: string): string[] {
 }
 
 function list(kind: string, values: string[]): string {
-  // A comma separates paths in Deno's flags; doubling it means the character itself.
-  return `--allow-${kind}=${
-    values.map((value) => value.replaceAll(",", ",,")).join(",")
-  }`;
+  // A comma separates paths in Deno's flags, and there is no way to write one that does not.
+  const divided = values.find((value) => value.includes(","));
+  if (divided !== undefined) {
+    throw new UsageError(
+      `Cannot grant ${kind} access as the path must not hold a comma: "${divided}"`,
+    );
+  }
+  return `--allow-${kind}=${values.join(",")}`;
 }
 
 /** The library that a device name stands for. */
@@ -126,6 +130,11 @@ function sandboxUrl(script: string): string {
 
 /** Builds the library where it is missing or stale; what the compiler says is shown when it fails. */
 async function build(target: string): Promise<number> {
+  // Nobody should wonder for minutes what happens; where nothing is stale, this takes no time.
+  const told = setTimeout(
+    () => console.error(`compiling the native library (deno task ${target})`),
+    2000,
+  );
   const { code, stderr } = await new Deno.Command("deno", {
     args: ["task", "-q", "--config", resolve(ROOT, "deno.json"), target],
     cwd: ROOT,
@@ -133,6 +142,7 @@ async function build(target: string): Promise<number> {
     stdout: "null",
     stderr: "piped",
   }).output();
+  clearTimeout(told);
   if (code !== 0) console.error(new TextDecoder().decode(stderr).trimEnd());
   return code;
 }

@@ -34,19 +34,46 @@ export function report(error: unknown): number {
     console.error(error.message);
     return 130;
   }
+  // Whoever reads the output has seen enough, as `head` has: no fault.
+  if (error instanceof Deno.errors.BrokenPipe) return 141;
   if (error instanceof Deno.errors.NotCapable) {
-    console.error(`error: the sandbox refused it: ${error.message}`);
+    // The advice that Deno adds is for its own command line.
+    const what = error.message.replace(/, run again with .*$/s, "");
+    console.error(`error: the sandbox refused it: ${what}`);
     return 1;
   }
-  console.error(`error: ${error.message}`);
+  const system = systemWords(error);
+  console.error(`error: ${system ?? error.message}`);
   const usage = error instanceof UsageError || error instanceof TypeError ||
     error instanceof RangeError ||
-    error instanceof SyntaxError || error instanceof Deno.errors.NotFound;
+    error instanceof SyntaxError || error instanceof Deno.errors.NotFound ||
+    (system !== undefined && error.name !== "Error");
   // A fault of our own shows where it happened; a fault of the input is told in one line.
-  if (!usage && error.name === "Error" && error.stack) {
+  if (
+    !usage && system === undefined && error.name === "Error" && error.stack
+  ) {
     console.error(error.stack);
   }
   return usage ? 2 : 1;
+}
+
+/** What must hold of a path, by the system's complaint. */
+const COMPLAINTS: Readonly<Record<string, string>> = {
+  "No such file or directory": "it, or its folder, must be there",
+  "Is a directory": "it must be a file",
+  "Not a directory": "its folder must be one",
+  "Permission denied": "you must be allowed to",
+  "Read-only file system": "its file system must take changes",
+};
+
+/** The system's complaint about a file in our own form; undefined for other errors. */
+function systemWords({ message }: Error): string | undefined {
+  const parts = /^(.+) \(os error \d+\)(?:: \w+ '(.*)')?/s.exec(message);
+  if (!parts) return undefined;
+  const [, complaint, path] = parts;
+  if (path === undefined) return complaint;
+  const must = COMPLAINTS[complaint!] ?? "the system must let it be";
+  return `Cannot use "${path}" as ${must}: ${complaint}`;
 }
 
 if (import.meta.main) Deno.exit(await main(Deno.args));

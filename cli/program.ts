@@ -4,7 +4,8 @@
  *
  * @module
  */
-import { Command } from "@commander-js/extra-typings";
+import { Command, type CommandUnknownOpts } from "@commander-js/extra-typings";
+import config from "../deno.json" with { type: "json" };
 import { apply } from "./commands/apply.ts";
 import { bench } from "./commands/bench.ts";
 import { checkMethod } from "./commands/check_method.ts";
@@ -24,7 +25,7 @@ import { sandbox } from "./commands/sandbox.ts";
 import { searchPatterns } from "./commands/search_patterns.ts";
 import { sweep } from "./commands/sweep.ts";
 import { view } from "./commands/view.ts";
-import type { Call, CommandSpec, Flags } from "./spec.ts";
+import { type Call, type CommandSpec, type Flags, UsageError } from "./spec.ts";
 
 /** All commands. */
 export const COMMANDS: readonly CommandSpec[] = [
@@ -65,11 +66,25 @@ function jsonHelp({ json }: CommandSpec): string {
   ].join("\n");
 }
 
+/** Refuses flags and arguments that name nothing, as an empty path would stand for the working folder. */
+function refuseEmptyPaths(command: CommandUnknownOpts): void {
+  const values = command.opts();
+  const empty = command.options.find((option) =>
+    /<(dir|files?|path)>/.test(option.flags) &&
+    values[option.attributeName()] === ""
+  );
+  const name = empty?.long ??
+    command.registeredArguments.find((_, i) => command.args[i] === "")?.name();
+  if (name === undefined) return;
+  throw new UsageError(`Cannot run as ${name} must not be empty: it is ""`);
+}
+
 /** Builds the program; `act` gets the command that was called and its parsed flags. */
 export function createProgram(
   act: (spec: CommandSpec, call: Call) => void | Promise<void>,
 ): Command {
   const program = new Command("kvf")
+    .version(config.version, "-V, --version", "print the version")
     .description("Run, compare and invent KV-cache compression methods")
     .showHelpAfterError("(try --help)")
     // Help has no colours; asking whether it may would read environment variables.
@@ -97,6 +112,7 @@ export function createProgram(
       .addHelpText("after", `\n${jsonHelp(spec)}`);
     if (spec.methodFlags) command.allowUnknownOption().allowExcessArguments();
     command.action(async () => {
+      refuseEmptyPaths(command as unknown as CommandUnknownOpts);
       // From the first flag on that was not declared, everything is an option of a method.
       const flag = command.args.findIndex((word) => word.startsWith("-"));
       const declared = Math.min(

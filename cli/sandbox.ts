@@ -7,6 +7,7 @@
  * @module
  */
 import { Worker } from "node:worker_threads";
+import { fromFileUrl } from "@std/path";
 
 /** Runs a script in a worker; resolves to its exit status. */
 export function runScript(script: URL): Promise<number> {
@@ -22,6 +23,15 @@ export function runScript(script: URL): Promise<number> {
       (status: number) => resolve(failed ? status || 1 : status),
     );
   });
+}
+
+function isFile(url: URL): boolean {
+  try {
+    return Deno.statSync(url).isFile;
+  } catch (error) {
+    if (error instanceof Deno.errors.NotFound) return false;
+    throw error;
+  }
 }
 
 /** A refusal in words; other errors were shown by the worker already. */
@@ -44,5 +54,12 @@ if (import.meta.main) {
     );
     Deno.exit(2);
   }
-  Deno.exit(await runScript(new URL(script)));
+  const url = new URL(script);
+  if (!isFile(url)) {
+    console.error(
+      `error: Cannot run a script as it must be a file: "${fromFileUrl(url)}"`,
+    );
+    Deno.exit(2);
+  }
+  Deno.exit(await runScript(url));
 }

@@ -91,6 +91,15 @@ export function newlineToken(model: LanguageModel): number | undefined {
   return model.folder.tokenizer?.encode("\n", { specialTokens: false }).at(-1);
 }
 
+/** The longest prompts that a task's options ask for, tokens; 0 where its prompts are what they are. */
+function longestOf({ recipe }: Task): number {
+  const { lengths, length } = recipe.options;
+  return Math.max(
+    0,
+    ...[lengths, length].flat().filter((value) => typeof value === "number"),
+  );
+}
+
 /**
  * Makes the examples of a task and finds out which records are missing.
  *
@@ -109,6 +118,16 @@ export async function prepareRun(
   const asked = promptModel(model.folder, names.modelName);
   const protocol = PROTOCOL_SCHEMA.parse(run.protocol ?? {});
   const { tokenizer } = asked;
+  const longest = longestOf(task);
+  // Before a text of that length is made, which may take longer than anybody waits.
+  if (
+    longest > asked.maxPositions && !protocol.beyondPositions &&
+    protocol.truncate === "refuse"
+  ) {
+    throw new RangeError(
+      `Cannot run task "${task.name}" as its prompts must fit in the model's ${asked.maxPositions} positions: they have ${longest} tokens`,
+    );
+  }
   const newline = newlineToken(model);
   const modelHash = model.folder.hash();
   const methods = new Map(

@@ -142,6 +142,12 @@ export async function loadMethod(nameOrPath: string): Promise<AnyMethod> {
   const url = nameOrPath.startsWith("file:")
     ? nameOrPath
     : toFileUrl(nameOrPath).href;
+  // Asked before, as the import of a file that is not there says so in other words.
+  if (!Deno.statSync(new URL(url)).isFile) {
+    throw new TypeError(
+      `Cannot load a method from "${nameOrPath}" as it must be a file`,
+    );
+  }
   const exported: Record<string, unknown> = await import(url);
   const method = pickMethod(nameOrPath, exported);
   if (METHODS.has(method.name)) {

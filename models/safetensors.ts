@@ -284,7 +284,9 @@ function parseHeader(
  */
 export function readSafetensorsHeader(file: string): SafetensorsHeader {
   // Asked before opening: opening a pipe would wait for its other end.
-  if (!Deno.statSync(file).isFile) throw malformed(file, "it must be a file");
+  if (file === "" || !Deno.statSync(file).isFile) {
+    throw malformed(file, "it must be a file");
+  }
   using handle = Deno.openSync(file);
   const { size } = handle.statSync();
   if (size < 10) {

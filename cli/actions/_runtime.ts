@@ -5,6 +5,7 @@
  * @module
  */
 import { SingleBar } from "cli-progress";
+import { configurationKey } from "../../eval/collect.ts";
 import {
   type Configuration,
   crossConfigurations,
@@ -73,12 +74,32 @@ export async function configurationsOf(
 ): Promise<Configuration[]> {
   const methods = await loadMethods(text(flags, "method") ?? "fullkv");
   const budgets = (flags.budget as number[] | undefined) ?? [];
-  return crossConfigurations(
+  const given = methodOptions(methods, rest);
+  const without = budgets.length === 0 && given.budget === undefined
+    ? methods.filter((method) =>
+      optionFlags(method).some(({ option, required }) =>
+        option === "budget" && required
+      )
+    )
+    : [];
+  if (without.length > 0) {
+    throw new UsageError(
+      `Cannot run ${
+        without.map(({ name }) => `"${name}"`).join(", ")
+      } as --budget must be given, rows per layer and head, for instance --budget 64: it is missing`,
+    );
+  }
+  const configurations = crossConfigurations(
     methods,
     budgets,
-    methodOptions(methods, rest),
+    given,
     (text(flags, "granularity") ?? "kv_head") as Granularity,
   );
+  // What comes to the same is taken once.
+  return [
+    ...new Map(configurations.map((one) => [configurationKey(one), one]))
+      .values(),
+  ];
 }
 
 /** Opens the model of a call, with a progress bar on a terminal. */

@@ -48,7 +48,9 @@ export async function methodsAction({ args, flags }: Call): Promise<number> {
       options.map((flag) => [
         `  ${flag.flag}`,
         flag.choices?.join("|") ?? flag.type,
-        flag.required ? "required" : `default ${flag.default}`,
+        flag.required
+          ? "required"
+          : `default ${flag.default === "" ? "none" : flag.default}`,
         flag.description +
         (flag.source === undefined ? "" : ` (default: ${flag.source})`),
       ]),

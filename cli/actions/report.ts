@@ -21,7 +21,7 @@ import {
   summarise,
 } from "../../eval/report/mod.ts";
 import { toCsv, toTerminal } from "../../eval/tables/mod.ts";
-import { type Call, text } from "../spec.ts";
+import { type Call, text, UsageError } from "../spec.ts";
 import { printJson } from "./_runtime.ts";
 
 /** `kvf report`. */
@@ -34,6 +34,11 @@ export async function reportAction({ args, flags }: Call): Promise<number> {
     : flags.minEffect as number / 100;
   const records: EvalRecord[] = [];
   for await (const record of readRecords(dir)) records.push(record);
+  if (records.length === 0) {
+    throw new UsageError(
+      `Cannot report as there must be records: there is none in "${dir}"`,
+    );
+  }
   const reference = text(flags, "reference"), commit = text(flags, "commit");
   const sections = collectSections(records, {
     partial: flags.partial === true,

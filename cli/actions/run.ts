@@ -15,6 +15,9 @@ export async function runAction(call: Call): Promise<number> {
   if (!configuration || more.length > 0) {
     throw new UsageError("Cannot run as --method must name one method");
   }
+  const dump = text(flags, "dumpLogits");
+  // Before the work: a place that cannot be written is told now.
+  if (dump !== undefined) Deno.writeFileSync(`${dump}.tmp`, new Uint8Array());
   using model = await openModel(flags);
   const { tokenizer, generation: defaults } = model.folder;
   const prompt = promptOf(call, model);
@@ -39,7 +42,6 @@ export async function runAction(call: Call): Promise<number> {
     }),
   });
   const { logits, timing, cache, ...result } = generation!;
-  const dump = text(flags, "dumpLogits");
   if (dump !== undefined && logits) {
     const vocab = model.native.config.vocab;
     writeSafetensors(dump, {

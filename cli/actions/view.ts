@@ -117,6 +117,12 @@ function subjectOf(
       "Cannot look at a needle as the model must have a tokenizer: tokenizer.json is missing",
     );
   }
+  const { maxPositions } = model.folder.config;
+  if (length > maxPositions) {
+    throw new UsageError(
+      `Cannot look at a needle as its text must fit in the model's ${maxPositions} positions: it has ${length} tokens`,
+    );
+  }
   const depth = flags.depth as number;
   const seed = flags.seed as number;
   const example = needleTask({ lengths: [length], depths: [depth], seed })

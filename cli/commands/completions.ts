@@ -16,7 +16,7 @@ export const completions: CommandSpec = {
         "after",
         `
 Example:
-  alias kvf='deno task --config /path/to/project/deno.json kvf'
+  alias kvf='deno task -q --config /path/to/project/deno.json kvf'
   source <(kvf completions bash)`,
       );
   },

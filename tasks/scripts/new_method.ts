@@ -1,6 +1,9 @@
 #!/usr/bin/env -S deno run -q --no-prompt --config=${KVF_HOME}/deno.json --allow-read=${KVF_HOME},. --allow-ffi=${KVF_HOME}/build/libkvf.so --allow-sys=systemMemoryInfo
 // deno-lint-ignore-file no-console -- a script prints
-/** Defines a method and compares it with two others: new_method.ts MODEL BUDGET */
+/**
+ * Defines a method and compares it with two others: new_method.ts MODEL BUDGET
+ * Needs KVF_HOME, the folder of the project, in the environment, and the library: deno task build.
+ */
 import { defineEviction, evaluate, integer } from "@kvcache-factory/kvf";
 
 const loudValues = defineEviction<{ window: number }>({

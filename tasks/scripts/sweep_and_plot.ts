@@ -1,6 +1,9 @@
 #!/usr/bin/env -S deno run -q --no-prompt --config=${KVF_HOME}/deno.json --allow-read=${KVF_HOME},. --allow-write=. --allow-ffi=${KVF_HOME}/build/libkvf.so --allow-sys=systemMemoryInfo
 // deno-lint-ignore-file no-console -- a script prints
-/** Sweeps methods and budgets, keeps the records and draws the scores: sweep_and_plot.ts MODEL OUT */
+/**
+ * Sweeps methods and budgets, keeps the records and draws the scores: sweep_and_plot.ts MODEL OUT
+ * Needs KVF_HOME, the folder of the project, in the environment, and the library: deno task build.
+ */
 import { evaluate, renderSvg } from "@kvcache-factory/kvf";
 
 const [model = "models/needle-6m", out = "results/script"] = Deno.args;

@@ -79,7 +79,10 @@ async function runCommand(scratch: Scratch, command: string[]): Promise<void> {
   );
   await scratch.deno(
     command.slice(1).map((arg) =>
-      arg.replace(/^results(?=\/|$)/, scratch.results)
+      // Scripts that the document wrote lie in its own folder.
+      /^\w+\.ts$/.test(arg)
+        ? `${scratch.path}/${arg}`
+        : arg.replace(/^results(?=\/|$)/, scratch.results)
     ),
     ROOT,
   );
