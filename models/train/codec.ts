@@ -10,16 +10,19 @@
 import type { TextCodec } from "../../tasks/types.ts";
 
 /**
- * Splits text in pieces: pairs of hexadecimal digits in a UUID, always the same ones wherever it begins; letters or up to
- * two digits with the space before them; other signs; white space. A pair is told by what follows it: the rest of a
- * UUID's first group, or an even number of such digits up to the end of a group. Of a word in capitals the first two
- * letters are cut off, so that names of random letters differ in their first token.
+ * Splits text in pieces: pairs of hexadecimal digits in a UUID, always the same ones wherever it begins; letters; up to
+ * two digits; other signs; white space. A space stays with what follows it, and so does a hyphen before letters or such a
+ * pair: a token that is the same in every key or UUID would be a place where copies go astray.
+ *
+ * A pair of a UUID is told by what follows it: the rest of the first group, or an even number of such digits up to the
+ * end of a group. Of a word in capitals the first two letters are cut off, so that names of random letters differ in
+ * their first token.
  */
 export const PIECE_PATTERN = [
   " ?[0-9a-f]{2}(?=[0-9a-f]{6}-[0-9a-f]{4}-)",
-  "[0-9a-f]{2}(?=(?:[0-9a-f]{2}){0,5}(?:-[0-9a-f]{4}-|-[0-9a-f]{12}|(?![\\p{L}\\p{N}])))",
+  "-?[0-9a-f]{2}(?=(?:[0-9a-f]{2}){0,5}(?:-[0-9a-f]{4}-|-[0-9a-f]{12}|(?![\\p{L}\\p{N}])))",
   " \\p{Lu}{2}(?=\\p{Lu})",
-  " ?\\p{L}+",
+  "[ -]?\\p{L}+",
   " ?\\p{N}{1,2}",
   " ?[^\\s\\p{L}\\p{N}]+",
   "\\s+(?!\\S)",

@@ -148,8 +148,8 @@ function drawDense(random: Random, room: number): number {
 function niahRow(random: Random, codec: PieceCodec, row: number): Row {
   const config = drawConfig(random, row);
   const { keyType, valueType, values, queries } = config;
-  const answer = queries * values * (valueType === "uuids" ? 21 : 5) + 1;
-  const ask = answer + 20 + queries * 10 + (keyType === "uuids" ? 40 : 0);
+  const answer = queries * values * (valueType === "uuids" ? 17 : 5) + 1;
+  const ask = answer + 20 + queries * 10 + (keyType === "uuids" ? 32 : 0);
   const extras = Math.min(
     random.below(24),
     Math.floor((row > 1000 ? 0.25 : 0.5) * row / ask),

@@ -15,9 +15,11 @@ import { ADJECTIVES, NOUNS, VERBS } from "../../tasks/text/words.ts";
 import { BYTE_CHARS, byteString, PIECE_PATTERN } from "./codec.ts";
 
 /** Entries of the vocabulary. */
-const VOCABULARY = 3008;
+const VOCABULARY = 3200;
+/** Examples of the corpus in which a word must come up to be an entry. */
+const COMMON = 30;
 /** Merges among them. */
-const MERGES = 400;
+const MERGES = 449;
 const SPECIAL = ["<pad>", "<bos>", "<eos>"];
 
 /** A codec that counts pieces and encodes each as one token: enough to size the corpus. */
@@ -42,19 +44,32 @@ function countingCodec(counts: Map<string, number>) {
   };
 }
 
-/** Counts the pieces of all tasks' text. */
-function corpus(): Map<string, number> {
+/** How often pieces occur in all tasks' text, and in how many examples. */
+function corpus(): {
+  counts: Map<string, number>;
+  examples: Map<string, number>;
+} {
+  const sizing = new Map<string, number>();
   const counts = new Map<string, number>();
-  const codec = countingCodec(counts);
+  const examples = new Map<string, number>();
+  const add = (to: Map<string, number>, piece: string, count = 1): void => {
+    to.set(piece, (to.get(piece) ?? 0) + count);
+  };
+  const codec = countingCodec(sizing);
   for (const name of Object.keys(TASKS)) {
     const task = name === "needle"
       ? createTask(name, { lengths: [2048], seed: 7, examplesPerCell: 4 })
       : createTask(name, { length: 2048, seed: 7, count: 40 });
     for (const { prompt, answerPrefix } of task.examples(codec)) {
-      codec.encode(prompt + answerPrefix);
+      const own = new Map<string, number>();
+      countingCodec(own).encode(prompt + answerPrefix);
+      for (const [piece, count] of own) {
+        add(counts, piece, count);
+        add(examples, piece);
+      }
     }
   }
-  return counts;
+  return { counts, examples };
 }
 
 /**
@@ -102,7 +117,7 @@ export function trainMerges(
 
 /** Builds the whole `tokenizer.json`. */
 export function buildTokenizer(): { [key: string]: unknown } {
-  const counts = corpus();
+  const { counts, examples } = corpus();
   const tokens = [...SPECIAL, ...BYTE_CHARS];
   const has = new Set(tokens);
   const add = (token: string): void => {
@@ -122,6 +137,7 @@ export function buildTokenizer(): { [key: string]: unknown } {
   for (const pair of hex.flatMap((a) => hex.map((b) => a + b))) {
     add(pair);
     add(byteString(` ${pair}`));
+    add(`-${pair}`);
   }
   // The other letters of a name stand alone: no merge may join them.
   const capitals = Array.from("ABCDEFGHIJKLMNOPQRSTUVWXYZ");
@@ -132,15 +148,16 @@ export function buildTokenizer(): { [key: string]: unknown } {
   for (const word of [...NOUNS, ...ADJECTIVES, ...VERBS]) {
     add(byteString(` ${word}`));
   }
-  // After the hyphen of a key.
-  for (const noun of NOUNS) add(noun);
+  // The second word of a key.
+  for (const noun of NOUNS) add(`-${noun}`);
 
   // Merges learn from the pieces that will not be entries, each word of a list once more so that all are seen.
   const plurals = new Set(NOUNS.map((noun) => ` ${noun}s`));
-  const common = [...counts]
-    .filter(([piece]) =>
-      /^ ?\p{L}{2,}$/u.test(piece) && !/\p{Lu}{2}/u.test(piece) &&
-      !plurals.has(piece)
+  // Invented names and coded words, which come up in fewer examples, are no words.
+  const common = [...examples]
+    .filter(([piece, count]) =>
+      count >= COMMON && /^[ -]?\p{L}{2,}$/u.test(piece) &&
+      !/\p{Lu}{2}/u.test(piece) && !plurals.has(piece)
     )
     .sort(([a, m], [b, n]) => n - m || (a < b ? -1 : 1));
   const rest = new Map(

@@ -21,6 +21,7 @@ import subprocess
 import sys
 import tempfile
 import time
+import traceback
 
 import numpy as np
 import torch
@@ -270,8 +271,8 @@ def train(args, model, device, begin, deadline, stopped):
             if time.time() >= deadline or stopped:
                 break
         trainer.keep_best(trainer.core()[0])
-    except RuntimeError as error:
-        print(f"training stopped: {error!r}"[:2000], flush=True)
+    except Exception:  # What was learnt is saved and measured all the same.
+        print(f"training stopped: {traceback.format_exc()}"[-2000:], flush=True)
     for feed in feeds.values():
         feed.rows.close()
     put(model, trainer.best_weights or snapshot(model))
