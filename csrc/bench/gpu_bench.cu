@@ -1,6 +1,6 @@
 /*
  * Times the CUDA build on random weights: copy and read bandwidth, the rate of matrix products, attention alone, prefill with
- * and without compression, decode. One JSON object per line; tasks/bench_gpu.ts makes the table of it.
+ * and without compression, decode of plain and of packed rows. One JSON object per line; tasks/bench_gpu.ts makes the table of it.
  *
  *     gpu_bench layers hidden heads kv_heads head_dim intermediate vocab short long batch rows repeats
  */
@@ -215,6 +215,50 @@ static void decode(setup *s, uint32_t batch, uint32_t n, uint32_t rows) {
            median(times), kvf_model_step_bytes(s->model) + read);
 }
 
+/*
+ * The same `batch` prompts of n tokens with plain rows and packed as KIVI packs them, 4 and 2 bits; the three take turns.
+ * What comes due is packed within the time that is measured.
+ */
+static void packed(setup *s, uint32_t batch, uint32_t n) {
+    enum { STEPS = 64, SETS = 3 };
+    static const uint32_t BITS[SETS] = {0, 4, 2};
+    std::vector<uint32_t> ids[SETS], tokens((size_t)STEPS * batch);
+    std::vector<double> times[SETS];
+    double bytes[SETS] = {};
+    for (uint32_t b = 0; b < batch; b++) {
+        ids[0].push_back(prompt(s, n, 0, NULL, NULL, NULL));
+        for (uint32_t set = 1; set < SETS; set++) {
+            kvf_format f = {};
+            f.size = sizeof f, f.residual = 32, f.key_bits = f.value_bits = BITS[set];
+            f.value_axis = KVF_PER_TOKEN, f.value_group = 32;
+            const int32_t id = kvf_sequence_fork(s->cache, ids[0][b], KVF_KV_HEAD, ERR);
+            must(id > 0, "a fork");
+            for (uint32_t layer = 0; layer < s->c.n_layer; layer++) {
+                must(kvf_pack(s->cache, (uint32_t)id, layer, &f, 0, 0, ERR) == KVF_OK, "packing");
+            }
+            ids[set].push_back((uint32_t)id);
+        }
+    }
+    const uint32_t repeats = std::max(3u, s->repeats / 4);
+    for (uint32_t i = 0; i < repeats + 1; i++) {
+        for (uint32_t set = 0; set < SETS; set++) {
+            const double start = now_ms();
+            must(kvf_decode(s->model, s->cache, ids[set].data(), batch, STEPS, tokens.data(), NULL, 0, NULL, ERR) == KVF_OK,
+                 "decode");
+            if (i > 0) times[set].push_back((now_ms() - start) / STEPS);
+            if (i != repeats / 2) continue;
+            for (uint32_t id : ids[set]) {
+                bytes[set] += kv_owned_bytes(s->cache, (const kv_sequence *)kv_ids_get(&s->cache->sequences, id));
+            }
+        }
+    }
+    for (uint32_t set = 0; set < SETS; set++) {
+        for (uint32_t id : ids[set]) kvf_sequence_free(s->cache, id, ERR);
+        printf("{\"what\":\"packed\",\"batch\":%u,\"n\":%u,\"bits\":%u,\"ms\":%.6g,\"bytes\":%.6g}\n", batch, n,
+               BITS[set], median(times[set]), kvf_model_step_bytes(s->model) + bytes[set]);
+    }
+}
+
 int main(int argc, char **argv) {
     setup s = {};
     uint32_t v[12];
@@ -254,6 +298,8 @@ int main(int argc, char **argv) {
     for (uint32_t n : {s.short_n, s.long_n}) prefill(&s, n);
     decode(&s, s.batch, s.short_n, 0);
     decode(&s, s.batch, s.short_n, s.rows);
+    for (uint32_t n : {s.short_n, s.long_n}) packed(&s, 1, n);
+    for (uint32_t n : {s.short_n / 2, s.short_n}) packed(&s, s.batch, n);
     kvf_cache_free(s.cache);
     kvf_model_free(s.model);
     kvf_device_free(s.dev);

@@ -102,7 +102,8 @@ template <typename R>
 static cudaError_t launch(const cu_device *d, uint32_t readers, const step_args &a, dim3 grid) {
     static_assert(WARPS * KVF_PAGE_ROWS >= CU_ATTENTION_CHUNKS, "the last block's weights fit");
     const size_t bytes = shared_bytes(a.head_dim, readers);
-    const cudaError_t e = cudaFuncSetAttribute(packed_step_kernel<R>, cudaFuncAttributeMaxDynamicSharedMemorySize, (int)bytes);
+    const cudaError_t e = cudaFuncSetAttribute(packed_step_kernel<R>, cudaFuncAttributeMaxDynamicSharedMemorySize,
+                                               (int)d->shared_bytes); /* as for plain rows */
     return e != cudaSuccess ? e : cu_launch_next(d, packed_step_kernel<R>, grid, dim3(THREADS), bytes, a);
 }
 

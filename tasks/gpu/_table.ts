@@ -18,6 +18,8 @@ export interface Measurement {
   rows?: number;
   /** Milliseconds. */
   ms?: number;
+  /** Bits of a packed element; 0: plain rows. */
+  bits?: number;
   /** Bytes that a step reads. */
   bytes?: number;
   /** Anything else. */
@@ -69,6 +71,25 @@ export function table(
       const floor = Number(line.bytes) / copy * 1e3;
       const name = `decode, batch ${batch}, ${n} tokens, ${kept}`;
       rows.push([name, time(ms), time(floor), ratio(ms / floor)]);
+    }
+    if (line.what === "packed") {
+      const floor = Number(line.bytes) / copy * 1e3;
+      const format = line.bits === 0 ? "plain" : `${line.bits}-bit`;
+      const name = `decode, batch ${batch}, ${n} tokens, ${format} rows`;
+      rows.push([name, time(ms), time(floor), ratio(ms / floor)]);
+      const plain = ours.find((o) =>
+        o.what === "packed" && o.n === n && o.batch === line.batch &&
+        o.bits === 0
+      );
+      if (line.bits !== 0) {
+        const against = Number(plain?.ms);
+        rows.push([
+          `${name}: against plain rows`,
+          time(ms),
+          time(against),
+          ratio(ms / against),
+        ]);
+      }
     }
     if (line.what === "attention") {
       const peer = peers.filter((p) => p.what === "attention" && p.n === n);

@@ -175,6 +175,54 @@ static void test_known_group(kvf_device *dev) {
     kvf_cache_free(cache);
 }
 
+static uint64_t mix(uint64_t hash, const uint8_t *data, size_t bytes) {
+    for (size_t i = 0; i < bytes; i++) hash = (hash ^ data[i]) * 0x100000001b3u;
+    return hash;
+}
+
+static uint64_t mix_part(uint64_t hash, const kv_part *p, const uint8_t *page, const uint8_t *frame, uint32_t element) {
+    hash = mix(hash, page + p->codes, (size_t)p->n_line * (p->ld / KV_RUN) * 2 * p->bits);
+    hash = mix(hash, page + p->offsets, 4 * p->n_param);
+    hash = mix(hash, page + p->places, 2 * p->n_outlier);
+    hash = mix(hash, page + p->outliers, p->n_outlier * element);
+    return p->fitted ? mix(hash, frame + p->levels, (size_t)4 << p->bits) : hash;
+}
+
+/* Offsets, scales, codes, outliers and levels are exactly specified: both builds, on whatever machine, make these bytes. */
+static void test_bytes(kvf_device *dev) {
+    static const uint64_t WANT[4] = {0xf22bda781eb98d34u, 0x762718b6322e14c5u, 0x90d380e8adea7f84u, 0x8944b790022f092fu};
+    for (uint32_t i = 0; i < 4; i++) {
+        test_state = 4711 + i;
+        const shape s = {1, N_HEAD, N_KV_HEAD, i % 2 ? 80 : 64, i < 2 ? KVF_F32 : KVF_BF16};
+        kvf_cache *cache = cache_of_shape(dev, s, 0);
+        recorded r = record(cache, 150);
+        kvf_format f = {.size = sizeof f, .flags = KVF_PACK_ONCE, .key_bits = 2 + i % 3, .value_bits = i == 0 ? 8 : 5 - (2 + i % 3)};
+        if (f.value_bits < 2) f.value_bits = 3;
+        f.key_axis = i == 3, f.value_axis = i != 2, f.value_group = i == 1 ? 32 : 0;
+        f.key_outliers = 7 * i, f.value_outliers = i == 2 ? 0 : 11;
+        f.key_levels = i > 1, f.value_levels = i == 1 || i == 3;
+        CHECK(kvf_pack(cache, r.id, 0, &f, 0, 0, ERR) == KVF_OK);
+        uint64_t hash = 0xcbf29ce484222325u;
+        for (uint32_t h = 0; h < N_KV_HEAD; h++) {
+            const kv_table *t = table(cache, r.id, h);
+            const kv_layout l = kv_layout_of(&cache->config, &f);
+            uint8_t *frame = frame_of(cache, t);
+            for (uint32_t row = 0; row < t->packed; row += KVF_PAGE_ROWS) {
+                uint8_t *page = fetched(cache, kv_page_data(cache, t, row), t->format->page_bytes);
+                hash = mix_part(hash, &l.key, page, frame, s.dtype == KVF_F32 ? 4 : 2);
+                hash = mix_part(hash, &l.value, page, frame, s.dtype == KVF_F32 ? 4 : 2);
+                hash = mix(hash, page + l.positions, KVF_PAGE_ROWS * sizeof(uint32_t));
+                free(page);
+            }
+            free(frame);
+        }
+        if (hash != WANT[i]) fprintf(stderr, "format %u: 0x%016llx\n", i, (unsigned long long)hash);
+        CHECK(hash == WANT[i]);
+        forget(cache, &r);
+        kvf_cache_free(cache);
+    }
+}
+
 static double error_of(kvf_cache *cache, const recorded *r) {
     double sum = 0;
     for (uint32_t h = 0; h < N_KV_HEAD; h++) {
@@ -524,6 +572,7 @@ int main(void) {
     kvf_device *dev = device_of_threads(2);
     test_codes(dev);
     test_known_group(dev);
+    test_bytes(dev);
     test_corrections(dev);
     test_basis(dev);
     test_chosen(dev);

@@ -35,3 +35,18 @@ Deno.test("table() sets decode against the bytes of a step and attention against
   );
   assert(text.includes("| 1.10 ms | flash 2.20 ms | 0.50 |"));
 });
+
+Deno.test("table() sets packed rows against their bytes and against plain rows of the same prompts", () => {
+  const text = table(LLAMA_8B, [
+    { what: "copy", bytes_per_s: 4e12 },
+    { what: "packed", batch: 1, n: 8192, bits: 0, ms: 3.5, bytes: 12e9 },
+    { what: "packed", batch: 32, n: 8192, bits: 0, ms: 12, bytes: 40e9 },
+    { what: "packed", batch: 32, n: 8192, bits: 4, ms: 6, bytes: 20e9 },
+  ], []);
+  const name = "| decode, batch 32, 8192 tokens, 4-bit rows";
+  assert(text.includes(`${name} | 6.00 ms | 5.00 ms | 1.20 |`), text);
+  assert(
+    text.includes(`${name}: against plain rows | 6.00 ms | 12.0 ms | 0.50 |`),
+    text,
+  );
+});
