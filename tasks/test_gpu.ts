@@ -36,6 +36,7 @@ const DENO_TESTS = [
   "tests/ffi",
   "tests/engine/golden_test.ts",
   "tests/engine/packed_test.ts",
+  "tests/engine/programs_test.ts",
   "tests/engine/promises_test.ts",
   "tests/engine/scheduler_test.ts",
 ];

@@ -1,6 +1,7 @@
 /*
  * Times the CUDA build on random weights: copy and read bandwidth, the rate of matrix products, attention alone, prefill with
- * and without compression, decode of plain and of packed rows. One JSON object per line; tasks/bench_gpu.ts makes the table of it.
+ * and without compression, decode of plain and of packed rows, decode with step programs. One JSON object per line;
+ * tasks/bench_gpu.ts makes the table of it.
  *
  *     gpu_bench layers hidden heads kv_heads head_dim intermediate vocab short long batch rows repeats
  */
@@ -8,6 +9,7 @@
 
 #include <algorithm>
 #include <chrono>
+#include <string>
 #include <vector>
 
 #include "../cuda/attention_prefill.cuh"
@@ -259,6 +261,78 @@ static void packed(setup *s, uint32_t batch, uint32_t n) {
     }
 }
 
+/* ---- Step programs ---- */
+
+static kvf_op op(uint32_t kind) {
+    kvf_op x = {};
+    x.size = sizeof x, x.kind = kind, x.head = UINT32_MAX;
+    return x;
+}
+
+/* The programs of the methods that act in every step, at `rows` rows; what a choice reads. */
+static std::vector<kvf_op> program(const std::string &name, uint32_t rows, uint32_t chosen) {
+    kvf_op mass = op(KVF_OP_MASS), evict = op(KVF_OP_EVICT), pages = op(KVF_OP_PAGES), relative = op(KVF_OP_RELATIVE);
+    mass.from = UINT32_MAX, mass.decay = 1;
+    evict.every = 1, evict.above = evict.keep = rows, evict.first = 4, evict.last = 32, evict.reduce = KVF_MEAN;
+    pages.page_rows = 16, pages.keep = chosen, pages.reduce = KVF_MAX;
+    relative.first = 4;
+    evict.statistic = KVF_STAT_MASS;
+    if (name == "H2O") return {mass, evict};
+    mass.decay = 0.99f;
+    if (name == "Scissorhands, decay") return {mass, evict};
+    evict.draw = 1, evict.temperature = 1, evict.seed = 3;
+    if (name == "Scissorhands, drawn") return {mass, evict};
+    if (name == "Quest") return {pages};
+    evict.draw = 0, evict.temperature = 0, evict.seed = 0, evict.statistic = KVF_STAT_POSITION;
+    if (name == "StreamingLLM") return {evict};
+    return {relative, evict};
+}
+
+/* Milliseconds of a step of forks of `ids` with the program, after some that do not count. */
+static double program_ms(setup *s, const std::vector<uint32_t> &ids, const std::vector<kvf_op> &ops) {
+    enum { WARM = 8, STEPS = 64 };
+    std::vector<uint32_t> forks, tokens((size_t)STEPS * ids.size());
+    for (uint32_t id : ids) {
+        const int32_t fork = kvf_sequence_fork(s->cache, id, KVF_KV_HEAD, ERR);
+        must(fork > 0, "a fork");
+        forks.push_back((uint32_t)fork);
+        for (uint32_t layer = 0; layer < s->c.n_layer && !ops.empty(); layer++) {
+            must(kvf_sequence_program(s->cache, forks.back(), layer, ops.data(), (uint32_t)ops.size(), ERR) == KVF_OK, "a program");
+        }
+    }
+    const uint32_t n = (uint32_t)forks.size();
+    must(kvf_decode(s->model, s->cache, forks.data(), n, WARM, tokens.data(), NULL, 0, NULL, ERR) == KVF_OK, "decode");
+    const double start = now_ms();
+    must(kvf_decode(s->model, s->cache, forks.data(), n, STEPS, tokens.data(), NULL, 0, NULL, ERR) == KVF_OK, "decode");
+    const double ms = (now_ms() - start) / STEPS;
+    for (uint32_t id : forks) kvf_sequence_free(s->cache, id, ERR);
+    return ms;
+}
+
+/* Steps with a program beside steps that attend to as many rows without one, in turn. */
+static void programs(setup *s, uint32_t batch) {
+    enum { ROWS = 4096, CHOSEN = 1024 };
+    static const char *const names[] = {"H2O", "StreamingLLM", "StreamingLLM, paper", "Scissorhands, decay", "Scissorhands, drawn",
+                                        "Quest"};
+    std::vector<uint32_t> whole, chosen;
+    for (uint32_t b = 0; b < batch; b++) {
+        whole.push_back(prompt(s, ROWS, 0, NULL, NULL, NULL));
+        chosen.push_back(prompt(s, CHOSEN, 0, NULL, NULL, NULL));
+    }
+    for (const char *name : names) {
+        const bool chooses = std::string(name) == "Quest";
+        std::vector<double> with, without;
+        for (uint32_t i = 0; i < std::max(s->repeats / 4, 3u); i++) {
+            with.push_back(program_ms(s, whole, program(name, ROWS, CHOSEN)));
+            without.push_back(program_ms(s, chooses ? chosen : whole, {}));
+        }
+        printf("{\"what\":\"program\",\"name\":\"%s\",\"batch\":%u,\"n\":%u,\"rows\":%u,\"ms\":%.6g,\"plain_ms\":%.6g}\n", name,
+               batch, (uint32_t)ROWS, chooses ? (uint32_t)CHOSEN : (uint32_t)ROWS, median(with), median(without));
+    }
+    for (uint32_t id : whole) kvf_sequence_free(s->cache, id, ERR);
+    for (uint32_t id : chosen) kvf_sequence_free(s->cache, id, ERR);
+}
+
 int main(int argc, char **argv) {
     setup s = {};
     uint32_t v[12];
@@ -300,6 +374,7 @@ int main(int argc, char **argv) {
     decode(&s, s.batch, s.short_n, s.rows);
     for (uint32_t n : {s.short_n, s.long_n}) packed(&s, 1, n);
     for (uint32_t n : {s.short_n / 2, s.short_n}) packed(&s, s.batch, n);
+    for (uint32_t batch : {1u, s.batch}) programs(&s, batch);
     kvf_cache_free(s.cache);
     kvf_model_free(s.model);
     kvf_device_free(s.dev);

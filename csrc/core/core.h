@@ -16,6 +16,12 @@
 
 #include "../kvf.h"
 
+#ifdef __CUDACC__
+#define KV_ANYWHERE __host__ __device__ /* for arithmetic that kernels share */
+#else
+#define KV_ANYWHERE
+#endif
+
 #define KV_NO_TOKEN 0xffffffffu
 #define KV_MAX_STOP 64
 #define KV_MAX_MASS 4
@@ -246,10 +252,16 @@ static inline bool kv_evicts(const kv_live *live, uint32_t rows, uint32_t seen) 
     return live->evict.size != 0 && rows > live->evict.above && seen % live->evict.every == 0;
 }
 /*
- * Before a step: room for one more row in whatever the layer's program keeps; pages of heads that will evict become the
- * sequence's own. After a failure kv_step_trim takes the room back; after a step it drops what evicted rows needed.
+ * What n steps of a sequence of `seen` tokens do to the number of a head's rows: *rows becomes what is left, *evicts whether
+ * any are evicted. Returns the most that the head holds in between. live: NULL without a program.
  */
-int32_t kv_step_reserve(kvf_cache *cache, kv_sequence *s, uint32_t layer, kv_err err);
+uint32_t kv_step_rows(const kv_live *live, uint32_t *rows, uint32_t seen, uint32_t n, bool *evicts);
+/*
+ * Before n steps: room in whatever the layer's program keeps for the most rows that a head holds; pages of heads that will
+ * evict become the sequence's own. After a failure kv_step_trim takes the room back; afterwards it drops what evicted rows
+ * needed.
+ */
+int32_t kv_step_reserve(kvf_cache *cache, kv_sequence *s, uint32_t layer, uint32_t n, kv_err err);
 void kv_step_trim(kvf_cache *cache, kv_sequence *s, uint32_t layer);
 /* After rows of a head were retained: what the program keeps follows. rows: backend memory, ascending, before the move. */
 int32_t kv_step_retain(kvf_cache *cache, kv_sequence *s, uint32_t layer, uint32_t head, const uint32_t *rows, uint32_t n,
@@ -505,7 +517,7 @@ void kv_note_token(kv_sequence *s, uint32_t token);
  * b the draw is -log(-log((b + 0.5) * 2^-24)).
  */
 void kv_draw_keys(uint32_t seed, uint32_t layer, uint32_t head, uint32_t seen, uint32_t keys[2]);
-static inline uint32_t kv_draw_bits(uint32_t position, const uint32_t keys[2]) {
+KV_ANYWHERE static inline uint32_t kv_draw_bits(uint32_t position, const uint32_t keys[2]) {
     uint32_t h = position * 0x9e3779b9u + keys[0];
     for (uint32_t i = 0; i < 2; i++) {
         h = (h ^ (h >> 16)) * 0x85ebca6bu;

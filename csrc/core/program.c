@@ -168,13 +168,33 @@ double kv_step_owned(const kvf_cache *cache, const kv_sequence *s) {
 
 /* ---- Following the rows ---- */
 
-int32_t kv_step_reserve(kvf_cache *cache, kv_sequence *s, uint32_t layer, kv_err err) {
+uint32_t kv_step_rows(const kv_live *live, uint32_t *rows, uint32_t seen, uint32_t n, bool *evicts) {
+    uint32_t most = *rows + (n > 0);
+    *evicts = false;
+    if (live == NULL || live->evict.size == 0) {
+        *rows += n;
+        return *rows;
+    }
+    for (uint32_t i = 1; i <= n; i++) {
+        ++*rows;
+        most = *rows > most ? *rows : most;
+        if (!kv_evicts(live, *rows, seen + i)) continue;
+        *rows = live->evict.keep;
+        *evicts = true;
+    }
+    return most;
+}
+
+int32_t kv_step_reserve(kvf_cache *cache, kv_sequence *s, uint32_t layer, uint32_t n, kv_err err) {
     kv_step *step = kv_step_of(s, layer);
     if (step == NULL) return KVF_OK;
     for (uint32_t h = 0; h < s->n_stored_head; h++) {
         kv_table *t = kv_table_of(s, layer, h);
-        int32_t status = live_grow(cache, s, step, &step->head[h], t->rows + 1, err);
-        if (status == KVF_OK && kv_evicts(&step->head[h], t->rows + 1, s->position + 1)) status = kv_table_own(cache, t, err);
+        bool evicts;
+        uint32_t rows = t->rows;
+        const uint32_t most = kv_step_rows(&step->head[h], &rows, s->position, n, &evicts);
+        int32_t status = live_grow(cache, s, step, &step->head[h], most, err);
+        if (status == KVF_OK && evicts) status = kv_table_own(cache, t, err);
         if (status != KVF_OK) return status;
     }
     return KVF_OK;

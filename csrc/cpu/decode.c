@@ -182,7 +182,7 @@ static int32_t reserve(kvf_cache *cache, kv_sequence **s, uint32_t n, kv_err err
             status = kv_table_reserve(cache, &s[b]->table[i], 1, err);
         }
         for (uint32_t layer = 0; layer < n_layer && status == KVF_OK; layer++) {
-            status = kv_step_reserve(cache, s[b], layer, err);
+            status = kv_step_reserve(cache, s[b], layer, 1, err);
         }
     }
     if (status != KVF_OK) trim_all(cache, s, n);

@@ -233,6 +233,7 @@ static __device__ void plain_chunk(const step_args &a, const cu_slot *s, void *c
                 bool seen = row < in_page;
                 if (seen && a.window != 0) seen = s->position - page_positions<R>((void *)keys, DIM)[row] < a.window;
                 x[k] = seen ? (c[k / 2][j][k % 2 * 2] + c[k / 2][j][k % 2 * 2 + 1]) * a.scale : -INFINITY;
+                if (a.work.acts & CU_WATCHES && row < in_page) note(a, 4 * j + t, page * KVF_PAGE_ROWS + row, x[k]);
             }
             const float shrink = weigh(x, max[j], sum[j]);
 #pragma unroll
@@ -351,7 +352,7 @@ static __global__ void __launch_bounds__(THREADS, TILES == 1 ? 2 : 1) codes_kern
             float acc[DIM / 16][TILES][4] = {};
             while (next.chunk == chunk) {
                 const uint8_t *page = stage + now * PAGE_BYTES;
-                const uint32_t in_page = min((uint32_t)KVF_PAGE_ROWS, packing.packed - next.page * KVF_PAGE_ROWS);
+                const uint32_t row0 = next.page * KVF_PAGE_ROWS, in_page = min((uint32_t)KVF_PAGE_ROWS, packing.packed - row0);
                 next.page += WARPS;
                 settle(&next, packed_chunks, n_packed, per_chunk, warp);
                 copy_wait();
@@ -369,6 +370,7 @@ static __global__ void __launch_bounds__(THREADS, TILES == 1 ? 2 : 1) codes_kern
                         bool seen = slot < in_page;
                         if (seen && a.window != 0) seen = s->position - load_word(page + positions + 4 * slot) < a.window;
                         x[k] = seen ? (c[k / 2][j][k % 2 * 2] + c[k / 2][j][k % 2 * 2 + 1]) * scale[j] : -INFINITY;
+                        if (a.work.acts & CU_WATCHES && slot < in_page) note(a, 4 * j + t, row0 + slot, x[k]);
                     }
                     const float shrink = weigh(x, max[j], sum[j]);
 #pragma unroll

@@ -50,6 +50,7 @@ template <typename R, int VEC>
 static __global__ void __launch_bounds__(THREADS) attention_step_kernel(const step_args a) {
     extern __shared__ float shared[];
     __shared__ void *page[CU_ATTENTION_CHUNK / KVF_PAGE_ROWS];
+    __shared__ uint2 entry[CU_ATTENTION_CHUNK / KVF_PAGE_ROWS]; /* index of the page, and its rows */
     wait_previous();
     allow_next();
     const cu_slot *s = &a.slot[blockIdx.z];
@@ -58,7 +59,8 @@ static __global__ void __launch_bounds__(THREADS) attention_step_kernel(const st
     const size_t table = (size_t)a.layer * s->n_stored + stored;
     if (s->packing[table].packed != 0) return;
     const uint32_t n_row = s->rows[table] + 1, readers = a.n_head / s->n_stored;
-    const uint32_t per_chunk = chunk_rows(n_row), n_chunk = (n_row - 1) / per_chunk + 1;
+    const watched w = watch(a, s, stored, table, n_row);
+    const uint32_t n_slot = w.n_page * KVF_PAGE_ROWS, per_chunk = chunk_rows(n_slot), n_chunk = (n_slot - 1) / per_chunk + 1;
     if (blockIdx.x >= n_chunk) return;
     uint32_t pairs = 1;
     while (pairs < head_dim / 2) pairs *= 2;
@@ -70,30 +72,36 @@ static __global__ void __launch_bounds__(THREADS) attention_step_kernel(const st
     const float *q = a.q + ((size_t)blockIdx.z * a.n_head + stored * readers) * head_dim;
     for (uint32_t i = threadIdx.x; i < readers * head_dim; i += THREADS) qs[i] = q[i] * a.scale;
     for (uint32_t chunk = blockIdx.x; chunk < n_chunk; chunk += gridDim.x) {
-        const uint32_t end = min((chunk + 1) * per_chunk, n_row);
+        const uint32_t end = min((chunk + 1) * per_chunk, n_slot);
         for (uint32_t i = threadIdx.x; i < readers * head_dim; i += THREADS) so_far[i] = 0;
         for (uint32_t r = threadIdx.x; r < readers; r += THREADS) most[r] = -INFINITY, weights[r] = 0;
         for (uint32_t row0 = chunk * per_chunk; row0 < end; row0 += CU_ATTENTION_CHUNK) {
             const uint32_t n = min((uint32_t)CU_ATTENTION_CHUNK, end - row0);
             __syncthreads();
             if (threadIdx.x < CU_ATTENTION_CHUNK / KVF_PAGE_ROWS && threadIdx.x * KVF_PAGE_ROWS < n) {
-                page[threadIdx.x] = s->pages[table * s->cap + row0 / KVF_PAGE_ROWS + threadIdx.x];
+                entry[threadIdx.x] = watched_page(w, row0 / KVF_PAGE_ROWS + threadIdx.x, n_row);
+                page[threadIdx.x] = s->pages[table * s->cap + entry[threadIdx.x].x];
             }
             __syncthreads();
             /* Scores: each warp takes four rows at a time; all lanes stay for the shuffles. */
             for (uint32_t base = warp * 4; base < n; base += THREADS / 8) {
-                const uint32_t row = base + lane / 8;
-                bool seen = row < n;
+                const uint32_t row = base + lane / 8, index = row / KVF_PAGE_ROWS;
+                const bool there = row < n && entry[index].y >> row % KVF_PAGE_ROWS & 1;
+                bool seen = there;
+                uint32_t position = 0;
                 float k[32] = {};
                 if (seen) {
                     void *p = page[row / KVF_PAGE_ROWS];
                     load_key<R, VEC>(page_keys<R>(p) + row % KVF_PAGE_ROWS * head_dim, head_dim, lane % 8, k);
-                    const uint32_t position = page_positions<R>(p, head_dim)[row % KVF_PAGE_ROWS];
+                    position = page_positions<R>(p, head_dim)[row % KVF_PAGE_ROWS];
                     seen = a.window == 0 || s->position - position < a.window;
                 }
                 for (uint32_t r = 0; r < readers; r++) {
                     const float dot = dot_key<VEC>(k, qs + r * head_dim, head_dim, lane % 8);
-                    if (lane % 8 == 0 && row < n) score[r * CU_ATTENTION_CHUNK + row] = seen ? dot : -INFINITY;
+                    if (lane % 8 != 0 || row >= n) continue;
+                    float x = seen ? dot : -INFINITY;
+                    if (there) x = noted(w, r, entry[index].x * KVF_PAGE_ROWS + row % KVF_PAGE_ROWS, position, x);
+                    score[r * CU_ATTENTION_CHUNK + row] = x;
                 }
             }
             __syncthreads();
@@ -118,6 +126,7 @@ static __global__ void __launch_bounds__(THREADS) attention_step_kernel(const st
                 float acc[READER_TILE][2] = {};
                 if (d < head_dim) {
                     for (uint32_t i = group; i < n; i += groups) {
+                        if (!(entry[i / KVF_PAGE_ROWS].y >> i % KVF_PAGE_ROWS & 1)) continue; /* may be anything */
                         const R *v = page_values<R>(page[i / KVF_PAGE_ROWS], head_dim) + i % KVF_PAGE_ROWS * head_dim + d;
                         const float v0 = to_f32(v[0]), v1 = to_f32(v[1]);
 #pragma unroll
@@ -191,13 +200,14 @@ static cudaError_t attend_plain(const cu_device *d, uint32_t row_dtype, uint32_t
 
 int32_t cu_attention_step(kvf_model *model, uint32_t layer, uint32_t row_dtype, const cu_slot *slot, uint32_t n,
                           uint32_t max_stored, uint32_t n_chunk, uint32_t kernels, const float *q, void *out, uint32_t ldo,
-                          float *partial, uint32_t *arrived, kv_err err) {
+                          float *partial, uint32_t *arrived, const cu_program_work *work, kv_err err) {
     const kvf_model_config *c = &model->config;
     const cu_device *d = cu_of(model->dev);
     step_args a = {};
     a.slot = slot, a.q = q, a.partial = partial, a.arrived = arrived, a.out = out, a.out_dtype = c->weight_dtype;
     a.ldo = ldo, a.layer = layer, a.n_head = c->n_head, a.head_dim = c->head_dim;
     a.scale = LOG2E / sqrtf((float)c->head_dim), a.n_chunk = n_chunk, a.window = model->layer_window[layer];
+    a.work = *work;
     /* At least eight blocks a multiprocessor, as far as there are chunks; which block takes a chunk changes no result. */
     const uint32_t wanted = cu_div_up((size_t)8 * d->n_sm, (size_t)n * max_stored);
     const dim3 grid(wanted < n_chunk ? wanted : n_chunk, max_stored, n);

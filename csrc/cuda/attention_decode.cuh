@@ -6,8 +6,7 @@
 #ifndef KVF_CUDA_ATTENTION_DECODE_H
 #define KVF_CUDA_ATTENTION_DECODE_H
 
-#include "numbers.cuh"
-#include "ptx.cuh"
+#include "program.cuh"
 
 typedef struct step_args {
     const cu_slot *slot;
@@ -23,7 +22,55 @@ typedef struct step_args {
     uint32_t window;
     uint32_t out_dtype;
     uint32_t ldo;
+    cu_program_work work; /* of step programs; not CU_WATCHES: nothing to choose from or to note */
 } step_args;
+
+/* What attention of a head goes over, and what it notes, where a step program says so. */
+typedef struct watched {
+    const uint2 *pick; /* NULL: all pages in their order */
+    uint32_t n_page;   /* of the list */
+    uint32_t moves;    /* scores of rows at positions below it are in the lines */
+    float *line;       /* of the head's first query head; NULL: neither read nor written */
+    uint32_t ld;
+    bool notes;        /* scores are written to the line */
+} watched;
+
+static __device__ __forceinline__ watched watch(const step_args &a, const cu_slot *s, uint32_t stored, size_t table,
+                                                uint32_t n_row) {
+    watched w = {NULL, (n_row - 1) / KVF_PAGE_ROWS + 1, 0, NULL, a.work.ld, false};
+    const cu_program *p = a.work.acts & CU_WATCHES ? program_of(s, table) : NULL;
+    if (p == NULL) return w;
+    w.moves = moves_below(p, n_row, s->position + 1);
+    w.notes = p->has_mass;
+    if (w.notes || w.moves > 0) w.line = score_line(a.work, blockIdx.z, stored * (a.n_head / s->n_stored));
+    if (p->pages.size == 0) return w;
+    w.pick = pick_line(a.work, blockIdx.z, stored);
+    w.n_page = a.work.n_pick[(size_t)blockIdx.z * a.work.max_stored + stored];
+    return w;
+}
+/* Notes a score for masses, where CU_WATCHES is set; for kernels without registers to spare. */
+static __device__ __forceinline__ void note(const step_args &a, uint32_t reader, uint32_t row, float x) {
+    const cu_slot *s = &a.slot[blockIdx.z];
+    const uint32_t stored = blockIdx.y;
+    const cu_program *p = program_of(s, (size_t)a.layer * s->n_stored + stored);
+    const uint32_t readers = a.n_head / s->n_stored;
+    if (p == NULL || !p->has_mass || reader >= readers) return;
+    score_line(a.work, blockIdx.z, stored * readers + reader)[row] = x;
+}
+/* Page and rows of entry i of the list. */
+static __device__ __forceinline__ uint2 watched_page(const watched &w, uint32_t i, uint32_t n_row) {
+    if (w.pick != NULL) return w.pick[i];
+    const uint32_t n = min((uint32_t)KVF_PAGE_ROWS, n_row - i * KVF_PAGE_ROWS);
+    return make_uint2(i, n == 32 ? 0xffffffffu : (1u << n) - 1);
+}
+/* The score x of a row, or that of one that moves along; noted. */
+static __device__ __forceinline__ float noted(const watched &w, uint32_t reader, uint32_t row, uint32_t position, float x) {
+    if (w.line == NULL) return x;
+    float *place = w.line + (size_t)reader * w.ld + row;
+    if (row < w.moves && position < w.moves) return *place;
+    if (w.notes) *place = x;
+    return x;
+}
 
 /* Rows of a chunk of a head that holds n_row rows. */
 static __device__ __forceinline__ uint32_t chunk_rows(uint32_t n_row) {
@@ -66,6 +113,7 @@ static __device__ __forceinline__ void finish_head(const step_args &a, uint32_t 
             total += factor * __ldcg(p + 1);
         }
         total = warp_sum(total);
+        if (lane == 0 && a.work.acts & CU_WATCHES) a.work.norm[(size_t)slot * a.n_head + head0 + r] = make_float2(max, total);
         for (uint32_t c = lane; c < n_chunk; c += 32) weight[r * n_chunk + c] /= total;
     }
     __syncthreads();

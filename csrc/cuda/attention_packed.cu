@@ -33,6 +33,7 @@ static __global__ void __launch_bounds__(THREADS) packed_step_kernel(const step_
     const uint32_t n_row = s->rows[table] + 1, readers = a.n_head / s->n_stored, n_packed = packed_pages(packing.packed);
     const uint32_t per_chunk = chunk_rows(n_row), n_chunk = (n_row - 1) / per_chunk + 1;
     if (blockIdx.x >= n_chunk) return;
+    const watched watch_rows = watch(a, s, stored, table, n_row); /* scores are noted for masses; all pages are read */
     void *const *pages = s->pages + table * s->cap;
     const uint32_t lane = threadIdx.x % 32, warp = threadIdx.x / 32;
     float *tile = shared, *qs = tile + KVF_PAGE_ROWS * stride, *score = qs + readers * dim;
@@ -67,6 +68,7 @@ static __global__ void __launch_bounds__(THREADS) packed_step_kernel(const step_
                 bool seen = lane < in_page;
                 if (seen && a.window != 0) seen = s->position - positions[lane] < a.window;
                 if (!seen) x = -INFINITY;
+                if (lane < in_page) x = noted(watch_rows, r, page * KVF_PAGE_ROWS + lane, positions[lane], x);
                 const float max = fmaxf(most[r], warp_max(x)), base = max == -INFINITY ? 0.0f : max;
                 const float weight = exp2f(x - base), sum = warp_sum(weight), factor = exp2f(most[r] - base);
                 __syncwarp();

@@ -9,8 +9,8 @@
 
 enum { WARPS = 8, THREADS = 32 * WARPS };
 
-/* TILES: groups of four readers. */
-template <typename R, int DIM, int TILES>
+/* TILES: groups of four readers. WATCHED: step programs choose pages, or want to know the scores; results are the same. */
+template <typename R, int DIM, int TILES, bool WATCHED>
 static __global__ void __launch_bounds__(THREADS, 1) tile_kernel(const step_args a) {
     constexpr int READERS = 4 * TILES, STEPS = DIM / 32, LANES = DIM / 8, PER = 32 / LANES;
     constexpr int PART = LANES < 16 ? LANES : 16;   /* loads of values in flight */
@@ -27,15 +27,26 @@ static __global__ void __launch_bounds__(THREADS, 1) tile_kernel(const step_args
     if (!s->run || stored >= s->n_stored) return;
     const size_t table = (size_t)a.layer * s->n_stored + stored;
     if (s->packing[table].packed != 0) return;
-    const uint32_t n_row = s->rows[table] + 1, readers = a.n_head / s->n_stored, n_page = (n_row - 1) / KVF_PAGE_ROWS + 1;
-    const uint32_t per_chunk = chunk_rows(n_row) / KVF_PAGE_ROWS, n_chunk = (n_page - 1) / per_chunk + 1;
+    const uint32_t n_row = s->rows[table] + 1, readers = a.n_head / s->n_stored;
+    watched w = {};
+    if (WATCHED) w = watch(a, s, stored, table, n_row);
+    const uint32_t n_page = WATCHED ? w.n_page : (n_row - 1) / KVF_PAGE_ROWS + 1;
+    const uint32_t per_chunk = chunk_rows(n_page * KVF_PAGE_ROWS) / KVF_PAGE_ROWS, n_chunk = (n_page - 1) / per_chunk + 1;
     if (blockIdx.x >= n_chunk) return;
     void *const *pages = s->pages + table * s->cap;
     const float *q = a.q + ((size_t)blockIdx.z * a.n_head + stored * readers) * DIM;
 
     walk next = {blockIdx.x, blockIdx.x * per_chunk + warp};
     settle(&next, n_chunk, n_page, per_chunk, warp);
-    const R *next_keys = next.chunk < n_chunk ? (const R *)pages[next.page] : NULL;
+    const R *next_keys;
+    uint2 next_entry; /* WATCHED: index of the page, and its rows */
+    const auto look_ahead = [&] {
+        next_keys = NULL;
+        if (next.chunk >= n_chunk) return;
+        if (WATCHED) next_entry = watched_page(w, next.page, n_row);
+        next_keys = (const R *)pages[WATCHED ? next_entry.x : next.page];
+    };
+    look_ahead();
     uint4 low[2][STEPS], high[2][STEPS];
     const auto load_keys = [&] {
 #pragma unroll
@@ -43,8 +54,9 @@ static __global__ void __launch_bounds__(THREADS, 1) tile_kernel(const step_args
 #pragma unroll
             for (int i = 0; i < STEPS; i++) {
                 const R *at = next_keys + (m * 16 + g) * DIM + i * 32 + t * 8;
-                low[m][i] = load_rows(at);
-                high[m][i] = load_rows(at + 8 * DIM);
+                if (WATCHED) low[m][i] = high[m][i] = make_uint4(0, 0, 0, 0); /* rows that were not chosen cost nothing */
+                if (!WATCHED || next_entry.y >> (m * 16 + g) & 1) low[m][i] = load_rows(at);
+                if (!WATCHED || next_entry.y >> (m * 16 + g + 8) & 1) high[m][i] = load_rows(at + 8 * DIM);
             }
         }
     };
@@ -67,11 +79,13 @@ static __global__ void __launch_bounds__(THREADS, 1) tile_kernel(const step_args
         for (int j = 0; j < TILES; j++) max[j] = -INFINITY, sum[j] = 0;
         while (next.chunk == chunk) {
             const R *page = next_keys;
-            const uint32_t in_page = min((uint32_t)KVF_PAGE_ROWS, n_row - next.page * KVF_PAGE_ROWS);
+            const uint32_t in_page = WATCHED ? 0 : min((uint32_t)KVF_PAGE_ROWS, n_row - next.page * KVF_PAGE_ROWS);
+            const uint2 entry = next_entry;
+            const auto there = [=](uint32_t row) { return WATCHED ? (entry.y >> row & 1) != 0 : row < in_page; };
             const R *values = page + KVF_PAGE_ROWS * DIM;
             next.page += WARPS;
             settle(&next, n_chunk, n_page, per_chunk, warp);
-            next_keys = next.chunk < n_chunk ? (const R *)pages[next.page] : NULL;
+            look_ahead();
 
             uint4 value[PART];
             const auto load_values = [&](uint32_t first) {
@@ -79,7 +93,7 @@ static __global__ void __launch_bounds__(THREADS, 1) tile_kernel(const step_args
                 for (int i = 0; i < PART; i++) {
                     const uint32_t row = (first + i) * PER + lane / LANES;
                     value[i] = make_uint4(0, 0, 0, 0); /* what lies beyond the rows may be anything */
-                    if (row < in_page) value[i] = load_rows(values + row * DIM + lane % LANES * 8);
+                    if (there(row)) value[i] = load_rows(values + row * DIM + lane % LANES * 8);
                 }
             };
             if (AHEAD) load_values(0);
@@ -106,11 +120,15 @@ static __global__ void __launch_bounds__(THREADS, 1) tile_kernel(const step_args
 #pragma unroll
                 for (int k = 0; k < 4; k++) { /* row g + 8 * k, reader 4 * j + t */
                     const uint32_t row = g + 8 * k;
-                    bool seen = row < in_page;
+                    bool seen = there(row);
                     if (seen && a.window != 0) {
                         seen = s->position - page_positions<R>((void *)page, DIM)[row] < a.window;
                     }
                     x[k] = seen ? (c[k / 2][j][k % 2 * 2] + c[k / 2][j][k % 2 * 2 + 1]) * a.scale : -INFINITY;
+                    if (WATCHED && w.line != NULL && there(row) && 4 * j + t < readers) {
+                        const uint32_t position = w.moves > 0 ? page_positions<R>((void *)page, DIM)[row] : 0;
+                        x[k] = noted(w, 4 * j + t, entry.x * KVF_PAGE_ROWS + row, position, x[k]);
+                    }
                     most = fmaxf(most, x[k]);
                 }
 #pragma unroll
@@ -126,7 +144,7 @@ static __global__ void __launch_bounds__(THREADS, 1) tile_kernel(const step_args
 #pragma unroll
                 for (int step = 4; step < 32; step *= 2) total += __shfl_xor_sync(0xffffffffu, total, step);
                 shrink[j] = exp2f(max[j] - base);
-                sum[j] = sum[j] * shrink[j] + total;
+                sum[j] = fmaf(sum[j], shrink[j], total);
                 max[j] = most;
             }
 #pragma unroll
@@ -186,13 +204,18 @@ static __global__ void __launch_bounds__(THREADS, 1) tile_kernel(const step_args
     finish_head(a, stored, readers, n_chunk, min(gridDim.x, n_chunk), (float *)shared4);
 }
 
-template <typename R, int DIM, int TILES>
-static cudaError_t launch(const cu_device *d, const step_args &a, dim3 grid) {
+template <typename R, int DIM, int TILES, bool WATCHED>
+static cudaError_t launch_kernel(const cu_device *d, const step_args &a, dim3 grid) {
     constexpr size_t bytes = (size_t)WARPS * 4 * TILES * (32 + DIM + 2) * sizeof(float);
     static_assert(bytes >= 4 * TILES * CU_ATTENTION_CHUNKS * sizeof(float), "the last block's weights fit");
-    const cudaError_t e = cudaFuncSetAttribute(tile_kernel<R, DIM, TILES>, cudaFuncAttributeMaxDynamicSharedMemorySize,
+    const cudaError_t e = cudaFuncSetAttribute(tile_kernel<R, DIM, TILES, WATCHED>, cudaFuncAttributeMaxDynamicSharedMemorySize,
                                                (int)bytes);
-    return e != cudaSuccess ? e : cu_launch_next(d, tile_kernel<R, DIM, TILES>, grid, dim3(THREADS), bytes, a);
+    return e != cudaSuccess ? e : cu_launch_next(d, tile_kernel<R, DIM, TILES, WATCHED>, grid, dim3(THREADS), bytes, a);
+}
+
+template <typename R, int DIM, int TILES>
+static cudaError_t launch(const cu_device *d, const step_args &a, dim3 grid) {
+    return a.work.acts & CU_WATCHES ? launch_kernel<R, DIM, TILES, true>(d, a, grid) : launch_kernel<R, DIM, TILES, false>(d, a, grid);
 }
 
 template <typename R, int DIM>

@@ -165,6 +165,10 @@ void cu_decode_free(kvf_model *model);
 
 /* A page: keys [KVF_PAGE_ROWS, head_dim], values [KVF_PAGE_ROWS, head_dim], positions [KVF_PAGE_ROWS] u32. */
 
+struct cu_programs;
+struct cu_program;
+struct cu_program_work;
+
 struct cu_format;
 
 /* How a table's rows are packed, for kernels. */
@@ -199,6 +203,7 @@ typedef struct cu_mirror {
     void **seen_page;    /* host copies of what the device has */
     uint32_t *seen_rows;
     cu_packing *seen_packing;
+    cu_programs *programs; /* NULL before the first one */
 } cu_mirror;
 
 /* Tables of one layer as kernels see them. */
@@ -218,6 +223,8 @@ int32_t cu_mirror_sync(kvf_cache *cache, kv_sequence *s, uint32_t first, uint32_
 int32_t cu_layer_view(kvf_cache *cache, kv_sequence *s, uint32_t layer, cu_view *view, kv_err err);
 /* One table that belongs to no mirror: its page pointers in the staging ring. */
 int32_t cu_table_push(kvf_cache *cache, const kv_table *t, void ***pages, kv_err err);
+/* The table's positions into device memory [rows]. */
+int32_t cu_positions(kvf_cache *cache, const kv_table *t, uint32_t *to, kv_err err);
 
 /* ---- Tables with packed rows (unpack.cu) ---- */
 
@@ -256,6 +263,7 @@ typedef struct cu_slot {
     uint32_t *rows;     /* [n_layer * n_stored] */
     const cu_packing *packing; /* [n_layer * n_stored] */
     float *logits;      /* [vocab] */
+    const cu_program *program; /* [n_layer * n_stored]; NULL: no layer has one */
     uint32_t cap;
     uint32_t n_stored;
     uint32_t live; /* 0: padding of the batch */
@@ -382,10 +390,11 @@ int32_t cu_column_mass(kvf_device *dev, const cu_view *view, uint32_t row_dtype,
 /*
  * One step of attention for a batch, over rows[] + 1 rows. kernels: bit k, some table is of cu_packed_kernel k
  * q: [n, n_head, head_dim] f32   out: [n, ldo] in weight_dtype   partial: cu_partial_bytes   arrived: [n, n_head], zeros
+ * work: of the batch's step programs (program.h)
  */
 int32_t cu_attention_step(kvf_model *model, uint32_t layer, uint32_t row_dtype, const cu_slot *slot, uint32_t n,
                           uint32_t max_stored, uint32_t n_chunk, uint32_t kernels, const float *q, void *out, uint32_t ldo,
-                          float *partial, uint32_t *arrived, kv_err err);
+                          float *partial, uint32_t *arrived, const cu_program_work *work, kv_err err);
 /* Chunks that heads of up to n_row rows may have; one more where plain rows begin a chunk of their own. */
 uint32_t cu_attention_chunks(uint32_t n_row);
 size_t cu_partial_bytes(const kvf_model_config *c, uint32_t n, uint32_t n_chunk);

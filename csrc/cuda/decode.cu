@@ -5,6 +5,7 @@
  * then replayed on the host's tables: it follows from the tokens alone.
  */
 #include "packed.cuh"
+#include "program.h"
 
 enum { AHEAD = 32 /* steps whose rows are reserved together */, GRAPHS = 32 };
 
@@ -15,6 +16,9 @@ typedef struct step_shape {
     uint32_t kernels;   /* of attention: bit k, some table is of cu_packed_kernel k */
     uint32_t row_dtype;
     uint32_t forced;
+    uint32_t acts;      /* cu_acts of step programs */
+    uint32_t n_row;     /* with acts: rows that lines hold */
+    uint32_t n_query;   /* with acts: kept queries that decide what is evicted */
 } step_shape;
 
 typedef struct step_graph {
@@ -38,6 +42,8 @@ struct cu_decode {
     float *partial;
     uint32_t *arrived;    /* [cap, n_head] */
     cu_expert_work experts;
+    void *programs;       /* of step programs: cu_program_work's buffers */
+    size_t program_bytes;
     step_graph graph[GRAPHS];
     uint32_t n_graph;
     uint32_t next_graph;
@@ -80,6 +86,7 @@ void cu_decode_free(kvf_model *model) {
     drop_graphs(w);
     drop_buffers(model->dev, w);
     be_free(model->dev, w->partial);
+    be_free(model->dev, w->programs);
     free(w);
     cu_weights(model)->decode = NULL;
 }
@@ -119,6 +126,28 @@ static int32_t make_buffers(kvf_model *model, cu_decode *w, uint32_t n, kv_err e
     return KVF_OK;
 }
 
+static cu_program_work work_of(const kvf_model *model, const cu_decode *w, const step_shape *shape, size_t *bytes) {
+    cu_program_work work = {};
+    work.acts = shape->acts, work.n = shape->n, work.max_stored = shape->max_stored, work.n_head = model->config.n_head;
+    work.ld = shape->n_row, work.n_query = shape->n_query;
+    *bytes = cu_program_layout(&work, (char *)w->programs);
+    return work;
+}
+
+/* Grows a buffer; new ones make the graphs worthless. */
+static int32_t grow(kvf_model *model, cu_decode *w, void *buffer, size_t *have, size_t bytes, kv_err err) {
+    void *old;
+    if (*have >= bytes) return KVF_OK;
+    drop_graphs(w);
+    memcpy(&old, buffer, sizeof old);
+    be_free(model->dev, old);
+    memset(buffer, 0, sizeof old);
+    *have = 0;
+    CU_PASS(make(model->dev, buffer, bytes, err));
+    *have = bytes;
+    return KVF_OK;
+}
+
 /* Buffers for a step of that shape; new ones make the graphs worthless. */
 static int32_t prepare(kvf_model *model, const step_shape *shape, kv_err err) {
     cu_model *weights = cu_weights(model);
@@ -134,16 +163,10 @@ static int32_t prepare(kvf_model *model, const step_shape *shape, kv_err err) {
             return status;
         }
     }
-    const size_t bytes = cu_partial_bytes(&model->config, shape->n, shape->n_chunk);
-    if (w->partial_bytes < bytes) {
-        drop_graphs(w);
-        be_free(model->dev, w->partial);
-        w->partial = NULL;
-        w->partial_bytes = 0;
-        CU_PASS(make(model->dev, &w->partial, bytes, err));
-        w->partial_bytes = bytes;
-    }
-    return KVF_OK;
+    size_t bytes;
+    CU_PASS(grow(model, w, &w->partial, &w->partial_bytes, cu_partial_bytes(&model->config, shape->n, shape->n_chunk), err));
+    work_of(model, w, shape, &bytes);
+    return grow(model, w, &w->programs, &w->program_bytes, bytes, err);
 }
 
 /* ---- One step ---- */
@@ -185,12 +208,16 @@ static int32_t queue_layer(kvf_model *model, cu_decode *w, uint32_t layer, const
     const cu_layer *l = &cu_weights(model)->layer[layer];
     const uint32_t dtype = c->weight_dtype, n = shape->n;
     cu_skinny_out out = {};
+    size_t bytes;
+    const cu_program_work work = work_of(model, w, shape, &bytes);
     CU_PASS(cu_rms_norm(dev, dtype, w->h, l->qkv.ld, w->x, l->attn_norm, n, c->hidden, c->norm_eps, err));
     out.epilogue = CU_STORE, out.out = w->qkv, out.ld = cu_qkv_width(c);
     CU_PASS(cu_skinny(dev, dtype, &l->qkv, w->h, n, out, err));
     CU_PASS(cu_rope_step(model, layer, shape->row_dtype, w->qkv, w->slot, n, w->q, err));
+    CU_PASS(cu_programs_before(model, layer, shape->row_dtype, w->slot, w->q, &work, w->arrived, err));
     CU_PASS(cu_attention_step(model, layer, shape->row_dtype, w->slot, n, shape->max_stored, shape->n_chunk,
-                              shape->kernels, w->q, w->attention, l->o.ld, w->partial, w->arrived, err));
+                              shape->kernels, w->q, w->attention, l->o.ld, w->partial, w->arrived, &work, err));
+    CU_PASS(cu_programs_after(model, layer, shape->row_dtype, w->slot, &work, err));
     out.epilogue = CU_ADD, out.out = w->x, out.ld = c->hidden, out.bias = l->o_bias;
     CU_PASS(cu_skinny(dev, dtype, &l->o, w->attention, n, out, err));
     CU_PASS(cu_rms_norm(dev, dtype, w->h, l->gate_up.ld, w->x, l->mlp_norm, n, c->hidden, c->norm_eps, err));
@@ -266,28 +293,48 @@ static uint32_t table_count(const kvf_cache *cache, const kv_sequence *s) {
     return cache->config.n_layer * s->n_stored_head;
 }
 
-/* Rows that `steps` steps append to one sequence at most. */
+/* Tokens that `steps` steps run of one sequence at most. */
 static uint32_t rows_needed(const kv_sequence *s, uint32_t steps, bool forced) {
     if (s->finished) return 0;
     return forced || s->pending != KV_NO_TOKEN ? steps : steps - 1;
 }
 
+/* Gives back what rows do not need. */
+static void trim(kvf_cache *cache, kv_sequence **s, uint32_t n) {
+    for (uint32_t b = 0; b < n; b++) {
+        for (uint32_t i = 0; i < table_count(cache, s[b]); i++) kv_table_trim(cache, &s[b]->table[i]);
+        for (uint32_t layer = 0; layer < cache->config.n_layer; layer++) kv_step_trim(cache, s[b], layer);
+    }
+}
+
+/* Room in one layer for the rows that n steps append, as far as a step program leaves them there. */
+static int32_t reserve_layer(kvf_cache *cache, kv_sequence *s, uint32_t layer, uint32_t n, kv_err err) {
+    const kv_step *step = kv_step_of(s, layer);
+    for (uint32_t h = 0; h < s->n_stored_head; h++) {
+        kv_table *t = kv_table_of(s, layer, h);
+        bool evicts;
+        uint32_t rows = t->rows;
+        const uint32_t most = kv_step_rows(step == NULL ? NULL : &step->head[h], &rows, s->position, n, &evicts);
+        CU_PASS(kv_table_reserve(cache, t, most - t->rows, err));
+    }
+    return kv_step_reserve(cache, s, layer, n, err);
+}
+
 static int32_t reserve(kvf_cache *cache, kv_sequence **s, uint32_t n, uint32_t steps, bool forced, kv_err err) {
     for (uint32_t b = 0; b < n; b++) {
         const uint32_t rows = rows_needed(s[b], steps, forced);
-        for (uint32_t i = 0; i < table_count(cache, s[b]) && rows > 0; i++) {
-            const int32_t status = kv_table_reserve(cache, &s[b]->table[i], rows, err);
+        for (uint32_t layer = 0; layer < cache->config.n_layer && rows > 0; layer++) {
+            const int32_t status = reserve_layer(cache, s[b], layer, rows, err);
             if (status == KVF_OK) continue;
-            for (uint32_t u = 0; u <= b; u++) {
-                for (uint32_t k = 0; k < table_count(cache, s[u]); k++) kv_table_trim(cache, &s[u]->table[k]);
-            }
+            trim(cache, s, b + 1);
             return status;
         }
     }
     return KVF_OK;
 }
 
-static void fill_slot(cu_slot *slot, const kv_sequence *s, const cu_mirror *m) {
+static void fill_slot(cu_slot *slot, const kv_sequence *s, const cu_mirror *m, const cu_program *program) {
+    slot->program = program;
     slot->pages = m->pages, slot->rows = m->rows, slot->packing = m->packing, slot->logits = s->logits, slot->cap = m->cap;
     slot->n_stored = s->n_stored_head, slot->live = 1, slot->position = s->position, slot->pending = s->pending;
     slot->n_generated = s->n_generated, slot->finished = s->finished, slot->top_k = s->sampling.top_k;
@@ -306,7 +353,9 @@ static int32_t send_state(kvf_model *model, kvf_cache *cache, kv_sequence **s, u
     for (uint32_t b = 0; b < n; b++) {
         cu_mirror *m;
         CU_PASS(cu_mirror_sync(cache, s[b], 0, table_count(cache, s[b]), &m, err));
-        fill_slot(&host[b], s[b], m);
+        const cu_program *program;
+        CU_PASS(cu_program_sync(cache, s[b], 0, table_count(cache, s[b]), &program, err));
+        fill_slot(&host[b], s[b], m, program);
     }
     CU_PASS(be_upload(model->dev, w->slot, host, shape->n * sizeof *host, err));
     CU_PASS(be_upload(model->dev, w->control, &control, sizeof control, err));
@@ -328,6 +377,10 @@ static step_shape shape_of(kvf_cache *cache, kv_sequence **s, uint32_t n, bool f
             if (t->n_page > longest) longest = t->n_page;
             shape.kernels |= 1u << (t->packed == 0 ? (uint32_t)CU_ATTEND_PLAIN : ((const cu_format_impl *)t->format->impl)->kernel);
         }
+        shape.acts |= cu_acts_of(cache, s[b], &shape.n_query);
+    }
+    if (shape.acts != 0) {
+        for (shape.n_row = KVF_PAGE_ROWS; shape.n_row < longest * KVF_PAGE_ROWS;) shape.n_row *= 2;
     }
     const uint32_t n_chunk = cu_attention_chunks(longest * KVF_PAGE_ROWS) + (shape.kernels >> CU_ATTEND_CODES_4 != 0);
     for (shape.n_chunk = 1; shape.n_chunk < n_chunk;) shape.n_chunk *= 2;
@@ -381,10 +434,7 @@ static void follow(kvf_cache *cache, kv_sequence *s, const uint32_t *forced, uin
     if (s->finished) return;
     if (forced != NULL || s->pending != KV_NO_TOKEN) {
         cu_mirror *m = (cu_mirror *)s->impl;
-        for (uint32_t i = 0; i < table_count(cache, s); i++) {
-            s->table[i].rows++;
-            m->seen_rows[i]++;
-        }
+        cu_programs_follow(cache, s, m->seen_rows);
         s->position++;
         s->pending = KV_NO_TOKEN;
     }
@@ -463,8 +513,6 @@ extern "C" int32_t be_decode(kvf_model *model, kvf_cache *cache, kv_sequence **s
         done += ran;
         if (poll != NULL) poll[1] = poll[1] + ran;
     }
-    for (uint32_t b = 0; b < n_sequence; b++) {
-        for (uint32_t i = 0; i < table_count(cache, s[b]); i++) kv_table_trim(cache, &s[b]->table[i]);
-    }
+    trim(cache, s, n_sequence);
     return status;
 }

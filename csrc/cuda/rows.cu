@@ -1,5 +1,6 @@
 /* Rows in pages: gathering, reading, writing, unions of row lists. */
 #include "numbers.cuh"
+#include "program.h"
 
 extern "C" uint32_t be_page_bytes(const kvf_cache_config *config) {
     const size_t rows = 2 * (size_t)config->head_dim * cu_dtype_bytes(config->row_dtype) + sizeof(uint32_t);
@@ -130,20 +131,79 @@ extern "C" int32_t be_read_rows(kvf_cache *cache, const kv_table *t, uint32_t wh
     return be_download(cache->dev, to_host, rows, bytes, err);
 }
 
-extern "C" int32_t be_read_positions(kvf_cache *cache, const kv_table *t, uint32_t *to_host, kv_err err) {
-    void **pages, *positions;
-    CU_PASS(cu_enter(cache->dev, err));
-    CU_PASS(cu_scratch(cache->dev, &positions, t->rows * sizeof(uint32_t), err));
-    if (t->packed > 0) {
-        CU_PASS(cu_packed_positions(cache, t, (uint32_t *)positions, err));
-        return be_download(cache->dev, to_host, positions, t->rows * sizeof(uint32_t), err);
-    }
+int32_t cu_positions(kvf_cache *cache, const kv_table *t, uint32_t *to, kv_err err) {
+    void **pages;
+    if (t->packed > 0) return cu_packed_positions(cache, t, to, err);
     CU_PASS(cu_table_push(cache, t, &pages, err));
     CU_WITH_TYPE(cache->config.row_dtype, R,
                  (positions_kernel<R><<<cu_div_up(t->rows, 256), 256, 0, cu_of(cache->dev)->stream>>>(
-                     (uint32_t *)positions, pages, t->rows, cache->config.head_dim)));
+                     to, pages, t->rows, cache->config.head_dim)));
     CU_LAUNCHED("reading positions");
+    return KVF_OK;
+}
+
+extern "C" int32_t be_read_positions(kvf_cache *cache, const kv_table *t, uint32_t *to_host, kv_err err) {
+    void *positions;
+    CU_PASS(cu_enter(cache->dev, err));
+    CU_PASS(cu_scratch(cache->dev, &positions, t->rows * sizeof(uint32_t), err));
+    CU_PASS(cu_positions(cache, t, (uint32_t *)positions, err));
     return be_download(cache->dev, to_host, positions, t->rows * sizeof(uint32_t), err);
+}
+
+/* ---- Order ---- */
+
+/* order[k] becomes the row with the k-th position: a thread counts how many positions are before its own. */
+static __global__ void __launch_bounds__(256) order_kernel(uint32_t *order, const uint32_t *position, uint32_t n) {
+    __shared__ uint32_t tile[256];
+    const uint32_t i = blockIdx.x * 256 + threadIdx.x, mine = i < n ? position[i] : 0;
+    uint32_t before = 0;
+    for (uint32_t base = 0; base < n; base += 256) {
+        __syncthreads();
+        tile[threadIdx.x] = base + threadIdx.x < n ? position[base + threadIdx.x] : KV_NO_TOKEN;
+        __syncthreads();
+        for (int k = 0; k < 256; k++) before += tile[k] < mine;
+    }
+    if (i < n) order[before] = i;
+}
+
+static __global__ void count_kernel(uint32_t *list, uint32_t n) {
+    const uint32_t i = blockIdx.x * blockDim.x + threadIdx.x;
+    if (i < n) list[i] = i;
+}
+
+extern "C" int32_t be_order_rows(kvf_cache *cache, kv_sequence *s, uint32_t layer, uint32_t head, kv_err err) {
+    kvf_device *dev = cache->dev;
+    cudaStream_t stream = cu_of(dev)->stream;
+    const kv_table *t = kv_table_of(s, layer, head);
+    const uint32_t n = t->rows, n_page = cu_div_up(n, KVF_PAGE_ROWS), head_dim = cache->config.head_dim;
+    const size_t list_bytes = ((size_t)n * sizeof(uint32_t) + 255) / 256 * 256;
+    void *work, **to, **from, **places;
+    CU_PASS(cu_enter(dev, err));
+    if (n == 0) return KVF_OK;
+    /* Positions, later every row's own number; the order; then pages in order, or masses in order. */
+    const size_t mass_bytes = (size_t)kv_readers(cache, s) * n * sizeof(float), page_bytes = (size_t)n_page * cache->page_bytes;
+    CU_PASS(cu_scratch(dev, &work, 2 * list_bytes + (mass_bytes > page_bytes ? mass_bytes : page_bytes), err));
+    uint32_t *position = (uint32_t *)work, *order = (uint32_t *)((char *)work + list_bytes);
+    char *room = (char *)work + 2 * list_bytes;
+    CU_PASS(cu_positions(cache, t, position, err));
+    order_kernel<<<cu_div_up(n, 256), 256, 0, stream>>>(order, position, n);
+    CU_LAUNCHED("ordering rows");
+    CU_PASS(cu_masses_order(cache, s, layer, head, order, n, (float *)room, err));
+    places = (void **)malloc(n_page * sizeof *places);
+    if (places == NULL) return kv_fail(err, KVF_ERR_MEMORY, "Cannot put rows in order as memory ran out");
+    for (uint32_t i = 0; i < n_page; i++) places[i] = room + (size_t)i * cache->page_bytes;
+    const int32_t pushed = cu_push(dev, (void **)&to, places, n_page * sizeof *places, err);
+    free(places);
+    CU_PASS(pushed);
+    CU_PASS(cu_table_push(cache, t, &from, err));
+    count_kernel<<<cu_div_up(n, 256), 256, 0, stream>>>(position, n);
+    CU_LAUNCHED("ordering rows");
+    CU_WITH_TYPE(cache->config.row_dtype, R, (gather_kernel<R><<<cu_div_up(n, 8), 256, 0, stream>>>(to, from, order, n, head_dim)));
+    CU_LAUNCHED("ordering rows");
+    CU_WITH_TYPE(cache->config.row_dtype, R,
+                 (gather_kernel<R><<<cu_div_up(n, 8), 256, 0, stream>>>(from, to, position, n, head_dim)));
+    CU_LAUNCHED("ordering rows");
+    return KVF_OK;
 }
 
 static int32_t write_rows(kvf_cache *cache, const kv_table *t, const float *k, const float *v, uint32_t n, bool positions,

@@ -1,5 +1,6 @@
 /* Scores that read a layer's rows or prefill's records, and the records themselves. */
 #include "numbers.cuh"
+#include "program.h"
 #include "window.cuh"
 
 /* ---- Records ---- */
@@ -95,46 +96,6 @@ static __global__ void reduce_kernel(float *out, const float *mass, uint32_t n_r
     out[(size_t)stored * n_row + row] = reduce == KVF_MEAN ? x / (float)readers : x;
 }
 
-/*
- * Maximum over the group before the sum over the queries. A block owns a page of one stored head; warp w takes the queries
- * w, w + 8, ..., lanes are the page's rows.
- */
-template <typename R>
-static __global__ void __launch_bounds__(256) max_first_kernel(float *out, cu_view view, cu_queries queries,
-                                                               const float *lse, uint32_t n_row, float scale,
-                                                               float divide) {
-    extern __shared__ float keys[]; /* [32, head_dim + 1] */
-    __shared__ float part[8][32];
-    const uint32_t lane = threadIdx.x % 32, warp = threadIdx.x / 32, stored = blockIdx.y, head_dim = view.head_dim;
-    const uint32_t row = blockIdx.x * KVF_PAGE_ROWS + lane, stride = head_dim + 1;
-    void *page = view.pages[(size_t)stored * view.cap + blockIdx.x];
-    const uint32_t in_page = min((uint32_t)KVF_PAGE_ROWS, view.rows[stored] - blockIdx.x * KVF_PAGE_ROWS);
-    for (uint32_t i = threadIdx.x; i < KVF_PAGE_ROWS * head_dim; i += 256) {
-        const uint32_t r = i / head_dim;
-        keys[r * stride + i % head_dim] = r < in_page ? to_f32(page_keys<R>(page)[i]) : 0.0f;
-    }
-    __syncthreads();
-    const uint32_t position = lane < in_page ? page_positions<R>(page, head_dim)[lane] : KV_NO_TOKEN;
-    float sum = 0;
-    for (uint32_t i = warp; i < queries.n; i += 8) {
-        float max = 0;
-        for (uint32_t r = 0; r < view.readers; r++) {
-            const uint32_t head = stored * view.readers + r;
-            const float *q = queries.q + head * queries.head_stride + (size_t)i * head_dim;
-            float dot = 0;
-            for (uint32_t d = 0; d < head_dim; d++) dot = fmaf(q[d], keys[lane * stride + d], dot);
-            const float p = exp2f(dot * scale - lse[(size_t)head * queries.n + i] * LOG2E);
-            if (position <= queries.position + i) max = fmaxf(max, p);
-        }
-        sum += max;
-    }
-    part[warp][lane] = sum;
-    __syncthreads();
-    if (warp > 0 || row >= n_row) return;
-    for (int w = 1; w < 8; w++) sum += part[w][lane];
-    out[(size_t)stored * n_row + row] = sum / divide;
-}
-
 /* be_scores_window over the rows of a view, which are plain and in order of position. */
 static int32_t window_scores(kvf_cache *cache, kv_sequence *s, uint32_t layer, cu_view view, uint32_t window, uint32_t flags,
                              uint32_t reduce, float *out, uint32_t n_row, kv_err err) {
@@ -143,9 +104,6 @@ static int32_t window_scores(kvf_cache *cache, kv_sequence *s, uint32_t layer, c
     const kv_observations *o = s->observe;
     const uint32_t head_dim = cache->config.head_dim, n_head = cache->config.n_head, dtype = cache->config.row_dtype;
     const float divide = flags & KVF_WINDOW_MEAN ? (float)window : 1.0f;
-    if (flags & KVF_WINDOW_HITS) {
-        return kv_fail(err, KVF_ERR_DEVICE, "Cannot count hits as the CUDA build does not do that yet: use the CPU");
-    }
     cu_queries queries = {};
     queries.q = o->window_q[layer] + (size_t)(o->n_window - window) * head_dim;
     queries.head_stride = (size_t)o->n_window * head_dim;
@@ -154,12 +112,13 @@ static int32_t window_scores(kvf_cache *cache, kv_sequence *s, uint32_t layer, c
     const size_t lse_bytes = (size_t)n_head * window * sizeof(float), mass_bytes = (size_t)n_head * n_row * sizeof(float);
     const size_t partial_bytes = cu_window_bytes(n_head, window, o->n_token);
     const bool maxima = flags & KVF_WINDOW_REDUCE_FIRST && reduce == KVF_MAX && s->n_stored_head < n_head;
+    const bool hits = flags & KVF_WINDOW_HITS;
     cudaError_t ran;
     CU_PASS(cu_scratch(dev, &work, partial_bytes + lse_bytes + mass_bytes + window, err));
     float *lse = (float *)((char *)work + partial_bytes), *mass = lse + (size_t)n_head * window;
     uint8_t *sets = (uint8_t *)(mass + (size_t)n_head * n_row);
-    if (cu_window_scores(dev, &view, dtype, &queries, maxima, divide, o->n_token, work, lse, maxima ? out : mass, n_row,
-                         &ran)) {
+    if (!hits && cu_window_scores(dev, &view, dtype, &queries, maxima, divide, o->n_token, work, lse, maxima ? out : mass,
+                                  n_row, &ran)) {
         CU_TRY(ran, "window scores");
         if (maxima) return KVF_OK;
         reduce_kernel<<<dim3(cu_div_up(n_row, 256), s->n_stored_head), 256, 0, stream>>>(out, mass, n_row, n_row,
@@ -167,16 +126,11 @@ static int32_t window_scores(kvf_cache *cache, kv_sequence *s, uint32_t layer, c
         CU_LAUNCHED("window scores");
         return KVF_OK;
     }
-    CU_PASS(cu_attention_prefill(dev, &view, dtype, &queries, NULL, 0, 0, lse, err));
-    if (maxima) {
-        const dim3 grid(cu_div_up(n_row, KVF_PAGE_ROWS), s->n_stored_head);
-        const size_t bytes = (size_t)KVF_PAGE_ROWS * (head_dim + 1) * sizeof(float);
-        const float scale = LOG2E / sqrtf((float)head_dim);
-        CU_WITH_TYPE(dtype, R,
-                     (max_first_kernel<R><<<grid, 256, bytes, stream>>>(out, view, queries, lse, n_row, scale, divide)));
-        CU_LAUNCHED("window scores");
-        return KVF_OK;
+    if (maxima || hits) {
+        const cu_kept kept = {o->window_q[layer], queries.head_stride, o->n_window, o->n_token - o->n_window, queries.position, window};
+        return cu_kept_scores(cache, &view, &kept, flags, reduce, o->n_token - n_row, o->n_token, out, n_row, err);
     }
+    CU_PASS(cu_attention_prefill(dev, &view, dtype, &queries, NULL, 0, 0, lse, err));
     /* Sums and means commute with the sum over the queries: both orders are one. */
     CU_TRY(cudaMemsetAsync(sets, 1, window, stream), "window scores");
     CU_PASS(cu_column_mass(dev, &view, dtype, &queries, lse, sets, 1, &mass, n_row, err));
@@ -194,24 +148,48 @@ static __global__ void reorder_kernel(float *out, const float *in, const uint32_
     out[(size_t)stored * n_row + row] = in[(size_t)stored * n_in + rank[(size_t)stored * n_in + row]];
 }
 
-extern "C" int32_t be_scores_window(kvf_cache *cache, kv_sequence *s, uint32_t layer, uint32_t window, uint32_t flags,
-                                    uint32_t reduce, float *out, uint32_t n_row, kv_err err) {
+/*
+ * Scores of a layer's rows by score(view, n_row, out, ld), which wants plain rows in order of position: of packed tables
+ * all n_row rows are scored that way, and put where the rows are. n_out: rows of `out`.
+ */
+template <typename Score>
+static int32_t score_plain(kvf_cache *cache, kv_sequence *s, uint32_t layer, float *out, uint32_t n_out, Score score, kv_err err) {
     cu_plain plain;
-    CU_PASS(cu_enter(cache->dev, err));
     CU_PASS(cu_plain_open(cache, s, layer, &plain, err));
-    if (plain.data == NULL) return window_scores(cache, s, layer, plain.view, window, flags, reduce, out, n_row, err);
-    /* Of packed tables all rows are scored in order of position, and the results put where the rows are. */
+    if (plain.data == NULL) return score(plain.view, n_out, out);
     float *all = NULL;
     int32_t status = cu_alloc(cache->dev, (void **)&all, (size_t)s->n_stored_head * plain.n_row * sizeof *all, "scores", err);
-    if (status == KVF_OK) status = window_scores(cache, s, layer, plain.view, window, flags, reduce, all, plain.n_row, err);
+    if (status == KVF_OK) status = score(plain.view, plain.n_row, all);
     if (status == KVF_OK) {
-        reorder_kernel<<<dim3(cu_div_up(n_row, 256), s->n_stored_head), 256, 0, cu_of(cache->dev)->stream>>>(
-            out, all, plain.rank, plain.view.rows, n_row, plain.n_row);
-        status = cu_check(cudaGetLastError(), "window scores", err);
+        reorder_kernel<<<dim3(cu_div_up(n_out, 256), s->n_stored_head), 256, 0, cu_of(cache->dev)->stream>>>(
+            out, all, plain.rank, plain.view.rows, n_out, plain.n_row);
+        status = cu_check(cudaGetLastError(), "scores", err);
     }
     be_free(cache->dev, all);
     cu_plain_close(cache, &plain);
     return status;
+}
+
+extern "C" int32_t be_scores_window(kvf_cache *cache, kv_sequence *s, uint32_t layer, uint32_t window, uint32_t flags,
+                                    uint32_t reduce, float *out, uint32_t n_row, kv_err err) {
+    CU_PASS(cu_enter(cache->dev, err));
+    const auto score = [=](const cu_view &view, uint32_t n, float *to) {
+        return window_scores(cache, s, layer, view, window, flags, reduce, to, n, err);
+    };
+    return score_plain(cache, s, layer, out, n_row, score, err);
+}
+
+extern "C" int32_t be_scores_kept(kvf_cache *cache, kv_sequence *s, uint32_t layer, uint32_t window, uint32_t flags,
+                                  uint32_t reduce, float *out, uint32_t ld, kv_err err) {
+    const kv_step *step = kv_step_of(s, layer);
+    const uint32_t size = step->queries.last, less = flags & KVF_WINDOW_ALL_ROWS ? 0 : window;
+    const cu_kept kept = {step->ring, (size_t)size * cache->config.head_dim, size, 0, s->position - window, window};
+    CU_PASS(cu_enter(cache->dev, err));
+    /* Heads hold different numbers of rows: a packed layer's are all scored, so what lies behind a head's own is cut off. */
+    const auto score = [=](const cu_view &view, uint32_t n, float *to) {
+        return cu_kept_scores(cache, &view, &kept, flags, reduce, n == ld ? less : 0, ld + less, to, n, err);
+    };
+    return score_plain(cache, s, layer, out, ld, score, err);
 }
 
 extern "C" int32_t be_scores_mass(kvf_cache *cache, kv_sequence *s, uint32_t layer, uint32_t mass, uint32_t reduce,

@@ -42,4 +42,29 @@ static __device__ void radix_cut(cut_state *state, Key key, size_t n, uint32_t k
     *ties = state->left;
 }
 
+/*
+ * Calls use(i, rank) for every i < n with is(i), where rank counts those before it; returns how many there are. All threads
+ * of the block call it, with `part` shared [32].
+ */
+template <typename Is, typename Use>
+static __device__ uint32_t for_each_ranked(uint32_t *part, uint32_t n, Is is, Use use) {
+    const uint32_t lane = threadIdx.x % 32, warp = threadIdx.x / 32, n_warp = blockDim.x / 32;
+    uint32_t before = 0;
+    for (uint32_t base = 0; base < n; base += blockDim.x) {
+        const uint32_t i = base + threadIdx.x;
+        const bool mine = i < n && is(i);
+        const uint32_t vote = __ballot_sync(0xffffffffu, mine);
+        __syncthreads();
+        if (lane == 0) part[warp] = __popc(vote);
+        __syncthreads();
+        uint32_t rank = before + __popc(vote & ((1u << lane) - 1));
+        for (uint32_t w = 0; w < n_warp; w++) {
+            if (w < warp) rank += part[w];
+            before += part[w];
+        }
+        if (mine) use(i, rank);
+    }
+    return before;
+}
+
 #endif

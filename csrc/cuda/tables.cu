@@ -3,6 +3,7 @@
  * the last time is sent as a list of changes. During decode the device advances its row counts itself and the host follows.
  */
 #include "packed.cuh"
+#include "program.h"
 
 enum { CHANGED_PAGE, CHANGED_ROWS, CHANGED_PACKING, PACKING_WORDS = sizeof(cu_packing) / sizeof(uint64_t) };
 
@@ -24,6 +25,7 @@ static __global__ void change_kernel(void **pages, uint32_t *rows, uint64_t *pac
 
 static void mirror_close(kvf_device *dev, cu_mirror *m) {
     if (m == NULL) return;
+    cu_programs_close(dev, m->programs);
     be_free(dev, m->pages);
     be_free(dev, m->rows);
     be_free(dev, m->packing);

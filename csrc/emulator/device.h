@@ -91,6 +91,12 @@ static inline T atomicMax(T *to, T value) {
     return old;
 }
 template <typename T>
+static inline T atomicOr(T *to, T value) {
+    const T old = *to;
+    *to = old | value;
+    return old;
+}
+template <typename T>
 static inline T atomicExch(T *to, T value) {
     const T old = *to;
     *to = value;

@@ -91,6 +91,15 @@ export function table(
         ]);
       }
     }
+    if (line.what === "program") {
+      const plain = Number(line.plain_ms);
+      rows.push([
+        `step of ${line.name}, batch ${batch}, ${n} rows, ${line.rows} read`,
+        time(ms),
+        `${time(plain)} without`,
+        `${(100 * (ms / plain - 1)).toFixed(1)} % more`,
+      ]);
+    }
     if (line.what === "attention") {
       const peer = peers.filter((p) => p.what === "attention" && p.n === n);
       const name = `attention of a layer, ${n} tokens, ${

@@ -17,7 +17,7 @@ import {
 } from "../../ffi/mod.ts";
 import { loadMethod, METHODS, resolveMethod } from "../../methods/mod.ts";
 import type { Granularity, Policy } from "../../methods/types.ts";
-import { BUILD, KIND, MODEL_BUILD } from "../ffi/tiny.ts";
+import { BUILD, MODEL_BUILD } from "../ffi/tiny.ts";
 
 const MODELS = fromFileUrl(new URL("../goldens/models", import.meta.url));
 const prompt = (length: number, seed = 0): number[] =>
@@ -30,9 +30,6 @@ function configuration(
 ): Configuration {
   return crossConfigurations([METHODS.get(name)!], [], given, granularity)[0]!;
 }
-
-/** The CUDA build refuses step programs by name. */
-const ignore = KIND === "cuda";
 
 /** Largest relative difference of two rows of logits. */
 function distance(a: Float32Array, b: Float32Array): number {
@@ -59,7 +56,7 @@ for (const granularity of ["kv_head", "query_head"] as const) {
       const title = `${name} with ${
         JSON.stringify(own)
       } rolls on ${family} in ${granularity} layout as if it chose anew after every token`;
-      Deno.test(title, { ignore }, async () => {
+      Deno.test(title, async () => {
         using model = await LanguageModel.load(
           `${MODELS}/${family}`,
           MODEL_BUILD,
@@ -120,7 +117,7 @@ for (const [name, variant] of AGAIN) {
   const title = `${name} with ${
     JSON.stringify(variant)
   } acts again every 6 tokens and holds its budget`;
-  Deno.test(title, { ignore }, async () => {
+  Deno.test(title, async () => {
     using model = await LanguageModel.load(`${MODELS}/llama`, MODEL_BUILD);
     const method = resolveMethod(name);
     const budget = 24;
@@ -156,7 +153,6 @@ for (const [name, variant] of AGAIN) {
 
 Deno.test(
   "quest reads everything with an ample budget, and less with a small one",
-  { ignore },
   async () => {
     for (const family of ["llama", "mistral-swa", "qwen3"]) {
       using model = await LanguageModel.load(
@@ -213,7 +209,6 @@ function shallow(device: Device): NativeModel {
 
 Deno.test(
   "streamingllm with compat paper sees a cache whose rows were counted anew",
-  { ignore },
   async () => {
     using device = new Device({ ...BUILD, threads: 1 });
     using model = shallow(device);
@@ -258,7 +253,6 @@ Deno.test(
 
 Deno.test(
   "a long generation stays within budget and memory",
-  { ignore },
   async () => {
     using model = await LanguageModel.load(`${MODELS}/llama`, MODEL_BUILD);
     const { layers } = model.shape;
@@ -314,7 +308,7 @@ Deno.test(
   },
 );
 
-Deno.test("a user's own method may act in every step", { ignore }, async () => {
+Deno.test("a user's own method may act in every step", async () => {
   const path = new URL("../methods/fixtures/tova.ts", import.meta.url);
   const tova = await loadMethod(fromFileUrl(path));
   using model = await LanguageModel.load(`${MODELS}/llama`, MODEL_BUILD);

@@ -16,7 +16,7 @@ Deno.test("linearFlop() and attentionFlop() count the operations of Llama-3-8B",
   assertAlmostEquals(attentionFlop(LLAMA_8B, 8192) / 1e12, 17.6, 0.05);
 });
 
-Deno.test("table() sets decode against the bytes of a step and attention against the peers", () => {
+Deno.test("table() sets decode against the bytes of a step and attention against the peers, programs against plain steps", () => {
   const text = table(LLAMA_8B, [
     { what: "device", name: "a GPU" },
     { what: "copy", bytes_per_s: 4e12 },
@@ -24,6 +24,15 @@ Deno.test("table() sets decode against the bytes of a step and attention against
     { what: "products", n: 8192, flop_per_s: 7e14, blas: true },
     { what: "attention", n: 8192, ms: 1.1, flop_per_s: 5e14 },
     { what: "decode", batch: 1, n: 8192, rows: 0, ms: 5, bytes: 16e9 },
+    {
+      what: "program",
+      name: "H2O",
+      batch: 1,
+      n: 4096,
+      rows: 4096,
+      ms: 4.12,
+      "plain_ms": 4,
+    },
   ], [{ what: "attention", peer: "flash", n: 8192, ms: 2.2 }]);
   assert(
     text.startsWith("a GPU: copy 4.00 TB/s, read 4.50 TB/s, products of a"),
@@ -31,6 +40,11 @@ Deno.test("table() sets decode against the bytes of a step and attention against
   assert(
     text.includes(
       "| decode, batch 1, 8192 tokens, full | 5.00 ms | 4.00 ms | 1.25 |",
+    ),
+  );
+  assert(
+    text.includes(
+      "| step of H2O, batch 1, 4096 rows, 4096 read | 4.12 ms | 4.00 ms without | 3.0 % more |",
     ),
   );
   assert(text.includes("| 1.10 ms | flash 2.20 ms | 0.50 |"));
