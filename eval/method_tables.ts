@@ -35,12 +35,26 @@ export const TABLE_OPTIONS: Readonly<Record<string, number>> = {
 /** Bits of methods that pack all rows and have no budget. */
 const TABLE_BITS: readonly number[] = [2, 4];
 
+/**
+ * Methods without a budget or bits that are shown more than once. MInference's own sizes take in all of 2048 tokens, so
+ * each pattern is also shown at sizes that leave most of them out.
+ */
+const TABLE_VARIANTS: Readonly<Record<string, Record<string, unknown>[]>> = {
+  minference: [
+    {},
+    { pattern: "vertical_and_slash", firstSize: 64, secondSize: 128 },
+    { pattern: "stream_llm", firstSize: 64, secondSize: 512 },
+    { pattern: "block_sparse", firstSize: 8 },
+  ],
+  minicache: [{}, { compat: "paper" }],
+};
+
 /** What a method is shown with: its options apart from those of {@linkcode TABLE_OPTIONS}. */
 function variantsOf(method: AnyMethod): Record<string, unknown>[] {
   if (!("budget" in method.options)) {
     return "bits" in method.options
       ? TABLE_BITS.map((bits) => ({ bits }))
-      : [{}];
+      : TABLE_VARIANTS[method.name] ?? [{}];
   }
   // Merging of what is dropped goes with any method that evicts; it is shown with one of them.
   const merges = method.name === "snapkv" ? ["none", "pivot", "weighted"] : [];
