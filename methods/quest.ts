@@ -3,7 +3,8 @@
  *
  * Rows are grouped into pages, and each page knows the highest and lowest key in every channel. From them follows an upper
  * bound of the query's products with the page's keys; in every step each stored head attends to the pages with the highest
- * bounds. Nothing is evicted, so nothing is lost for later queries, and no memory is saved but traffic.
+ * bounds. Nothing is evicted, so nothing is lost for later queries, and no memory is saved but traffic, unless rows are
+ * packed as well (`quant`): bounds of packed rows are those of the rows when the choice began, or came.
  *
  * Paper: https://arxiv.org/abs/2406.10774
  * Acts: in every decode step, before attention; the prompt is read with full attention.
@@ -14,6 +15,7 @@
  * @module
  */
 import { choice, defineMethod, integer, type Method } from "./define.ts";
+import { QUANT_OPTION, quantiserOf } from "./parts/quant.ts";
 import { GROUP_REDUCE } from "./parts/votes.ts";
 import type { GroupReduce } from "./types.ts";
 
@@ -29,6 +31,8 @@ export interface QuestOptions {
   denseLayers: number;
   /** Reduction of page bounds over the query heads of one KV head. */
   groupReduce: GroupReduce;
+  /** How rows are stored: `none`, or a packed format. */
+  quant: string;
   /** Whole pages, or exactly `budget` tokens as in KVCache-Factory. */
   compat: "paper" | "reference";
 }
@@ -63,13 +67,20 @@ export const quest: Method<QuestOptions> = defineMethod<QuestOptions>({
       source: "paper, section 3.3",
     }),
     groupReduce: GROUP_REDUCE,
+    quant: QUANT_OPTION,
     compat: choice("Whole pages, or exactly budget tokens", [
       "paper",
       "reference",
     ], { default: "paper" }),
   },
-  create({ budget, pageSize, window, denseLayers, groupReduce, compat }) {
+  create(options, shape) {
+    const { budget, pageSize, window, denseLayers, groupReduce, compat } =
+      options;
+    const quantiser = quantiserOf("quest", options.quant, shape);
     return {
+      ...(quantiser === undefined
+        ? {}
+        : { afterPrefill: (layer) => quantiser.encode(layer) }),
       decode(step) {
         if (step.layer < denseLayers) return;
         step.attendByPages({

@@ -458,8 +458,8 @@ void kv_table_trim(kvf_cache *cache, kv_table *t);
 int32_t kv_format_find(kvf_cache *cache, const kvf_format *config, const float *inv_freq, kv_format **out, kv_err err);
 void kv_format_retain(kv_format *format);
 /*
- * Whether a layer with a format may have the program: one that looks at whole rows in their places, or writes them, may
- * not, nor may masses meet rows that do not fill their pages. Either may be NULL.
+ * Whether a layer with a format may have the program: one that moves rows, or turns them, may not, nor may masses and page
+ * choices meet packed rows that do not fill their pages. Either may be NULL.
  */
 int32_t kv_check_format_step(const kv_format *format, const kv_step *step, const char *action, kv_err err);
 /* NULL allowed. */

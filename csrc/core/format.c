@@ -139,7 +139,7 @@ int32_t kv_format_find(kvf_cache *cache, const kvf_format *config, const float *
 
 int32_t kv_check_format_step(const kv_format *format, const kv_step *step, const char *action, kv_err err) {
     if (format == NULL || step == NULL) return KVF_OK;
-    const char *const with = step->evicts ? "eviction" : step->pages.size != 0 ? "page choice" : step->relative.size != 0 ? "relative positions" : NULL;
+    const char *const with = step->evicts ? "eviction" : step->relative.size != 0 ? "relative positions" : NULL;
     if (with != NULL) {
         return kv_fail(err, KVF_ERR_STATE, "Cannot %s as packed rows must not meet a step program with %s", action, with);
     }

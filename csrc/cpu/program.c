@@ -307,18 +307,25 @@ void cpu_shift_scores(const kvf_cache *cache, const kv_table *t, uint32_t row, u
 
 /* ---- Bounds and choice of pages ---- */
 
-/* Highest and lowest key of rows [first, end), per channel, into column `column` of a segment. */
-static void bound(const kvf_cache *cache, const kv_table *t, uint32_t first, uint32_t end, float *segment, uint32_t column) {
-    const uint32_t dim = cache->config.head_dim, dtype = cache->config.row_dtype;
-    for (uint32_t d = 0; d < dim; d++) {
-        float high = -INFINITY, low = INFINITY;
-        for (uint32_t row = first; row < end; row++) {
-            const float x = cpu_get(cpu_page_keys(kv_page_data(cache, t, row)), (size_t)d * KVF_PAGE_ROWS + row % KVF_PAGE_ROWS, dtype);
-            high = x > high ? x : high;
-            low = x < low ? x : low;
+/* Highest and lowest key of rows [first, end), packed or plain, per channel: [2, head_dim], steps of `ld`. */
+static void bound(const kvf_cache *cache, const kv_table *t, uint32_t first, uint32_t end, float *out, size_t ld) {
+    const uint32_t dim = cache->config.head_dim;
+    float tile[CPU_TILE_FLOATS] __attribute__((aligned(64)));
+    for (uint32_t d = 0; d < dim; d++) out[d * ld] = -INFINITY, out[(dim + d) * ld] = INFINITY;
+    for (uint32_t row = first; row < end;) {
+        const uint32_t page = kv_page_of(t, row), slot = kv_slot_of(t, row), left = kv_page_rows(t, page) - slot;
+        const uint32_t n = left < end - row ? left : end - row;
+        cpu_page_tile(cache, t, page, 0, tile);
+        for (uint32_t d = 0; d < dim; d++) {
+            const float *key = tile + (size_t)d * KVF_PAGE_ROWS + slot;
+            float high = out[d * ld], low = out[(dim + d) * ld];
+            for (uint32_t i = 0; i < n; i++) {
+                high = key[i] > high ? key[i] : high;
+                low = key[i] < low ? key[i] : low;
+            }
+            out[d * ld] = high, out[(dim + d) * ld] = low;
         }
-        segment[(size_t)d * KV_BOUND_BLOCKS + column] = high;
-        segment[(size_t)(dim + d) * KV_BOUND_BLOCKS + column] = low;
+        row += n;
     }
 }
 
@@ -329,7 +336,7 @@ void cpu_bound_row(const kvf_cache *cache, kv_sequence *s, uint32_t layer, uint3
     const uint32_t block = row / step->pages.page_rows, column = block % KV_BOUND_BLOCKS;
     float *segment = step->head[head].bounds[block / KV_BOUND_BLOCKS];
     if (row % step->pages.page_rows == 0) {
-        bound(cache, t, row, row + 1, segment, column);
+        bound(cache, t, row, row + 1, segment + column, KV_BOUND_BLOCKS);
         return;
     }
     const void *keys = cpu_page_keys(kv_page_data(cache, t, row));
@@ -348,7 +355,7 @@ int32_t be_live_bounds(kvf_cache *cache, kv_sequence *s, uint32_t layer, uint32_
     const uint32_t size = step->pages.page_rows;
     for (uint32_t first = 0; first < t->rows; first += size) {
         const uint32_t block = first / size, end = t->rows - first < size ? t->rows : first + size;
-        bound(cache, t, first, end, step->head[head].bounds[block / KV_BOUND_BLOCKS], block % KV_BOUND_BLOCKS);
+        bound(cache, t, first, end, step->head[head].bounds[block / KV_BOUND_BLOCKS] + block % KV_BOUND_BLOCKS, KV_BOUND_BLOCKS);
     }
     return KVF_OK;
 }
@@ -370,6 +377,7 @@ _Static_assert(KV_BOUND_BLOCKS == KVF_PAGE_ROWS, "a segment of bounds is scored 
 
 /* Adds rows [first, end) to the picks, which ascend. */
 static uint32_t pick_rows(cpu_pick *out, uint32_t n, uint32_t first, uint32_t end) {
+    /* packed rows fill their pages, so that rows and slots go together */
     while (first < end) {
         const uint32_t page = first / KVF_PAGE_ROWS, slot = first % KVF_PAGE_ROWS;
         const uint32_t count = KVF_PAGE_ROWS - slot < end - first ? KVF_PAGE_ROWS - slot : end - first;
@@ -397,8 +405,7 @@ uint32_t cpu_pick_pages(const kvf_cache *cache, const kv_sequence *s, uint32_t l
     uint32_t hidden = 0; /* blocks that have left the sliding window */
     while (hidden < n_block) {
         const uint32_t last = (hidden + 1) * size < end ? (hidden + 1) * size - 1 : end - 1;
-        const uint32_t *position = cpu_page_positions(kv_page_data(cache, t, last), dim, cache->config.row_dtype);
-        if (position[last % KVF_PAGE_ROWS] >= oldest) break;
+        if (cpu_positions_of(cache, t, kv_page_of(t, last))[kv_slot_of(t, last)] >= oldest) break;
         hidden++;
     }
     uint32_t wanted = take / size + (take % size != 0);
@@ -422,20 +429,14 @@ uint32_t cpu_pick_pages(const kvf_cache *cache, const kv_sequence *s, uint32_t l
         bound_scores(cache, parts, readers, segment, score + (size_t)i * KV_BOUND_BLOCKS, ld, spare + (size_t)i * KV_BOUND_BLOCKS);
     }
     if (end % size != 0 && end < rows) { /* the stored bounds of the block at the end of the choice know rows beyond it */
-        float *own = spare;              /* [2 * dim, KV_BOUND_BLOCKS] may be more than spare holds: one column at a time */
-        for (uint32_t r = 0; r < readers; r++) score[r * ld + n_block - 1] = 0;
-        for (uint32_t d = 0; d < dim; d++) {
-            float high = -INFINITY, low = INFINITY;
-            for (uint32_t row = end - end % size; row < end; row++) {
-                const float k = cpu_get(cpu_page_keys(kv_page_data(cache, t, row)), (size_t)d * KVF_PAGE_ROWS + row % KVF_PAGE_ROWS,
-                                        cache->config.row_dtype);
-                high = k > high ? k : high;
-                low = k < low ? k : low;
+        float own[2 * 256];
+        bound(cache, t, end - end % size, end, own, 1);
+        for (uint32_t r = 0; r < readers; r++) {
+            float sum = 0;
+            for (uint32_t d = 0; d < dim; d++) {
+                sum += parts[r * dim + d] * own[d] + parts[(readers + r) * dim + d] * own[dim + d];
             }
-            for (uint32_t r = 0; r < readers; r++) {
-                own = &score[r * ld + n_block - 1];
-                *own += parts[r * dim + d] * high + parts[(readers + r) * dim + d] * low;
-            }
+            score[r * ld + n_block - 1] = sum;
         }
     }
     cpu_ops_of(cache->dev)->negate_reduced(x, score, ld, readers, op->reduce, n_block);
@@ -454,18 +455,18 @@ uint32_t cpu_pick_pages(const kvf_cache *cache, const kv_sequence *s, uint32_t l
     return pick_rows(out, n, end, rows);
 }
 
+/* All rows of a picked page. */
+static cpu_span page_span(const kv_table *t, const cpu_pick *pick) {
+    return (cpu_span){pick->page, kv_page_first(t, pick->page), kv_page_rows(t, pick->page)};
+}
+
 void cpu_pick_scores(const kvf_cache *cache, const kv_table *t, const cpu_pick *picks, uint32_t n, const float *q,
                      size_t ld_q, uint32_t m, uint32_t oldest, float *scores, size_t ld_s) {
-    const uint32_t dim = cache->config.head_dim, dtype = cache->config.row_dtype;
-    const cpu_ops *ops = cpu_ops_of(cache->dev);
     for (uint32_t i = 0; i < n; i++) {
-        void *page = kv_page_data(cache, t, picks[i].page * KVF_PAGE_ROWS);
         float *out = scores + (size_t)i * KVF_PAGE_ROWS;
-        ops->page_scores[dtype](out, ld_s, q, ld_q, page, m, dim);
-        const uint32_t *position = cpu_page_positions(page, dim, dtype);
-        for (uint32_t slot = 0; slot < KVF_PAGE_ROWS; slot++) {
-            if ((picks[i].mask >> slot & 1) && position[slot] >= oldest) continue;
-            for (uint32_t r = 0; r < m; r++) out[r * ld_s + slot] = -INFINITY;
+        cpu_table_scores(cache, t, page_span(t, &picks[i]), q, ld_q, m, oldest, out, ld_s);
+        for (uint32_t rest = ~picks[i].mask; rest != 0; rest &= rest - 1) {
+            for (uint32_t r = 0; r < m; r++) out[r * ld_s + (uint32_t)__builtin_ctz(rest)] = -INFINITY;
         }
     }
 }
@@ -474,12 +475,15 @@ void cpu_pick_values(const kvf_cache *cache, const kv_table *t, const cpu_pick *
                      size_t ld_p, uint32_t m, float *out, size_t ld_out) {
     const uint32_t dim = cache->config.head_dim, dtype = cache->config.row_dtype;
     const size_t row_bytes = dim * cpu_dtype_bytes(dtype);
-    for (uint32_t i = 0; i < n; i++) {
+    for (uint32_t i = 0; i < n; i++, p += KVF_PAGE_ROWS) {
+        if (picks[i].page < kv_packed_pages(t)) {
+            cpu_table_values(cache, t, page_span(t, &picks[i]), p, ld_p, m, out, ld_out);
+            continue;
+        }
         /* only from the first to the last picked slot: the kernel begins with slot 0 of the page it is given */
         const uint32_t first = (uint32_t)__builtin_ctz(picks[i].mask), end = 32 - (uint32_t)__builtin_clz(picks[i].mask);
-        const uint8_t *page = kv_page_data(cache, t, picks[i].page * KVF_PAGE_ROWS);
-        cpu_ops_of(cache->dev)->page_values[dtype](out, ld_out, p + (size_t)i * KVF_PAGE_ROWS + first, ld_p,
-                                                   page + first * row_bytes, m, end - first, dim);
+        const uint8_t *page = kv_page_data(cache, t, kv_page_first(t, picks[i].page));
+        cpu_ops_of(cache->dev)->page_values[dtype](out, ld_out, p + first, ld_p, page + first * row_bytes, m, end - first, dim);
     }
 }
 

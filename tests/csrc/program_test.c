@@ -342,6 +342,77 @@ static void weighted_draws(kvf_model *model, kvf_cache *cache, uint32_t seed, fl
     CHECK(kvf_sequence_free(cache, ids[1], ERR) == KVF_OK);
 }
 
+/* The choice among packed and plain rows is the one of the rows that are read back, and attention reads what is chosen. */
+static void packed_choice(kvf_model *model, kvf_cache *cache, uint32_t granularity) {
+    enum { SIZE = 16, KEEP = 40, LAST = 5 };
+    const uint32_t dim = SMALL.head_dim;
+    const kvf_format format = {.size = sizeof format, .residual = 4, .key_bits = 4, .key_axis = KVF_PER_CHANNEL, .value_bits = 4,
+                               .value_axis = KVF_PER_TOKEN};
+    const kvf_op choice = pages(SIZE, KEEP, LAST, 0), all = pages(SIZE, 1000, 0, 0);
+    const uint32_t s = start(model, cache, granularity, N_PROMPT, NULL, 0);
+    for (uint32_t layer = 0; layer < SMALL.n_layer; layer++) {
+        CHECK(kvf_pack(cache, s, layer, &format, 0, 0, ERR) == KVF_OK);
+        CHECK(kvf_sequence_program(cache, s, layer, &all, 1, ERR) == KVF_OK);
+    }
+    const uint32_t plain = id_of(kvf_sequence_fork(cache, s, granularity, ERR));
+    for (uint32_t layer = 0; layer < SMALL.n_layer; layer++) CHECK(kvf_sequence_program(cache, plain, layer, NULL, 0, ERR) == KVF_OK);
+    /* A choice of everything is attention to everything; and rows are packed on the way. */
+    const uint32_t tokens[40] = {3, 1, 4, 1, 5, 9, 2, 6};
+    float logits[2][TEST_VOCAB];
+    for (uint32_t i = 0; i < 2; i++) {
+        CHECK(kvf_extend(model, cache, i == 0 ? s : plain, tokens, 40, ERR) == KVF_OK);
+        CHECK(kvf_sequence_logits(cache, i == 0 ? s : plain, logits[i], TEST_VOCAB, ERR) == KVF_OK);
+    }
+    CHECK(memcmp(logits[0], logits[1], sizeof logits[0]) == 0);
+    CHECK(kv_table_of(kv_find_sequence(cache, s, "test", (kv_err){ERR}), 1, 0)->packed == 96);
+    const kvf_op with_queries[] = {choice, queries(1)};
+    CHECK(kvf_sequence_program(cache, s, 1, with_queries, 2, ERR) == KVF_OK);
+    for (uint32_t step = 0; step < 3; step++) {
+        CHECK(kvf_extend(model, cache, s, tokens + step, 1, ERR) == KVF_OK);
+        check_books(cache);
+        const kv_sequence *own = kv_find_sequence(cache, s, "test", (kv_err){ERR});
+        const uint32_t rows = N_PROMPT + 41 + step, end = rows - LAST, readers = kv_readers(cache, own);
+        float queries[4 * 8];
+        CHECK(be_download(cache->dev, queries, own->step[1]->ring, sizeof queries, (kv_err){ERR}) == KVF_OK);
+        for (uint32_t h = 0; h < own->n_stored_head; h++) {
+            float *keys = malloc(rows * dim * sizeof *keys);
+            uint32_t got[256];
+            double bound[16];
+            CHECK(kvf_read_rows(cache, s, 1, h, 0, keys, (double)rows * dim * sizeof *keys, ERR) == KVF_OK);
+            const int32_t n = kvf_program_rows(cache, s, 1, h, got, 256, ERR);
+            for (uint32_t b = 0; b * SIZE < end; b++) {
+                bound[b] = 0;
+                for (uint32_t d = 0; d < dim; d++) {
+                    float high = -INFINITY, low = INFINITY;
+                    for (uint32_t i = b * SIZE; i < end && i < (b + 1) * SIZE; i++) {
+                        high = fmaxf(high, keys[i * dim + d]);
+                        low = fminf(low, keys[i * dim + d]);
+                    }
+                    for (uint32_t r = 0; r < readers; r++) {
+                        const double q = queries[(h * readers + r) * dim + d];
+                        bound[b] += q >= 0 ? q * high : q * low;
+                    }
+                }
+            }
+            /* every chosen block is at least as good as every other one, up to rounding */
+            bool taken[16] = {false};
+            uint32_t blocks = 0;
+            for (int32_t i = 0; i + LAST < n; i++) blocks += !taken[got[i] / SIZE], taken[got[i] / SIZE] = true;
+            CHECK(blocks == (KEEP - LAST + SIZE - 1) / SIZE);
+            for (uint32_t a = 0; a * SIZE < end; a++) {
+                for (uint32_t b = 0; b * SIZE < end; b++) {
+                    if (taken[a] && !taken[b]) CHECK(bound[a] > bound[b] - 1e-4);
+                }
+            }
+            for (uint32_t i = 0; i < LAST; i++) CHECK(got[(uint32_t)n - 1 - i] == rows - 1 - i);
+            free(keys);
+        }
+    }
+    CHECK(kvf_sequence_free(cache, s, ERR) == KVF_OK);
+    CHECK(kvf_sequence_free(cache, plain, ERR) == KVF_OK);
+    check_books(cache);
+}
+
 /* On every set of instructions. */
 static void draws_of_level(uint32_t simd) {
     const kvf_device_options options = {.size = sizeof options, .n_thread = 1, .simd = simd};
@@ -369,6 +440,8 @@ int main(void) {
         budgets(model, cache, i % 4, granularity, 37, 20, i / 8);
     }
     draws(model, cache);
+    packed_choice(model, cache, KVF_KV_HEAD);
+    packed_choice(model, cache, KVF_QUERY_HEAD);
     kvf_op ops[4] = {mass(0, 1), queries(6), evict(KVF_STAT_MASS, 32, 32, 2, 4)};
     for (uint32_t granularity = 0; granularity < 2; granularity++) {
         ops[2] = evict(KVF_STAT_MASS, 32, 32, 2, 4);

@@ -81,6 +81,8 @@ const COMPOSITIONS: [string, Record<string, unknown>][] = [
   ["streamingllm", { schedule: "step" }],
   ["fullkv", { quant: "kvquant:3" }],
   ["minference", { pattern: "stream_llm", firstSize: 4, secondSize: 30 }],
+  ["quest", { quant: "kivi:4", denseLayers: 0, window: 5 }],
+  ["quest", { quant: "kvquant:4", denseLayers: 0, compat: "reference" }],
   ["minicache", { firstShare: 0, keepRatio: 0.2 }],
   ["minicache", { firstShare: 0, compat: "paper", threshold: 0.3 }],
   ["cam", { compat: "paper" }],
