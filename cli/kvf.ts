@@ -86,7 +86,10 @@ async function launch(args: string[], cwd: string): Promise<number> {
           : ["--cached-only", sandboxUrl(script.path), ...script.args]),
       ],
       script?.cwd ?? cwd,
-      capture ? MOST_CAPTURED : undefined,
+      {
+        trusted: script === undefined,
+        ...(capture ? { most: MOST_CAPTURED } : {}),
+      },
     );
     status = run.status;
     if (capture) console.log(JSON.stringify(run, null, 2));
@@ -150,26 +153,38 @@ async function build(target: string): Promise<number> {
 /** Bytes of a script's output that a JSON document holds at most. */
 const MOST_CAPTURED = 2 ** 24;
 
-/**
- * Starts Deno and waits for it, also while it ends what a request to stop interrupted.
- *
- * @param most bytes of its output to keep in place of showing it
- */
+/** How Deno is started. */
+interface StartOptions {
+  /** Whether the program is one of ours, which ends what it does when it is asked to stop. */
+  trusted: boolean;
+  /** Bytes of its output to keep in place of showing it. */
+  most?: number;
+}
+
+/** Starts Deno and waits for it, also while it ends what a request to stop interrupted. */
 async function start(
   args: string[],
   cwd: string,
-  most?: number,
+  { trusted, most }: StartOptions,
 ): Promise<{ status: number; output?: string; cut?: boolean }> {
   const child = new Deno.Command("deno", {
     args,
     cwd,
+    // Deno keeps what web caches hold in its own folder, where a script that is not trusted has nothing to write.
+    ...(trusted ? {} : { env: { "DENO_DIR": "/dev/null/none" } }),
     stdin: "inherit",
     stdout: most === undefined ? "inherit" : "piped",
     stderr: "inherit",
   }).spawn();
-  // A terminal interrupts the child itself.
-  const wait = (): void => {};
-  const stop = (): void => child.kill("SIGTERM");
+  // A terminal interrupts the child itself. Who does not listen is ended: a stranger at the second request.
+  let requests = 0;
+  const ask = (signal?: "SIGTERM"): void => {
+    requests++;
+    if (requests > (trusted ? 2 : 1)) child.kill("SIGKILL");
+    else if (signal !== undefined) child.kill(signal);
+  };
+  const wait = (): void => ask();
+  const stop = (): void => ask("SIGTERM");
   Deno.addSignalListener("SIGINT", wait);
   Deno.addSignalListener("SIGTERM", stop);
   try {

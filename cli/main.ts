@@ -6,6 +6,7 @@
  * @module
  */
 import { CommanderError } from "@commander-js/extra-typings";
+import { confineNative } from "../ffi/_library.ts";
 import { createProgram } from "./program.ts";
 import { StoppedError, UsageError } from "./spec.ts";
 
@@ -76,4 +77,8 @@ function systemWords({ message }: Error): string | undefined {
   return `Cannot use "${path}" as ${must}: ${complaint}`;
 }
 
-if (import.meta.main) Deno.exit(await main(Deno.args));
+if (import.meta.main) {
+  // Files of users' methods come later.
+  confineNative();
+  Deno.exit(await main(Deno.args));
+}

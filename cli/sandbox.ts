@@ -13,7 +13,9 @@ import { fromFileUrl } from "@std/path";
 export function runScript(script: URL): Promise<number> {
   return new Promise((resolve) => {
     let failed = false;
-    const worker = new Worker(script);
+    const worker = new Worker(new URL("./_sandboxed.ts", import.meta.url), {
+      workerData: { script: script.href },
+    });
     worker.on("error", (error: Error) => {
       failed = true;
       console.error(explain(error.message));
@@ -25,13 +27,19 @@ export function runScript(script: URL): Promise<number> {
   });
 }
 
-function isFile(url: URL): boolean {
+/** Why a script cannot be run; undefined when it can. */
+function obstacle(script: URL): string | undefined {
+  const path = fromFileUrl(script);
   try {
-    return Deno.statSync(url).isFile;
+    if (!Deno.statSync(script).isFile) return `it must be a file: "${path}"`;
   } catch (error) {
-    if (error instanceof Deno.errors.NotFound) return false;
-    throw error;
+    if (!(error instanceof Deno.errors.NotFound)) throw error;
+    return `it must be a file: "${path}"`;
   }
+  // It would do nothing, without a word.
+  return /\bimport\.meta\.main\b/.test(Deno.readTextFileSync(script))
+    ? `it must do its work without asking for import.meta.main, which is false where another module lets it in: "${path}"`
+    : undefined;
 }
 
 /** A refusal in words; other errors were shown by the worker already. */
@@ -43,7 +51,7 @@ function explain(message: string): string {
   const [, kind, what] = refused;
   return `error: the sandbox refused ${kind} access${
     what ? ` to ${what}` : ""
-  }: the script may read its --model and --data folders, write its --out folder and load one library`;
+  }: the script may read its --model and --data folders, write its --out folder and use the toolkit`;
 }
 
 if (import.meta.main) {
@@ -55,10 +63,9 @@ if (import.meta.main) {
     Deno.exit(2);
   }
   const url = new URL(script);
-  if (!isFile(url)) {
-    console.error(
-      `error: Cannot run a script as it must be a file: "${fromFileUrl(url)}"`,
-    );
+  const reason = obstacle(url);
+  if (reason !== undefined) {
+    console.error(`error: Cannot run a script as ${reason}`);
     Deno.exit(2);
   }
   Deno.exit(await runScript(url));

@@ -74,6 +74,36 @@ export function libraryPath(kind: DeviceKind): string {
   return fromFileUrl(url);
 }
 
+/** Builds that stay open for the rest of the process, by path, or why they cannot be opened. */
+const KEPT = new Map<string, Deno.DynamicLibrary<Table> | Error>();
+
+/** Opens a file, unless it is kept open. */
+function openFile(path: string): Deno.DynamicLibrary<Table> {
+  const kept = KEPT.get(path);
+  if (kept instanceof Error) throw kept;
+  return kept ?? Deno.dlopen(path, SYMBOLS);
+}
+
+/**
+ * Opens the builds that may be loaded, keeps them open and gives up the permission to load native code. Who holds that
+ * permission for one file may call every function that the file's own needs bring along, `system` of the C library
+ * among them; afterwards only the functions of {@linkcode SYMBOLS} can be called, also by code that is loaded later. It
+ * holds for this thread and the workers that it starts.
+ */
+export function confineNative(): void {
+  for (const kind of ["cpu", "cuda"] as const) {
+    const path = libraryPath(kind);
+    const { state } = Deno.permissions.querySync({ name: "ffi", path });
+    if (state !== "granted") continue;
+    try {
+      KEPT.set(path, Deno.dlopen(path, SYMBOLS));
+    } catch (error) {
+      KEPT.set(path, error as Error);
+    }
+  }
+  Deno.permissions.revokeSync({ name: "ffi" });
+}
+
 /** An open library. Counts its users and closes when the last one lets go. */
 export class Library {
   /** The file. */
@@ -91,7 +121,7 @@ export class Library {
   constructor(path: string, kind: DeviceKind) {
     this.path = path;
     try {
-      this.#dynamic = Deno.dlopen(path, SYMBOLS);
+      this.#dynamic = openFile(path);
     } catch (cause) {
       if (cause instanceof Deno.errors.NotCapable) throw cause;
       throw new LibraryError(
@@ -104,7 +134,7 @@ export class Library {
     }
     const version = this.#dynamic.symbols.kvf_abi_version();
     if (version !== ABI_VERSION) {
-      this.#dynamic.close();
+      this.#close();
       throw new LibraryError(
         `Cannot use "${path}" as its ABI version must be ${ABI_VERSION}: version is ${version}; run "${
           BUILDS[kind]
@@ -129,7 +159,11 @@ export class Library {
 
   /** One user less; the last one closes the file. */
   release(): void {
-    if (--this.#users === 0) this.#dynamic.close();
+    if (--this.#users === 0) this.#close();
+  }
+
+  #close(): void {
+    if (!KEPT.has(this.path)) this.#dynamic.close();
   }
 
   /** Calls a function that reports by status; returns its result, an id or 0. */

@@ -8,6 +8,7 @@ const TOOLKIT = [
   "mod.ts",
   "build/libkvf.so",
   "build/libkvf_cuda.so",
+  "cli/_sandboxed.ts",
   "compat",
   "eval",
   "ffi",

@@ -98,6 +98,42 @@ const ATTEMPTS: Record<string, string> = {
     "const m = (await import('node:module')).createRequire('file://' + OUT + '/'); Deno.writeTextFileSync(OUT + '/a.node', 'x'); return m(OUT + '/a.node')",
   "reads raw memory":
     "return new Deno.UnsafePointerView(Deno.UnsafePointer.create(4096n)).getUint8()",
+  "calls a function of the C library through the library it may load":
+    "const lib = Deno.dlopen(PROJECT + '/build/libkvf.so', { system: { parameters: ['buffer'], result: 'i32' } }); return lib.symbols.system(new TextEncoder().encode('touch ' + HOME + '/pwned\\0'))",
+  "does so in a worker of its own":
+    "const w = new Worker('data:text/javascript,' + encodeURIComponent('try { Deno.dlopen(' + JSON.stringify(PROJECT + '/build/libkvf.so') + ', { getpid: { parameters: [], result: \"i32\" } }); postMessage(\"\") } catch (e) { postMessage(e.message) }'), { type: 'module' }); const m = await new Promise((yes) => { w.onmessage = (e) => { w.terminate(); yes(e.data) } }); if (m) throw new Error(m); return 'opened'",
+  "does so through a file that it swaps for another":
+    "Deno.renameSync(PROJECT + '/build/libkvf.so', OUT + '/lib.so'); return 'renamed'",
+  "reads its own memory": "return Deno.openSync('/proc/self/mem')",
+  "reads what other programs left open":
+    "return [...Deno.readDirSync('/dev/fd')].length",
+  "reads through the root of a process":
+    "return Deno.readTextFileSync('/proc/self/root/etc/hostname')",
+  "copies a file into its folder":
+    "Deno.copyFileSync(HOME + '/secret.json', OUT + '/copy.json'); return Deno.readTextFileSync(OUT + '/copy.json')",
+  "links through node, relative":
+    "(await import('node:fs')).symlinkSync('../home/secret.json', OUT + '/rel'); return Deno.readTextFileSync(OUT + '/rel')",
+  "takes its folder away and puts a link there":
+    "Deno.mkdirSync(OUT + '/d'); Deno.renameSync(OUT + '/d', OUT + '/e'); Deno.symlinkSync(HOME, OUT + '/d', { type: 'dir' }); return Deno.readTextFileSync(OUT + '/d/secret.json')",
+  "reads in a node worker":
+    "const { Worker } = await import('node:worker_threads'); const w = new Worker('require(\"fs\").readFileSync(' + JSON.stringify(HOME + '/secret.json') + ')', { eval: true }); return await new Promise((yes, no) => { w.on('error', no); w.on('exit', (c) => c === 0 ? yes('read') : no(new Error('exit'))) })",
+  "reads through WASI":
+    "const { WASI } = await import('node:wasi'); return new WASI({ version: 'preview1', preopens: { '/': HOME } })",
+  "keeps something in a web cache":
+    "const c = await caches.open('x'); await c.put('http://x/', new Response('kept')); return 'kept'",
+  "opens a database elsewhere":
+    "const { DatabaseSync } = await import('node:sqlite'); return new DatabaseSync(HOME + '/x.db')",
+  "attaches a database elsewhere":
+    "const { DatabaseSync } = await import('node:sqlite'); new DatabaseSync(':memory:').exec(\"ATTACH '\" + HOME + \"/x.db' AS x; CREATE TABLE x.t(a)\"); return 'attached'",
+  "opens the inspector":
+    "const i = await import('node:inspector'); i.open(0); return i.url()",
+  "writes its heap elsewhere":
+    "return (await import('node:v8')).writeHeapSnapshot(HOME + '/heap')",
+  "listens on a socket in its folder":
+    "return Deno.listen({ transport: 'unix', path: OUT + '/s' })",
+  "opens the data to everyone": "Deno.chmodSync(DATA, 0o777); return 'changed'",
+  "imports from another registry":
+    "const p = 'jsr:@std/assert@1'; return await import(p)",
   "asks for more":
     "const s = await Deno.permissions.request({ name: 'read' }); if (s.state !== 'granted') throw new Error('Requires read access: ' + s.state); return s.state",
   "asks about the machine": "return Deno.hostname()",
@@ -170,12 +206,68 @@ Deno.test("kvf sandbox says what it refused and fails", async () => {
   assert(code !== 0 && out === "", "a worker with wider permissions started");
 });
 
+Deno.test("kvf sandbox ends a script that does not listen, at the second request", async () => {
+  using here = place();
+  Deno.writeTextFileSync(
+    `${here.root}/deaf.ts`,
+    `for (const signal of ["SIGINT", "SIGTERM"] as const) Deno.addSignalListener(signal, () => {});
+console.log("deaf");
+for (;;);
+`,
+  );
+  const child = new Deno.Command("deno", {
+    args: [
+      ...["run", "-q", "--no-prompt", "-P=launcher", "cli/kvf.ts"],
+      ...["sandbox", `${here.root}/deaf.ts`],
+    ],
+    cwd: ROOT,
+    stdin: "null",
+    stdout: "piped",
+    stderr: "null",
+  }).spawn();
+  const reader = child.stdout.getReader();
+  await reader.read();
+  for (let i = 0; i < 2; i++) {
+    child.kill("SIGTERM");
+    await new Promise((resolve) => setTimeout(resolve, 200));
+  }
+  assertEquals((await child.status).code, 137);
+  await reader.cancel();
+});
+
+Deno.test("kvf sandbox refuses a script that would do nothing", async () => {
+  using here = place();
+  const path = `${here.root}/main.ts`;
+  Deno.writeTextFileSync(path, "if (import.meta.main) console.log(1);\n");
+  const { code, out, err } = await sandbox(path);
+  assertEquals([code, out], [2, ""]);
+  assertStringIncludes(err, "import.meta.main");
+});
+
+Deno.test("a method's file cannot call the C library through the library that kvf may load", async () => {
+  using here = place();
+  const path = `${here.root}/mine.ts`;
+  Deno.writeTextFileSync(
+    path,
+    `Deno.dlopen("${ROOT}/build/libkvf.so", { getpid: { parameters: [], result: "i32" } });
+export { snapkv as default } from "${ROOT}/methods/mod.ts";
+`,
+  );
+  const { code, err } = await kvf("check-method", path);
+  assertEquals(code, 1, err);
+  assertStringIncludes(err, "the sandbox refused it: Requires ffi access");
+});
+
 Deno.test("kvf sandbox lets a script use its folders, the toolkit and its arguments", async () => {
   using here = place();
   Deno.writeTextFileSync(
     `${here.root}/good.ts`,
-    `import { METHODS } from "@kvcache-factory/kvf";
+    `import { LanguageModel, METHODS } from "@kvcache-factory/kvf";
 const [, data, , out, ...rest] = Deno.args;
+for (let i = 0; i < 2; i++) {
+  using model = LanguageModel.random("${ROOT}/models/needle-6m/config.json");
+  if (model.shape.layers < 1) throw new Error("no layers");
+}
 Deno.writeTextFileSync(out + "/copy.txt", Deno.readTextFileSync(data + "/given.txt") + rest.join());
 setTimeout(() => { console.log(METHODS.size > 0); Deno.exit(7); }, 5);
 `,
