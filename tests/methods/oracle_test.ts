@@ -170,8 +170,8 @@ for (const method of ORACLE_METHODS) {
     using device = openDevice();
     const tally = { compared: 0, open: 0 };
     fc.assert(
-      fc.property(casesOf(method, 1e6), (one) => runCase(one, device, tally)),
-      { numRuns: 60, seed: 20 },
+      fc.property(casesOf(method, 2e6), (one) => runCase(one, device, tally)),
+      { numRuns: 80, seed: 20 },
     );
     assert(tally.compared > 8 * tally.open, JSON.stringify(tally));
   });
@@ -208,7 +208,9 @@ Deno.test("budget policies on snapkv's votes are the methods that are named afte
       fc.constantFrom(0, 0.2, 1),
       fc.integer({ min: 1, max: 40 }),
       (one, floor, beta) => {
-        const { merge: _, ...votes } = one.options;
+        // Averages of equal sums differ in their last bits between sums and means of votes.
+        const { merge: _, ...given } = one.options;
+        const votes = { ...given, pool: "max" };
         const snapkv = (budgetPolicy: string) =>
           kept(one, device, "snapkv", { ...votes, budgetPolicy });
         assertEquals(

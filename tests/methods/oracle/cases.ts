@@ -118,15 +118,17 @@ const OPTIONS: Record<string, Record<string, fc.Arbitrary<unknown>>> = {
 export function casesOf(method: string, work: number): fc.Arbitrary<Case> {
   return fc.record({
     granularity: fc.constantFrom<Granularity>("kv_head", "query_head"),
-    kvHeads: fc.constantFrom(1, 2, 3, 4, 8, 32),
-    groupSize: fc.constantFrom(1, 2, 3, 4, 5, 8),
+    // Few heads mostly, so that prompts may be long.
+    kvHeads: fc.constantFrom(1, 1, 1, 1, 2, 2, 3, 4, 8, 32),
+    groupSize: fc.constantFrom(1, 1, 2, 2, 3, 3, 4, 5, 8),
     headDim: fc.constantFrom(32, 64, 80, 96, 128),
     options: fc.record(OPTIONS[method]!),
     extra: fc.oneof(upTo(4, 1), upTo(120, 1)),
     near: fc.constantFrom(
       "any",
-      "any",
-      "any",
+      "above",
+      "above",
+      "above",
       "window",
       "budget",
       "double",
@@ -134,13 +136,13 @@ export function casesOf(method: string, work: number): fc.Arbitrary<Case> {
     off: fc.constantFrom(-1, 0, 1),
     tokens: fc.oneof(upTo(40, 1), upTo(200, 1), upTo(700, 1)),
     layers: fc.constantFrom(1, 2, 3, 5, 32),
-    layerShare: fc.double({ min: 0, max: 0.999, noNaN: true }),
+    layerAt: upTo(2 ** 20),
     scale: fc.constantFrom(0.1, 1, 1, 3),
     copies: fc.constantFrom(0, 0, 0, 3, 1000),
     rows: fc.array(upTo(90), { minLength: 8, maxLength: 8 }),
     seed: upTo(2 ** 31 - 1, 1),
   }).map((drawn) => {
-    const { options, extra, near, off, layers, layerShare, rows } = drawn;
+    const { options, extra, near, off, layers, layerAt, rows } = drawn;
     const count = (name: string) => Number(options[name] ?? 0);
     const whole = options.compat === "reference" ? count("fullRows") : 0;
     const protects = method === "think"
@@ -153,6 +155,7 @@ export function casesOf(method: string, work: number): fc.Arbitrary<Case> {
     const budget = protects + (method === "adakv" && extra === 1 ? 0 : extra);
     const around = {
       any: drawn.tokens,
+      above: budget + drawn.tokens,
       window: Math.max(protects, count("window")),
       budget,
       double: 2 * extra,
@@ -160,10 +163,10 @@ export function casesOf(method: string, work: number): fc.Arbitrary<Case> {
     const heads = drawn.kvHeads * drawn.groupSize;
     const most = Math.floor(Math.sqrt(work / (heads * drawn.headDim)));
     const tokens = Math.min(
-      Math.max(1, near === "any" ? around : around + off),
+      Math.max(1, near === "any" || near === "above" ? around : around + off),
       Math.max(1, most),
     );
-    const layer = Math.floor(layerShare * layers);
+    const layer = layerAt % layers;
     return {
       method,
       granularity: drawn.granularity,
