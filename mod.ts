@@ -53,5 +53,23 @@ export {
 export type { Difference, Figure, Score } from "./eval/report/mod.ts";
 export type { Estimate, PairedEstimate } from "./eval/statistics/mod.ts";
 export * from "./methods/mod.ts";
-export * from "./ffi/mod.ts";
-export * from "./models/mod.ts";
+export {
+  Device,
+  type DeviceInfo,
+  type DeviceKind,
+  type DeviceOptions,
+  type Ledger,
+  LibraryError,
+  NativeError,
+  type NativeErrorKind,
+  type Sampling,
+} from "./ffi/mod.ts";
+export {
+  type ChatMessage,
+  type ModelFolder,
+  openModelFolder,
+  readTensor,
+  type Tensor,
+  Tokenizer,
+  writeSafetensors,
+} from "./models/mod.ts";

@@ -129,9 +129,14 @@ export class AttentionMap {
       },
       ...ticks.flatMap((share) => [
         draw("text", {
-          x: 60 + 530 * share,
+          // The last number ends where the picture does.
+          x: share > 0.95 ? 598 : 60 + 530 * share,
           y: 590,
-          "text-anchor": share === 0 ? "start" : "middle",
+          "text-anchor": share === 0
+            ? "start"
+            : share > 0.95
+            ? "end"
+            : "middle",
         }, count(share * n)),
         draw("text", {
           x: 54,
