@@ -289,6 +289,75 @@ static void ample(kvf_model *model, kvf_cache *cache) {
     }
 }
 
+/* ---- 16-bit rows of 64 channels, which have kernels of their own ---- */
+
+static const shape WIDE = {2, 4, 1, 64, KVF_BF16};
+
+/* Masses of layer 1 after every step against the last query's probabilities, summed. */
+static void wide_masses(kvf_model *model, kvf_cache *cache, uint32_t bits) {
+    static float got[128], want[128];
+    const kvf_op ops[] = {mass(UINT32_MAX, 0.9f), queries(1)};
+    const uint32_t s = start(model, cache, KVF_KV_HEAD, N_PROMPT, NULL, 0);
+    const kvf_format format = {.size = sizeof format, .residual = 8, .key_bits = bits, .value_bits = bits,
+                               .value_axis = KVF_PER_TOKEN, .value_group = 32};
+    for (uint32_t layer = 0; layer < WIDE.n_layer; layer++) {
+        if (bits > 0) CHECK(kvf_pack(cache, s, layer, &format, 0, 0, ERR) == KVF_OK);
+        CHECK(kvf_sequence_program(cache, s, layer, ops, 2, ERR) == KVF_OK);
+    }
+    memset(want, 0, sizeof want);
+    uint32_t token;
+    CHECK(kvf_decode(model, cache, &s, 1, 1, &token, NULL, 0, NULL, ERR) == KVF_OK);
+    CHECK(kvf_sequence_forget(cache, s, ERR) == KVF_OK);
+    for (uint32_t step = 1; step < 30; step++) {
+        const uint32_t rows = N_PROMPT + step;
+        CHECK(kvf_decode(model, cache, &s, 1, 1, &token, NULL, 0, NULL, ERR) == KVF_OK);
+        int32_t id = kvf_scores_window(cache, s, 1, 1, KVF_WINDOW_ALL_ROWS, KVF_SUM, ERR);
+        CHECK(kvf_scores_read(cache, id_of(id), got, rows, ERR) == KVF_OK);
+        CHECK(kvf_object_free(cache, (uint32_t)id, ERR) == KVF_OK);
+        for (uint32_t i = 0; i < rows; i++) want[i] = want[i] * 0.9f + got[i];
+        if (step % 5 != 0) continue; /* looking puts rows in order */
+        id = kvf_scores_mass(cache, s, 1, UINT32_MAX, KVF_SUM, ERR);
+        CHECK(kvf_scores_read(cache, id_of(id), got, rows, ERR) == KVF_OK);
+        CHECK(kvf_object_free(cache, (uint32_t)id, ERR) == KVF_OK);
+        for (uint32_t i = 0; i < rows; i++) CHECK_NEAR(got[i], want[i], bits > 0 ? 2e-3 : 1e-4);
+        check_books(cache);
+    }
+    uint32_t packed[2];
+    CHECK(kvf_sequence_packed(cache, s, packed, 2, ERR) == KVF_OK && packed[1] == (bits > 0 ? 64 : 0));
+    CHECK(kvf_sequence_free(cache, s, ERR) == KVF_OK);
+}
+
+/* Sequences with and without programs in one batch, and each on its own: the same bits. Room for all rows changes none. */
+static void wide_batch(kvf_model *model, kvf_cache *cache) {
+    enum { N = 6, STEPS = 24, LOGITS = STEPS * TEST_VOCAB };
+    static float together[N * LOGITS], alone[N][LOGITS];
+    uint32_t ids[N], tokens[N * STEPS];
+    kvf_op relative[] = {op(KVF_OP_RELATIVE), evict(KVF_STAT_POSITION, 40, 40, 4, 4)};
+    relative[0].first = 4;
+    const kvf_op rolling[] = {mass(UINT32_MAX, 1), evict(KVF_STAT_MASS, 40, 40, 2, 4)};
+    const kvf_op drawn[] = {mass(UINT32_MAX, 1), evict(KVF_STAT_MASS, 60, 33, 2, 4)};
+    const kvf_op paged[] = {pages(16, 40, 8, 0)}, ample[] = {pages(16, 200, 0, 0)};
+    const struct {
+        const kvf_op *ops;
+        uint32_t n;
+    } list[N] = {{NULL, 0}, {rolling, 2}, {relative, 2}, {drawn, 2}, {paged, 1}, {ample, 1}};
+    for (uint32_t turn = 0; turn < 2; turn++) {
+        for (uint32_t k = 0; k < N; k++) ids[k] = start(model, cache, KVF_KV_HEAD, N_PROMPT, list[k].ops, list[k].n);
+        for (uint32_t k = 0; k < N && turn == 0; k++) {
+            CHECK(kvf_decode(model, cache, &ids[k], 1, STEPS, tokens, alone[k], sizeof alone[k], NULL, ERR) == KVF_OK);
+        }
+        if (turn == 1) CHECK(kvf_decode(model, cache, ids, N, STEPS, tokens, together, sizeof together, NULL, ERR) == KVF_OK);
+        check_books(cache);
+        for (uint32_t k = 0; k < N; k++) CHECK(kvf_sequence_free(cache, ids[k], ERR) == KVF_OK);
+    }
+    for (uint32_t k = 0; k < N; k++) {
+        for (uint32_t i = 0; i < STEPS; i++) {
+            CHECK(memcmp(alone[k] + i * TEST_VOCAB, together + (i * N + k) * TEST_VOCAB, TEST_VOCAB * sizeof **alone) == 0);
+        }
+        CHECK((memcmp(alone[k], alone[0], sizeof alone[k]) == 0) == (k == 0 || k == 5));
+    }
+}
+
 /* At its limit a step is refused whole, and goes on when there is room. */
 static void limits(kvf_device *dev, kvf_model *model) {
     kvf_cache *cache = cache_of_shape(dev, SMALL, 0);
@@ -460,6 +529,12 @@ int main(void) {
     finer_fork(model, cache);
     ample(model, cache);
     limits(dev, model);
+    kvf_model *wide = model_of_shape(dev, WIDE);
+    kvf_cache *wide_cache = cache_of_shape(dev, WIDE, 0);
+    for (uint32_t bits = 0; bits <= 4; bits += 2) wide_masses(wide, wide_cache, bits);
+    wide_batch(wide, wide_cache);
+    kvf_model_free(wide);
+    kvf_cache_free(wide_cache);
     kvf_model_free(model);
     kvf_model_free(other);
     kvf_cache_free(cache);
