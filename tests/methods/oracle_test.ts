@@ -5,7 +5,7 @@ import { cases, header, storedRows } from "./goldens.ts";
 import { keptBy, ranked, upTo, wrong } from "./oracle/choice.ts";
 import type { Task } from "./oracle/evict.ts";
 import { openDevice } from "../ffi/tiny.ts";
-import { pyramidRows } from "./oracle/budgets.ts";
+import { pyramidRows, scoreTable } from "./oracle/budgets.ts";
 import {
   type Case,
   casesOf,
@@ -16,6 +16,7 @@ import {
 import { applyMethod } from "../../eval/apply.ts";
 import type { Device } from "../../ffi/mod.ts";
 import { resolveMethod } from "../../methods/mod.ts";
+import { headBudgets, parseHeadFile } from "../../methods/parts/head_table.ts";
 import { pyramidBudgets } from "../../methods/parts/pyramid.ts";
 import { taskOf } from "./oracle/golden.ts";
 import { sourceOf } from "./oracle/layer.ts";
@@ -262,5 +263,29 @@ Deno.test("the paper's pyramid deals out the budget of all layers, from the firs
       },
     ),
     { numRuns: 1000, seed: 22 },
+  );
+});
+
+Deno.test("a file of head scores deals out the rows that the oracle deals out", () => {
+  const list = fc.array(fc.double({ min: 0, max: 100, noNaN: true }), {
+    minLength: 1,
+    maxLength: 5,
+  });
+  fc.assert(
+    fc.property(
+      fc.array(list, { minLength: 1, maxLength: 64 }),
+      fc.integer({ min: 1, max: 4096 }),
+      fc.constantFrom(1, 1.01, 1.1, 1.5, 2, 3, 7),
+      (lists, budget, beta) => {
+        fc.pre(lists.flat().some((x) => x > 1e-3));
+        const file = Object.fromEntries(lists.map((one, i) => [`0-${i}`, one]));
+        const { values } = parseHeadFile("scores", JSON.stringify(file));
+        assertEquals(
+          headBudgets(values, budget, beta),
+          scoreTable(lists, budget, beta),
+        );
+      },
+    ),
+    { numRuns: 500, seed: 23 },
   );
 });

@@ -102,7 +102,8 @@ export function scoreTable(
   );
   const total = means.reduce((a, b) => a + b, 0);
   const given = floorDivide(budget, beta);
+  const pool = given * lists.length;
   return means.map((mean) =>
-    roundHalfEven(mean / total * given * lists.length + (budget - given))
+    roundHalfEven(mean / total * pool + (budget - given))
   );
 }
