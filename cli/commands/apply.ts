@@ -55,7 +55,9 @@ export const apply: CommandSpec = {
       "after",
       `
 Example:
-  kvf apply --method snapkv --options '{"budget":64}' --input qkv.safetensors --json`,
+  kvf apply --method snapkv --options '{"budget":64}' --input qkv.safetensors --json
+  kvf apply --method minicache --first-share 0 --input two.safetensors \\
+    --lower-k k0 --lower-v v0 --q q1 --k k1 --v v1 --layer 1 --layers 2`,
     );
   },
   json: {
