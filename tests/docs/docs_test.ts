@@ -4,7 +4,10 @@
  * download says so in a comment before it and is counted aloud; `text` blocks are output.
  */
 import { assert, assertEquals } from "@std/assert";
+import type { CommandUnknownOpts } from "@commander-js/extra-typings";
 import { fromFileUrl } from "@std/path";
+import { createProgram } from "../../cli/program.ts";
+import { METHODS, optionFlags } from "../../methods/mod.ts";
 import { type Block, blocksOf, commandsOf } from "./_blocks.ts";
 
 const ROOT = fromFileUrl(new URL("../..", import.meta.url)).replace(/\/$/, "");
@@ -150,6 +153,30 @@ Deno.test("links between the documents lead somewhere", () => {
         Deno.statSync(`${folder}/${target}`),
         `${file} links to ${target}`,
       );
+    }
+  }
+});
+
+Deno.test("docs/migrating.md names flags that exist", () => {
+  const flags = new Set<string | undefined>(
+    [...METHODS.values()].flatMap((method) =>
+      optionFlags(method).map(({ flag }) => flag)
+    ),
+  );
+  const walk = (command: CommandUnknownOpts): void => {
+    for (const { long } of command.options) flags.add(long);
+    command.commands.forEach(walk);
+  };
+  walk(createProgram(() => {}) as unknown as CommandUnknownOpts);
+  const rows = Deno.readTextFileSync(`${ROOT}/docs/migrating.md`).split("\n")
+    .filter((line) => line.startsWith("| "));
+  assert(rows.length > 50);
+  for (const row of rows) {
+    const [, here = ""] = row.split(" | ");
+    for (const [, words] of here.matchAll(/`([^`]*)`/g)) {
+      for (const [flag] of words!.matchAll(/--[a-z-]+/g)) {
+        assert(flags.has(flag), `${flag} of ${row}`);
+      }
     }
   }
 });
