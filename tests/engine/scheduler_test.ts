@@ -200,7 +200,7 @@ const smearing = (prefillKey?: string) =>
   });
 
 Deno.test("policies that alter prefill alike share one, all others read alone", async () => {
-  using model = await LanguageModel.load(MODEL);
+  using model = await LanguageModel.load(MODEL, MODEL_BUILD);
   const ids = prompt(150, 1);
   for (const granularity of ["kv_head", "query_head"] as const) {
     const run = async (method: AnyMethod) =>
@@ -232,7 +232,7 @@ Deno.test("policies that alter prefill alike share one, all others read alone", 
 });
 
 Deno.test("no method's cache ever holds more than was predicted", async () => {
-  using model = await LanguageModel.load(MODEL);
+  using model = await LanguageModel.load(MODEL, MODEL_BUILD);
   const length = 333, maxNewTokens = 70;
   const ids = prompt(length, 2);
   const [full] = crossConfigurations(named("fullkv"), [], {}, "kv_head");
