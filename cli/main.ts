@@ -63,7 +63,7 @@ const COMPLAINTS: Readonly<Record<string, string>> = {
   "No such file or directory": "it, or its folder, must be there",
   "Is a directory": "it must be a file",
   "Not a directory": "its folder must be one",
-  "Permission denied": "you must be allowed to",
+  "Permission denied": "its owner and mode must let you",
   "Read-only file system": "its file system must take changes",
 };
 

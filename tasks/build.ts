@@ -423,8 +423,12 @@ export async function reportBuildErrors(
   try {
     await work();
   } catch (error) {
-    if (!(error instanceof BuildError)) throw error;
-    say(`error: ${error.message}`);
+    if (error instanceof Deno.errors.PermissionDenied) {
+      say(
+        `error: Cannot build as the folder build must be yours to write: ${error.message}`,
+      );
+    } else if (error instanceof BuildError) say(`error: ${error.message}`);
+    else throw error;
     Deno.exitCode = 1;
   }
 }

@@ -1,6 +1,8 @@
+// deno-lint-ignore-file no-console -- what is told is looked at
 /** Mistakes that people make at the command line: each is told in one line that says what must hold, with status 2. */
 import { assert, assertEquals, assertStringIncludes } from "@std/assert";
-import { kvf, ROOT } from "./_kvf.ts";
+import { report } from "../../cli/main.ts";
+import { deno, kvf, ROOT } from "./_kvf.ts";
 
 const MODEL = `${ROOT}/models/needle-6m`;
 const RUN = ["run", "--model", MODEL, "--prompt", "x"];
@@ -87,4 +89,32 @@ Deno.test("kvf --version prints the version", async () => {
   });
   const { code, out } = await kvf("--version");
   assertEquals([code, out], [0, `${config.version}\n`]);
+});
+
+Deno.test("kvf tells in its own words that a file may not be touched", () => {
+  const lines: unknown[] = [];
+  const told = console.error;
+  console.error = (line: unknown) => lines.push(line);
+  try {
+    const error = new Deno.errors.PermissionDenied(
+      "Permission denied (os error 13): open '/a b'",
+    );
+    assertEquals(report(error), 2);
+  } finally {
+    console.error = told;
+  }
+  assertEquals(lines, [
+    'error: Cannot use "/a b" as its owner and mode must let you: Permission denied',
+  ]);
+});
+
+Deno.test("the build says which folder must be writable, without a stack", async () => {
+  const { code, err } = await deno(
+    "eval",
+    "import { reportBuildErrors } from './tasks/build.ts'; await reportBuildErrors(() => Promise.reject(new Deno.errors.PermissionDenied('no')))",
+  );
+  assertEquals([code, err], [
+    1,
+    "error: Cannot build as the folder build must be yours to write: no\n",
+  ]);
 });
