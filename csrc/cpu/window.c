@@ -5,6 +5,7 @@
 #include <math.h>
 #include <string.h>
 
+#include "packed.h"
 #include "tiles.h"
 
 /* Slots of cpu_scratch. */
@@ -25,7 +26,7 @@ typedef struct window_job {
     uint32_t n_token; /* rows of the layer */
     size_t n_padded;  /* room for n_token scores */
     float *out;       /* [n_head, n_row] summed over the queries; with REDUCE_FIRST [n_stored_head, n_row] */
-    float *work;      /* [n_thread, tile + 1, n_padded] */
+    float *work;      /* [n_thread, tile + 2, n_padded] */
     uint32_t tile;
 } window_job;
 
@@ -40,13 +41,45 @@ static void products(const window_job *j, const kv_table *t, const float *q, siz
     cpu_table_scores(j->cache, t, (cpu_span){0, 0, n}, q, ld_q, m, 0, to, j->n_padded);
 }
 
+/* Whether chosen rows were packed before rows of lower positions, so that rows are not in order of position. */
+static bool scattered(const window_job *j, const kv_table *t) {
+    if (t->packed == 0 || t->packed == t->rows) return false;
+    const uint32_t last = t->packed - 1;
+    return cpu_positions_of(j->cache, t, kv_page_of(t, last))[kv_slot_of(t, last)] >
+           cpu_positions_of(j->cache, t, kv_page_of(t, t->packed))[0];
+}
+
+/* Puts the numbers of a scattered table's rows in order of position, or back. room: [n_padded] */
+static void reorder(const window_job *j, const kv_table *t, float *x, float *room, bool back) {
+    for (uint32_t page = 0; page < t->n_page; page++) {
+        const uint32_t *positions = cpu_positions_of(j->cache, t, page), first = kv_page_first(t, page);
+        for (uint32_t i = 0; i < kv_page_rows(t, page); i++) {
+            if (back) {
+                room[first + i] = x[positions[i]];
+            } else {
+                room[positions[i]] = x[first + i];
+            }
+        }
+    }
+    memcpy(x, room, t->rows * sizeof *x);
+}
+
 /* Products of window query i become exp(score - highest), with zeros behind what the query sees; returns their sum. */
 static float soften(const window_job *j, float *x, uint32_t i) {
     const cpu_ops *ops = cpu_ops_of(j->cache->dev);
     const float scale = 1.0f / sqrtf((float)j->cache->config.head_dim);
     const uint32_t seen = j->n_token - j->window + i + 1;
     const float sum = ops->exp_sum(x, seen, scale, ops->max(x, seen) * scale);
-    if (seen < j->n_row) memset(x + seen, 0, (j->n_row - seen) * sizeof *x);
+    memset(x + seen, 0, (j->n_token - seen) * sizeof *x);
+    return sum;
+}
+
+/* The same for rows that may be scattered, which stay where they are. */
+static float soften_rows(const window_job *j, const kv_table *t, float *x, float *room, uint32_t i) {
+    const bool moves = scattered(j, t);
+    if (moves) reorder(j, t, x, room, false);
+    const float sum = soften(j, x, i);
+    if (moves) reorder(j, t, x, room, true);
     return sum;
 }
 
@@ -61,7 +94,7 @@ static void window_head(void *arg, uint32_t head, uint32_t thread) {
     const window_job *j = arg;
     const cpu_ops *ops = cpu_ops_of(j->cache->dev);
     const kv_table *t = kv_table_of(j->s, j->layer, head / kv_readers(j->cache, j->s));
-    float *x = j->work + thread * (j->tile + 1) * j->n_padded;
+    float *x = j->work + thread * (j->tile + 2) * j->n_padded;
     float *out = j->out + (size_t)head * j->n_row;
     memset(out, 0, j->n_row * sizeof *out);
     for (uint32_t first = 0; first < j->window; first += j->tile) {
@@ -69,7 +102,7 @@ static void window_head(void *arg, uint32_t head, uint32_t thread) {
         products(j, t, window_query(j, head, first), j->cache->config.head_dim, m, j->n_token, x);
         for (uint32_t i = 0; i < m; i++) {
             float *row = x + i * j->n_padded;
-            float factor = 1.0f / soften(j, row, first + i);
+            float factor = 1.0f / soften_rows(j, t, row, x + (j->tile + 1) * j->n_padded, first + i);
             if (j->flags & KVF_WINDOW_HITS) {
                 hit(j, row, first + i, factor);
                 factor = 1.0f;
@@ -87,7 +120,7 @@ static void window_group(void *arg, uint32_t stored, uint32_t thread) {
     const uint32_t group = kv_readers(j->cache, j->s);
     const kv_table *t = kv_table_of(j->s, j->layer, stored);
     const size_t ld_q = (size_t)j->s->observe->n_window * j->cache->config.head_dim;
-    float *x = j->work + thread * (j->tile + 1) * j->n_padded, *reduced = x + j->tile * j->n_padded;
+    float *x = j->work + thread * (j->tile + 2) * j->n_padded, *reduced = x + j->tile * j->n_padded;
     float *out = j->out + (size_t)stored * j->n_row;
     memset(out, 0, j->n_row * sizeof *out);
     for (uint32_t i = 0; i < j->window; i++) {
@@ -96,7 +129,7 @@ static void window_group(void *arg, uint32_t stored, uint32_t thread) {
             products(j, t, window_query(j, stored * group + first, i), ld_q, m, j->n_token, x);
             for (uint32_t r = 0; r < m; r++) {
                 float *row = x + r * j->n_padded;
-                const float factor = 1.0f / soften(j, row, i);
+                const float factor = 1.0f / soften_rows(j, t, row, reduced + j->n_padded, i);
                 if (j->flags & KVF_WINDOW_HITS) {
                     hit(j, row, i, factor);
                 } else {
@@ -125,7 +158,7 @@ int32_t be_scores_window(kvf_cache *cache, kv_sequence *s, uint32_t layer, uint3
     const uint32_t most = first ? group : window;
     j.tile = most < QUERY_TILE ? most : QUERY_TILE;
     j.n_padded = CPU_SPAN_FLOATS((size_t)j.n_token);
-    const size_t work = (size_t)dev->info.n_thread * (j.tile + 1) * j.n_padded * sizeof(float);
+    const size_t work = (size_t)dev->info.n_thread * (j.tile + 2) * j.n_padded * sizeof(float);
     j.work = cpu_scratch(dev, SLOT_SOFTMAX, work);
     if (j.work == NULL) return no_memory(err, work);
     if (first) {
@@ -161,13 +194,16 @@ static void map_chunk(void *arg, uint32_t chunk, uint32_t thread) {
     const uint32_t end = past < w->n_token ? (uint32_t)past : w->n_token; /* positions [first, end) */
     const uint32_t first = at * j->block > before ? at * j->block : before;
     const kv_table *t = kv_table_of(w->s, w->layer, head / kv_readers(w->cache, w->s));
-    float *x = w->work + thread * (w->tile + 1) * w->n_padded;
+    float *x = w->work + thread * (w->tile + 2) * w->n_padded;
+    const bool moves = scattered(w, t);
     for (uint32_t i = first; i < end; i += w->tile) {
         const uint32_t m = end - i < w->tile ? end - i : w->tile;
-        products(w, t, window_query(w, head, i - before), w->cache->config.head_dim, m, i + m, x);
+        products(w, t, window_query(w, head, i - before), w->cache->config.head_dim, m,
+                 moves ? w->n_token : i + m, x);
         for (uint32_t k = 0; k < m; k++) {
-            const float *row = x + k * w->n_padded;
-            const float factor = 1.0f / soften(w, x + k * w->n_padded, i - before + k);
+            float *row = x + k * w->n_padded;
+            if (moves) reorder(w, t, row, x + (w->tile + 1) * w->n_padded, false);
+            const float factor = 1.0f / soften(w, row, i - before + k);
             for (uint32_t b = 0; b <= at; b++) {
                 const size_t stop = ((size_t)b + 1) * j->block;
                 const uint32_t last = stop < i + k + 1 ? (uint32_t)stop : i + k + 1;
@@ -187,7 +223,7 @@ int32_t be_attention_map(kvf_cache *cache, kv_sequence *s, uint32_t layer, uint3
                             .tile = QUERY_TILE},
                  .block = block, .n_block = (o->n_token - 1) / block + 1, .map = to_host};
     j.window.n_padded = CPU_SPAN_FLOATS((size_t)o->n_token);
-    const size_t work = (size_t)dev->info.n_thread * (QUERY_TILE + 1) * j.window.n_padded * sizeof(float);
+    const size_t work = (size_t)dev->info.n_thread * (QUERY_TILE + 2) * j.window.n_padded * sizeof(float);
     j.window.work = cpu_scratch(dev, SLOT_SOFTMAX, work);
     if (j.window.work == NULL) return no_memory(err, work);
     cpu_parallel(dev, cache->config.n_head * j.n_block, map_chunk, &j);

@@ -519,6 +519,85 @@ static void test_attention(kvf_device *dev) {
     }
 }
 
+/* Scores of a packed layer, against those of plain rows with the same values and against their definition. */
+static void test_scores(kvf_device *dev) {
+    for (uint32_t i = 0; i < 8; i++) {
+        const uint32_t dim = i % 2 ? 64 : 34, n = 40 + below(120), window = 1 + below(8), n_block = (n + 31) / 32;
+        const shape s = {1, N_HEAD, N_KV_HEAD, dim, KVF_F32};
+        kvf_cache *cache = cache_of_shape(dev, s, 0);
+        recorded r = record(cache, n);
+        kvf_format f = {.size = sizeof f, .residual = below(30), .key_bits = 3, .value_bits = 2, .value_axis = KVF_PER_TOKEN,
+                        .key_outliers = 4, .value_rank = 1, .flags = i % 4 > 1 ? KVF_PACK_ONCE : 0};
+        uint32_t chosen = 0, rows[80];
+        const uint32_t count = n / 2;
+        for (uint32_t k = 0; k < count; k++) rows[k] = 2 * k + 1;
+        if (i % 4 == 3) chosen = (uint32_t)kvf_selection_create(cache, 1, &count, rows, ERR);
+        CHECK(kvf_pack(cache, r.id, 0, &f, chosen, 0, ERR) == KVF_OK);
+        CHECK(table(cache, r.id, 0)->packed > 0);
+        /* the twin's rows are in order of position; at[h][row] is where row `row` of the packed head is there */
+        static uint32_t at[N_KV_HEAD][200];
+        for (uint32_t h = 0; h < N_KV_HEAD; h++) {
+            CHECK(kvf_read_positions(cache, r.id, 0, h, at[h], n, ERR) == KVF_OK);
+            float *x[2] = {rows_of(cache, r.id, h, 0), rows_of(cache, r.id, h, 1)}, *to[2] = {r.k, r.v};
+            for (uint32_t what = 0; what < 2; what++) {
+                float norms[N_KV_HEAD * 200];
+                const uint32_t id = (uint32_t)kvf_scores_norm(cache, r.id, 0, what, ERR);
+                CHECK(kvf_scores_read(cache, id, norms, N_KV_HEAD * n, ERR) == KVF_OK);
+                for (uint32_t row = 0; row < n; row++) {
+                    double square = 0;
+                    for (uint32_t d = 0; d < dim; d++) square += (double)x[what][row * dim + d] * (double)x[what][row * dim + d];
+                    CHECK_NEAR(norms[h * n + row], sqrt(square), 1e-5);
+                    memcpy(to[what] + ((size_t)h * n + at[h][row]) * dim, x[what] + (size_t)row * dim, dim * sizeof(float));
+                }
+                free(x[what]);
+                CHECK(kvf_object_free(cache, id, ERR) == KVF_OK);
+            }
+        }
+        const kvf_observe observe = {sizeof observe, 8, 0, 0};
+        const uint32_t twin = (uint32_t)kvf_sequence_create(cache, KVF_KV_HEAD, ERR);
+        CHECK(kvf_record_begin(cache, twin, n, &observe, NULL, ERR) == KVF_OK);
+        CHECK(kvf_record_layer(cache, twin, 0, r.q, r.k, r.v, ERR) == KVF_OK);
+        for (uint32_t reduce = 0; reduce < 3; reduce++) {
+            float got[N_KV_HEAD * 200], want[N_KV_HEAD * 200];
+            const uint32_t flags = KVF_WINDOW_ALL_ROWS | (reduce ? KVF_WINDOW_REDUCE_FIRST : KVF_WINDOW_MEAN);
+            const uint32_t a = (uint32_t)kvf_scores_window(cache, r.id, 0, window, flags, reduce, ERR);
+            const uint32_t b = (uint32_t)kvf_scores_window(cache, twin, 0, window, flags, reduce, ERR);
+            CHECK(kvf_scores_read(cache, a, got, N_KV_HEAD * n, ERR) == KVF_OK && kvf_scores_read(cache, b, want, N_KV_HEAD * n, ERR) == KVF_OK);
+            for (uint32_t h = 0; h < N_KV_HEAD; h++) {
+                for (uint32_t row = 0; row < n; row++) CHECK_NEAR(got[h * n + row], want[h * n + at[h][row]], 1e-5);
+            }
+            CHECK(kvf_object_free(cache, a, ERR) == KVF_OK && kvf_object_free(cache, b, ERR) == KVF_OK);
+            /* channels: mean squares of the last queries and of all keys */
+            const uint32_t c = (uint32_t)kvf_scores_channels(cache, r.id, 0, window, reduce, ERR);
+            CHECK(kvf_scores_read(cache, c, got, N_KV_HEAD * dim, ERR) == KVF_OK);
+            for (uint32_t h = 0; h < N_KV_HEAD; h++) {
+                for (uint32_t d = 0; d < dim; d++) {
+                    double keys = 0, queries = 0;
+                    for (uint32_t row = 0; row < n; row++) keys += pow((double)r.k[((size_t)h * n + row) * dim + d], 2) / n;
+                    for (uint32_t g = 0; g < N_HEAD / N_KV_HEAD; g++) {
+                        double sum = 0;
+                        for (uint32_t w = n - window; w < n; w++) {
+                            sum += pow((double)r.q[((size_t)(h * (N_HEAD / N_KV_HEAD) + g) * n + w) * dim + d], 2) / window;
+                        }
+                        queries = reduce == KVF_MAX ? fmax(queries, sum) : queries + sum;
+                    }
+                    if (reduce == KVF_MEAN) queries /= N_HEAD / N_KV_HEAD;
+                    CHECK_NEAR(got[h * dim + d], queries * keys, 1e-5);
+                }
+            }
+            CHECK(kvf_object_free(cache, c, ERR) == KVF_OK);
+        }
+        float maps[2][N_HEAD * 6 * 6];
+        const double bytes = (double)N_HEAD * n_block * n_block * sizeof(float);
+        CHECK(kvf_attention_map(cache, r.id, 0, 32, maps[0], bytes, ERR) == KVF_OK);
+        CHECK(kvf_attention_map(cache, twin, 0, 32, maps[1], bytes, ERR) == KVF_OK);
+        for (uint32_t k = 0; k < N_HEAD * n_block * n_block; k++) CHECK_NEAR(maps[0][k], maps[1][k], 1e-5);
+        if (chosen != 0) CHECK(kvf_object_free(cache, chosen, ERR) == KVF_OK);
+        forget(cache, &r);
+        kvf_cache_free(cache);
+    }
+}
+
 /* Formats that make no sense. */
 static void test_refusals(kvf_device *dev) {
     kvf_cache *cache = cache_of_shape(dev, (shape){1, N_HEAD, N_KV_HEAD, 16, KVF_F32}, 0);
@@ -578,6 +657,7 @@ int main(void) {
     test_chosen(dev);
     test_changes(dev);
     test_attention(dev);
+    test_scores(dev);
     test_decode(dev);
     test_refusals(dev);
     kvf_device_free(dev);
