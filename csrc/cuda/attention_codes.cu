@@ -288,6 +288,7 @@ static __global__ void __launch_bounds__(THREADS, TILES == 1 ? 2 : 1) codes_kern
     const size_t table = (size_t)a.layer * s->n_stored + stored;
     const cu_packing packing = s->packing[table];
     if (packing.packed == 0 || packing.kernel != (BITS == 4 ? CU_ATTEND_CODES_4 : CU_ATTEND_CODES_2)) return;
+    if (chooses(a, s, table)) return;
     const kv_layout &l = packing.format->layout;
     const uint32_t n_row = s->rows[table] + 1, readers = a.n_head / s->n_stored, n_packed = packed_pages(packing.packed);
     const uint32_t n_plain = packed_pages(n_row) - n_packed, per_chunk = chunk_rows(n_row) / KVF_PAGE_ROWS;

@@ -48,6 +48,11 @@ static __device__ __forceinline__ watched watch(const step_args &a, const cu_slo
     w.n_page = a.work.n_pick[(size_t)blockIdx.z * a.work.max_stored + stored];
     return w;
 }
+/* Whether a step program chooses pages of the table; packed ones are then attended to by the kernel for any format. */
+static __device__ __forceinline__ bool chooses(const step_args &a, const cu_slot *s, size_t table) {
+    const cu_program *p = a.work.acts & CU_CHOOSES ? program_of(s, table) : NULL;
+    return p != NULL && p->pages.size != 0;
+}
 /* Notes a score for masses, where CU_WATCHES is set; for kernels without registers to spare. */
 static __device__ __forceinline__ void note(const step_args &a, uint32_t reader, uint32_t row, float x) {
     const cu_slot *s = &a.slot[blockIdx.z];

@@ -27,13 +27,13 @@ static __global__ void __launch_bounds__(THREADS) packed_step_kernel(const step_
     if (!s->run || stored >= s->n_stored) return;
     const size_t table = (size_t)a.layer * s->n_stored + stored;
     const cu_packing packing = s->packing[table];
-    if (packing.packed == 0 || packing.kernel != CU_ATTEND_ANY) return;
+    if (packing.packed == 0 || (packing.kernel != CU_ATTEND_ANY && !chooses(a, s, table))) return;
     const cu_format &f = *packing.format;
     const uint8_t *frame = (const uint8_t *)packing.frame;
     const uint32_t n_row = s->rows[table] + 1, readers = a.n_head / s->n_stored, n_packed = packed_pages(packing.packed);
-    const uint32_t per_chunk = chunk_rows(n_row), n_chunk = (n_row - 1) / per_chunk + 1;
+    const watched list = watch(a, s, stored, table, n_row);
+    const uint32_t per_chunk = chunk_rows(list.n_page * KVF_PAGE_ROWS) / KVF_PAGE_ROWS, n_chunk = (list.n_page - 1) / per_chunk + 1;
     if (blockIdx.x >= n_chunk) return;
-    const watched watch_rows = watch(a, s, stored, table, n_row); /* scores are noted for masses; all pages are read */
     void *const *pages = s->pages + table * s->cap;
     const uint32_t lane = threadIdx.x % 32, warp = threadIdx.x / 32;
     float *tile = shared, *qs = tile + KVF_PAGE_ROWS * stride, *score = qs + readers * dim;
@@ -46,8 +46,10 @@ static __global__ void __launch_bounds__(THREADS) packed_step_kernel(const step_
         __syncthreads();
         for (uint32_t i = threadIdx.x; i < readers * dim; i += THREADS) so_far[i] = 0;
         for (uint32_t r = threadIdx.x; r < readers; r += THREADS) most[r] = -INFINITY, weights[r] = 0;
-        const uint32_t end = (min((chunk + 1) * per_chunk, n_row) - 1) / KVF_PAGE_ROWS + 1;
-        for (uint32_t page = chunk * per_chunk / KVF_PAGE_ROWS; page < end; page++) {
+        const uint32_t end = min((chunk + 1) * per_chunk, list.n_page);
+        for (uint32_t i = chunk * per_chunk; i < end; i++) {
+            const uint2 entry = watched_page(list, i, n_row);
+            const uint32_t page = entry.x;
             const uint8_t *data = (const uint8_t *)pages[page];
             const bool packed = page < n_packed;
             const uint32_t in_page = min((uint32_t)KVF_PAGE_ROWS, (packed ? packing.packed : n_row) - page * KVF_PAGE_ROWS);
@@ -65,10 +67,11 @@ static __global__ void __launch_bounds__(THREADS) packed_step_kernel(const step_
             for (uint32_t r = warp; r < readers; r += WARPS) {
                 float x = 0;
                 for (uint32_t w = 0; w < WARPS; w++) x += score[(w * readers + r) * KVF_PAGE_ROWS + lane];
-                bool seen = lane < in_page;
+                const bool there = lane < in_page && (entry.y >> lane & 1);
+                bool seen = there;
                 if (seen && a.window != 0) seen = s->position - positions[lane] < a.window;
                 if (!seen) x = -INFINITY;
-                if (lane < in_page) x = noted(watch_rows, r, page * KVF_PAGE_ROWS + lane, positions[lane], x);
+                if (there) x = noted(list, r, page * KVF_PAGE_ROWS + lane, positions[lane], x);
                 const float max = fmaxf(most[r], warp_max(x)), base = max == -INFINITY ? 0.0f : max;
                 const float weight = exp2f(x - base), sum = warp_sum(weight), factor = exp2f(most[r] - base);
                 __syncwarp();

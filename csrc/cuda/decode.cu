@@ -363,6 +363,15 @@ static int32_t send_state(kvf_model *model, kvf_cache *cache, kv_sequence **s, u
     return KVF_OK;
 }
 
+/* The kernel of attention that takes a table, as it decides itself. */
+static uint32_t kernel_of(const kv_sequence *s, uint32_t table) {
+    const kv_table *t = &s->table[table];
+    if (t->packed == 0) return CU_ATTEND_PLAIN;
+    const kv_step *step = kv_step_of(s, table / s->n_stored_head);
+    if (step != NULL && step->pages.size != 0) return CU_ATTEND_ANY;
+    return ((const cu_format_impl *)t->format->impl)->kernel;
+}
+
 static step_shape shape_of(kvf_cache *cache, kv_sequence **s, uint32_t n, bool forced) {
     step_shape shape;
     uint32_t longest = 1;
@@ -375,7 +384,7 @@ static step_shape shape_of(kvf_cache *cache, kv_sequence **s, uint32_t n, bool f
         for (uint32_t i = 0; i < table_count(cache, s[b]); i++) {
             const kv_table *t = &s[b]->table[i];
             if (t->n_page > longest) longest = t->n_page;
-            shape.kernels |= 1u << (t->packed == 0 ? (uint32_t)CU_ATTEND_PLAIN : ((const cu_format_impl *)t->format->impl)->kernel);
+            shape.kernels |= 1u << kernel_of(s[b], i);
         }
         shape.acts |= cu_acts_of(cache, s[b], &shape.n_query);
     }

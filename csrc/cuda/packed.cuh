@@ -165,7 +165,52 @@ static __device__ __forceinline__ void unpack_rows(float *tile, uint32_t stride,
     }
 }
 
-/* The same for a plain page; only its first n rows, zeros behind them. */
+/* Code i of a run. */
+static __device__ __forceinline__ uint32_t code_at(const uint8_t *run, uint32_t bits, uint32_t i) {
+    if (bits == 8) return run[i];
+    if (bits == 4) return run[i % 2 * 4 + i / 4] >> i / 2 % 2 * 4 & 15u;
+    return (run[i / 4] >> i % 4 * 2 & 3u) | (bits == 3 ? (uint32_t)(run[4 + i / 8] >> i % 8 & 1) << 2 : 0u);
+}
+
+/* One element of the keys as it is stored, of one of the channels that are; for who needs few of them. */
+static __device__ inline float stored_key(const cu_format &f, const uint8_t *page, const uint8_t *frame, uint32_t slot, uint32_t channel) {
+    const kv_part &p = f.layout.key;
+    if (p.bits == 0) return load_as(page + p.codes, f.dtype, (size_t)channel * p.n_lane + slot);
+    const uint16_t *places = (const uint16_t *)(page + p.places);
+    const uint32_t place = channel * KVF_PAGE_ROWS + slot;
+    uint32_t low = 0, high = p.n_outlier;
+    while (low < high) {
+        const uint32_t mid = (low + high) / 2;
+        if (places[mid] < place) low = mid + 1;
+        else high = mid;
+    }
+    if (low < p.n_outlier && places[low] == place) return load_as(page + p.outliers, f.dtype, low);
+    const uint8_t *run = page + p.codes + (channel * (p.ld / KV_RUN) + slot / KV_RUN) * 2 * p.bits;
+    const uint32_t code = code_at(run, p.bits, slot % KV_RUN), g = param_of(p, channel, slot);
+    const float level = p.fitted ? ((const float *)(frame + p.levels))[code] : (float)code;
+    float x = fmaf(half_at(page + p.scales, g), level, half_at(page + p.offsets, g));
+    for (uint32_t r = 0; r < p.rank; r++) {
+        x = fmaf(half_at(page + p.left, r * KVF_PAGE_ROWS + slot), ((const float *)(frame + p.basis))[r * p.n_line + channel], x);
+    }
+    return x;
+}
+
+/* The same as attention sees it, of any channel. */
+static __device__ inline float packed_key(const cu_format &f, const uint8_t *page, const uint8_t *frame, uint32_t slot, uint32_t channel) {
+    if (f.layout.pruned) {
+        const uint16_t *channels = (const uint16_t *)frame;
+        uint32_t i = 0;
+        while (i < f.layout.n_channel && channels[i] < channel) i++;
+        return i < f.layout.n_channel && channels[i] == channel ? stored_key(f, page, frame, slot, i) : 0.0f;
+    }
+    if (f.low == NULL) return stored_key(f, page, frame, slot, channel);
+    const uint32_t half = f.head_dim / 2, i = channel % half;
+    const float2 turn = turn_of(f, ((const uint32_t *)(page + f.layout.positions))[slot], i);
+    const float a = stored_key(f, page, frame, slot, i), b = stored_key(f, page, frame, slot, i + half);
+    return channel < half ? a * turn.x - b * turn.y : b * turn.x + a * turn.y;
+}
+
+/* A plain page's rows as unpack_rows makes them; only its first n rows, zeros behind them. */
 template <typename R>
 static __device__ __forceinline__ void plain_rows(float *tile, uint32_t stride, const void *page, uint32_t head_dim,
                                                   uint32_t n, uint32_t what) {

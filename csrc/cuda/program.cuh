@@ -2,7 +2,7 @@
 #ifndef KVF_CUDA_PROGRAM_CUH
 #define KVF_CUDA_PROGRAM_CUH
 
-#include "numbers.cuh"
+#include "packed.cuh"
 #include "program.h"
 #include "ptx.cuh"
 
@@ -12,18 +12,27 @@ typedef struct head_rows {
     uint32_t n_row;
     uint32_t head_dim;
     uint32_t dtype;
+    const cu_packing *packing; /* NULL: all rows are plain; packed ones fill their pages */
 } head_rows;
 
 static __host__ __device__ __forceinline__ uint32_t element_bytes(uint32_t dtype) { return dtype == KVF_F32 ? 4 : 2; }
 
+static __device__ __forceinline__ bool is_packed(const head_rows &h, uint32_t page) {
+    return h.packing != NULL && page * KVF_PAGE_ROWS < h.packing->packed;
+}
 /* Positions of a page's rows. */
 static __device__ __forceinline__ uint32_t *positions_at(const head_rows &h, uint32_t page) {
+    if (is_packed(h, page)) return (uint32_t *)((char *)h.pages[page] + h.packing->format->layout.positions);
     return (uint32_t *)((char *)h.pages[page] + (size_t)2 * KVF_PAGE_ROWS * h.head_dim * element_bytes(h.dtype));
 }
 static __device__ __forceinline__ uint32_t position_of(const head_rows &h, uint32_t row) {
     return positions_at(h, row / KVF_PAGE_ROWS)[row % KVF_PAGE_ROWS];
 }
 static __device__ __forceinline__ float key_of(const head_rows &h, uint32_t row, uint32_t d) {
+    if (is_packed(h, row / KVF_PAGE_ROWS)) {
+        return packed_key(*h.packing->format, (const uint8_t *)h.pages[row / KVF_PAGE_ROWS], (const uint8_t *)h.packing->frame,
+                          row % KVF_PAGE_ROWS, d);
+    }
     return load_as(h.pages[row / KVF_PAGE_ROWS], h.dtype, (size_t)(row % KVF_PAGE_ROWS) * h.head_dim + d);
 }
 

@@ -256,7 +256,7 @@ static __global__ void __launch_bounds__(THREADS) before_kernel(const before_arg
     const cu_program *p = program_of(s, table);
     if (p == NULL) return;
     const uint32_t readers = a.n_head / s->n_stored, head0 = stored * readers, position = s->position;
-    const head_rows h = {s->pages + table * s->cap, s->rows[table] + 1, dim, a.dtype};
+    const head_rows h = {s->pages + table * s->cap, s->rows[table] + 1, dim, a.dtype, s->packing + table};
     const float *q = a.q + ((size_t)blockIdx.z * a.n_head + head0) * dim;
     const uint32_t oldest = a.window > 0 && position >= a.window ? position - a.window + 1 : 0;
     if (p->ring != NULL && blockIdx.x == 0) {
@@ -312,7 +312,7 @@ static __global__ void __launch_bounds__(THREADS) bounds_kernel(const head_rows 
     to[(size_t)h.head_dim * KV_BOUND_BLOCKS] = low;
 }
 
-/* A head's rows, which lie in plain pages. */
+/* A head's rows. */
 static int32_t rows_of(kvf_cache *cache, kv_sequence *s, uint32_t layer, uint32_t head, head_rows *h, kv_err err) {
     cu_view view;
     CU_PASS(cu_layer_view(cache, s, layer, &view, err));
@@ -320,6 +320,7 @@ static int32_t rows_of(kvf_cache *cache, kv_sequence *s, uint32_t layer, uint32_
     h->n_row = kv_table_of(s, layer, head)->rows;
     h->head_dim = cache->config.head_dim;
     h->dtype = cache->config.row_dtype;
+    h->packing = view.packing + head;
     return KVF_OK;
 }
 

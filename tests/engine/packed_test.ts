@@ -168,36 +168,31 @@ Deno.test("bytes of a page are within 2 % of the arithmetic", () => {
   }
 });
 
-Deno.test({
-  name:
-    "eviction, packing and a schedule go together: budgets hold and rows are packed",
-  ignore: KIND === "cuda", // a schedule is a step program, which that build refuses by name
-  fn: async () => {
-    using model = await LanguageModel.load(LLAMA, MODEL_BUILD);
-    for (
-      const [name, given] of [
-        ["h2o", { budget: 96, schedule: "every:64", quant: "gear:2" }],
-        ["snapkv", {
-          budget: 96,
-          quant: "kivi:4",
-          merge: "weighted",
-          budgetPolicy: "adaptive",
-        }],
-        ["snapkv", { budget: 100, quant: "kvquant:3" }],
-      ] as const
-    ) {
-      const [plain, small] = await generate(model, prompt(300), [
-        configured(model, name, { ...given, quant: "none" }),
-        configured(model, name, given),
-      ], { maxNewTokens: 150, logits: true });
-      assertEquals(small!.cache.promisedBytes, small!.cache.residentBytes);
-      assert(
-        small!.cache.residentBytes < 0.75 * plain!.cache.residentBytes,
-        `${name}: ${small!.cache.residentBytes}, ${plain!.cache.residentBytes}`,
-      );
-      assertEquals(small!.cache.rows, plain!.cache.rows);
-    }
-  },
+Deno.test("eviction, packing and a schedule go together: budgets hold and rows are packed", async () => {
+  using model = await LanguageModel.load(LLAMA, MODEL_BUILD);
+  for (
+    const [name, given] of [
+      ["h2o", { budget: 96, schedule: "every:64", quant: "gear:2" }],
+      ["snapkv", {
+        budget: 96,
+        quant: "kivi:4",
+        merge: "weighted",
+        budgetPolicy: "adaptive",
+      }],
+      ["snapkv", { budget: 100, quant: "kvquant:3" }],
+    ] as const
+  ) {
+    const [plain, small] = await generate(model, prompt(300), [
+      configured(model, name, { ...given, quant: "none" }),
+      configured(model, name, given),
+    ], { maxNewTokens: 150, logits: true });
+    assertEquals(small!.cache.promisedBytes, small!.cache.residentBytes);
+    assert(
+      small!.cache.residentBytes < 0.75 * plain!.cache.residentBytes,
+      `${name}: ${small!.cache.residentBytes}, ${plain!.cache.residentBytes}`,
+    );
+    assertEquals(small!.cache.rows, plain!.cache.rows);
+  }
 });
 
 /** Packs recorded keys and values and reads them back. */
