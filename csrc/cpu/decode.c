@@ -10,7 +10,7 @@
 /* Chunk `chunk` of one stored head of batch row b: its rows, or CHUNK_PICKS of the pages that were picked for it. */
 typedef struct item {
     uint32_t b, head, chunk;
-    uint32_t prob; /* place of its probabilities, or KV_NO_TOKEN */
+    bool keeps_prob; /* for the masses of its head's act */
 } item;
 
 #define CHUNK_PICKS (CPU_CHUNK_ROWS / KVF_PAGE_ROWS)
@@ -20,6 +20,7 @@ typedef struct act {
     uint32_t b, head;
     uint32_t item;          /* its first one */
     uint32_t left;          /* of its items, how many attention still has to do */
+    uint32_t prob;          /* place of its probabilities, from its first item on that attention comes to; KV_NO_TOKEN before */
     uint32_t pick, n_pick;  /* with KVF_OP_PAGES: its place in the picks, and how many there are */
 } act;
 
@@ -37,7 +38,11 @@ typedef struct attend_job {
     act *acts;
     uint32_t *act_of;  /* [batch, n_head]: index of the head's act, or KV_NO_TOKEN */
     cpu_pick *picks;
-    float *prob;       /* [.., group, CPU_CHUNK_ROWS] */
+    float *prob;       /* [places, prob_floats]: of one head, [chunks, group, CPU_CHUNK_ROWS] */
+    size_t prob_floats;
+    uint32_t *free_prob; /* [n_free]: places, the one used last on top, so that few are used and stay near */
+    uint32_t *n_free;
+    bool *prob_lock;
     float *work;       /* [n_thread, work_floats] */
     size_t work_floats;
     float *shift;      /* [n_thread, n_head * (head_dim + KVF_PAGE_ROWS)] */
@@ -94,16 +99,38 @@ static void chunk_values(const attend_job *j, const item *it, const kv_table *t,
 static void run_act(const attend_job *j, const act *a, uint32_t thread) {
     kv_sequence *s = j->s[a->b];
     if (!cpu_acts_on_head(s, j->layer, a->head)) return;
-    const item *first = &j->items[a->item];
     const size_t dims = (size_t)kv_readers(j->cache, s) * j->cache->config.head_dim;
     const cpu_attended attended = {
-        .prob = first->prob == KV_NO_TOKEN ? NULL : j->prob + (size_t)first->prob * j->cache->group * CPU_CHUNK_ROWS,
+        .prob = a->prob == KV_NO_TOKEN ? NULL : j->prob + a->prob * j->prob_floats,
         .prob_floats = (size_t)j->cache->group * CPU_CHUNK_ROWS,
         .tail = j->part + a->item * j->part_floats + dims,
         .tail_floats = j->part_floats,
         .n_chunk = cpu_n_chunk(kv_table_of(s, j->layer, a->head)),
     };
     cpu_act_on_head(j->cache, s, j->layer, a->head, &attended, j->work + thread * j->work_floats);
+}
+
+static void lock_probs(const attend_job *j) {
+    while (__atomic_test_and_set(j->prob_lock, __ATOMIC_ACQUIRE)) continue;
+}
+static void unlock_probs(const attend_job *j) { __atomic_clear(j->prob_lock, __ATOMIC_RELEASE); }
+
+/* Where an item's probabilities go: the place of its head. */
+static float *take_probs(const attend_job *j, const item *it) {
+    act *a = &j->acts[j->act_of[it->b * j->cache->config.n_head + it->head]];
+    lock_probs(j);
+    if (a->prob == KV_NO_TOKEN) a->prob = j->free_prob[--*j->n_free];
+    const uint32_t place = a->prob;
+    unlock_probs(j);
+    return j->prob + place * j->prob_floats + (size_t)it->chunk * j->cache->group * CPU_CHUNK_ROWS;
+}
+
+static void give_probs(const attend_job *j, act *a) {
+    if (a->prob == KV_NO_TOKEN) return;
+    lock_probs(j);
+    j->free_prob[(*j->n_free)++] = a->prob;
+    unlock_probs(j);
+    a->prob = KV_NO_TOKEN;
 }
 
 static void attend_item(void *arg, uint32_t index, uint32_t thread) {
@@ -115,8 +142,7 @@ static void attend_item(void *arg, uint32_t index, uint32_t thread) {
     const kv_table *t = kv_table_of(s, j->layer, it.head);
     const uint32_t dim = cache->config.head_dim, readers = kv_readers(cache, s);
     const float scale = 1.0f / sqrtf((float)dim);
-    float *scores = it.prob != KV_NO_TOKEN ? j->prob + (size_t)it.prob * cache->group * CPU_CHUNK_ROWS
-                                           : j->scores + (size_t)thread * cache->config.n_head * CPU_CHUNK_ROWS;
+    float *scores = it.keeps_prob ? take_probs(j, &it) : j->scores + (size_t)thread * cache->config.n_head * CPU_CHUNK_ROWS;
     float *part = j->part + index * j->part_floats;
     const uint32_t n = chunk_scores(j, &it, t, query_of(j, it.b, it.head), scores, thread);
     memset(part, 0, (size_t)readers * dim * sizeof *part);
@@ -134,7 +160,10 @@ static void attend_item(void *arg, uint32_t index, uint32_t thread) {
     chunk_values(j, &it, t, readers, scores, part);
     const uint32_t of = j->acts == NULL || kv_step_of(s, j->layer) == NULL ? KV_NO_TOKEN : j->act_of[it.b * cache->config.n_head + it.head];
     /* the head's rows, masses and probabilities are near: whoever finishes its last item goes on with it */
-    if (of != KV_NO_TOKEN && __atomic_sub_fetch(&j->acts[of].left, 1, __ATOMIC_ACQ_REL) == 0) run_act(j, &j->acts[of], thread);
+    if (of != KV_NO_TOKEN && __atomic_sub_fetch(&j->acts[of].left, 1, __ATOMIC_ACQ_REL) == 0) {
+        run_act(j, &j->acts[of], thread);
+        give_probs(j, &j->acts[of]);
+    }
 }
 
 /* Chunks of one stored head, merged in order, into out [readers, head_dim]. */
@@ -197,6 +226,7 @@ static int32_t reserve_programs(attend_job *j, uint32_t n, kv_err err) {
     kvf_device *dev = cache->dev;
     const uint32_t n_head = cache->config.n_head, dim = cache->config.head_dim;
     uint64_t n_pick = 0, n_prob = 0;
+    uint32_t most_chunks = 0;
     size_t work = 0;
     bool any = false, relative = false;
     for (uint32_t layer = 0; layer < cache->config.n_layer; layer++) {
@@ -209,7 +239,10 @@ static int32_t reserve_programs(attend_job *j, uint32_t n, kv_err err) {
             for (uint32_t h = 0; h < j->s[b]->n_stored_head; h++) {
                 const kv_table *t = kv_table_of(j->s[b], layer, h);
                 if (step->pages.size != 0) picks += t->n_page;
-                if (step->mass.size != 0) probs += cpu_n_chunk(t) + 1;
+                if (step->mass.size != 0) {
+                    probs++;
+                    most_chunks = cpu_n_chunk(t) + 1 > most_chunks ? cpu_n_chunk(t) + 1 : most_chunks;
+                }
                 const size_t floats = cpu_program_floats(cache, j->s[b], layer, t->rows + 1);
                 work = floats > work ? floats : work;
             }
@@ -221,14 +254,18 @@ static int32_t reserve_programs(attend_job *j, uint32_t n, kv_err err) {
     if (!any) return KVF_OK;
     j->work_floats = (work + 15) / 16 * 16;
     const size_t act_bytes = (size_t)n * n_head * (sizeof(act) + sizeof(uint32_t));
-    uint8_t *list = cpu_scratch(dev, SLOT_PICK, act_bytes + n_pick * sizeof(cpu_pick));
-    j->prob = n_prob == 0 ? NULL : cpu_scratch(dev, SLOT_PROB, n_prob * cache->group * CPU_CHUNK_ROWS * sizeof(float));
+    j->prob_floats = (size_t)most_chunks * cache->group * CPU_CHUNK_ROWS;
+    uint8_t *list = cpu_scratch(dev, SLOT_PICK, act_bytes + n_pick * sizeof(cpu_pick) + n_prob * sizeof(uint32_t));
+    j->prob = n_prob == 0 ? NULL : cpu_scratch(dev, SLOT_PROB, n_prob * j->prob_floats * sizeof(float));
     j->work = cpu_scratch(dev, SLOT_WORK, dev->info.n_thread * j->work_floats * sizeof(float));
     j->shift = !relative ? NULL : cpu_scratch(dev, SLOT_SHIFT, dev->info.n_thread * (size_t)n_head * (dim + KVF_PAGE_ROWS) * sizeof(float));
     if (list == NULL || j->work == NULL || (n_prob > 0 && j->prob == NULL) || (relative && j->shift == NULL)) return no_memory(err);
     j->acts = (act *)(void *)list;
     j->act_of = (uint32_t *)(void *)(list + (size_t)n * n_head * sizeof(act));
     j->picks = (cpu_pick *)(void *)(list + act_bytes);
+    j->free_prob = (uint32_t *)(void *)(j->picks + n_pick);
+    for (uint32_t i = 0; i < n_prob; i++) j->free_prob[i] = (uint32_t)n_prob - 1 - i;
+    *j->n_free = (uint32_t)n_prob;
     return KVF_OK;
 }
 
@@ -257,7 +294,7 @@ static uint32_t begin_programs(attend_job *j, uint32_t n) {
             const uint32_t n_page = step->pages.size != 0 ? kv_table_of(s, j->layer, h)->n_page : 0;
             if (n_page == 0 && !cpu_acts_on_head(s, j->layer, h)) continue;
             j->act_of[b * n_head + h] = n_act;
-            j->acts[n_act++] = (act){.b = b, .head = h, .pick = n_pick, .n_pick = n_page};
+            j->acts[n_act++] = (act){.b = b, .head = h, .pick = n_pick, .n_pick = n_page, .prob = KV_NO_TOKEN};
             n_pick += n_page;
         }
     }
@@ -275,7 +312,7 @@ static void end_programs(attend_job *j, uint32_t n, uint32_t n_act) {
 }
 
 /* Items of one head. */
-static uint32_t list_items(attend_job *j, item *items, uint32_t n_item, uint32_t b, uint32_t head, uint32_t *n_prob) {
+static uint32_t list_items(attend_job *j, item *items, uint32_t n_item, uint32_t b, uint32_t head) {
     const kv_step *step = kv_step_of(j->s[b], j->layer);
     uint32_t n_chunk = cpu_n_chunk(kv_table_of(j->s[b], j->layer, head));
     if (step != NULL && j->act_of[b * j->cache->config.n_head + head] != KV_NO_TOKEN) {
@@ -285,7 +322,7 @@ static uint32_t list_items(attend_job *j, item *items, uint32_t n_item, uint32_t
         a->left = n_chunk;
     }
     for (uint32_t i = 0; i < n_chunk; i++) {
-        items[n_item++] = (item){b, head, i, step != NULL && step->mass.size != 0 ? (*n_prob)++ : KV_NO_TOKEN};
+        items[n_item++] = (item){b, head, i, step != NULL && step->mass.size != 0};
     }
     return n_item;
 }
@@ -310,7 +347,9 @@ static int32_t forward(kvf_model *model, kvf_cache *cache, kv_sequence **s, cons
         }
         most = items > most ? items : most;
     }
-    attend_job j = {.cache = cache, .s = s, .ld = ld, .part_floats = (size_t)cache->group * (c->head_dim + 2),
+    uint32_t n_free = 0;
+    bool prob_lock = false;
+    attend_job j = {.n_free = &n_free, .prob_lock = &prob_lock, .cache = cache, .s = s, .ld = ld, .part_floats = (size_t)cache->group * (c->head_dim + 2),
                     .inv_freq = model->inv_freq};
     status = cpu_reserve_layer(model, n, err);
     if (status == KVF_OK) status = reserve_programs(&j, n, err);
@@ -352,9 +391,9 @@ static int32_t forward(kvf_model *model, kvf_cache *cache, kv_sequence **s, cons
         j.layer = layer;
         j.window = model->layer_window[layer];
         const uint32_t n_act = begin_programs(&j, n);
-        uint32_t n_item = 0, n_prob = 0;
+        uint32_t n_item = 0;
         for (uint32_t b = 0; b < n; b++) {
-            for (uint32_t h = 0; h < s[b]->n_stored_head; h++) n_item = list_items(&j, items, n_item, b, h, &n_prob);
+            for (uint32_t h = 0; h < s[b]->n_stored_head; h++) n_item = list_items(&j, items, n_item, b, h);
         }
         cpu_parallel(dev, n_item, attend_item, &j);
         for (uint32_t i = 0; i < n_item;) {

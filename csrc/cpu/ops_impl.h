@@ -257,6 +257,17 @@ static inline vf max_v(vf a, vf b) {
 #endif
 }
 
+/* The lesser of two; b where one is NaN. */
+static inline vf min_v(vf a, vf b) {
+#if OPS_LANES == 16
+    return (vf)_mm512_min_ps((__m512)a, (__m512)b);
+#elif OPS_LANES == 8
+    return (vf)_mm256_min_ps((__m256)a, (__m256)b);
+#else
+    return select(a < b, a, b);
+#endif
+}
+
 /* exp(r) for |r| <= ln(2) / 2. */
 static inline vf exp_rest(vf r) {
     vf p = splat(1.9875691500e-4f);
@@ -396,7 +407,7 @@ static inline vf log_v(vf x) {
     return m + y + e * 0.693359375f;
 }
 
-/* kv_draw_bits' bits as a number below 1. */
+/* kv_draw_bits' bits as a number of at most 1. */
 static inline vf uniform_v(vu position, const uint32_t keys[2]) {
     vu h = position * 0x9e3779b9u + keys[0];
     for (uint32_t i = 0; i < 2; i++) {
@@ -405,22 +416,26 @@ static inline vf uniform_v(vu position, const uint32_t keys[2]) {
         h = (h ^ (h >> 16)) ^ keys[1];
     }
     /* bits + 0.5 needs 25 bits, so that the highest ones round to 1 */
-    const vf u = (__builtin_convertvector((vi)(h >> 8), vf) + 0.5f) * 0x1p-24f;
-    const vf limit = splat(1.0f - 0x1p-24f);
-    return select(u > limit, limit, u);
+    return (__builtin_convertvector((vi)(h >> 8), vf) + 0.5f) * 0x1p-24f;
 }
 
 /* What the draw speaks for eviction. */
-static inline vf drawn_v(vf uniform) { return log_v(-log_v(uniform)); }
+static inline vf drawn_v(vf uniform) {
+    const vf limit = splat(1.0f - 0x1p-24f);
+    return log_v(-log_v(select(uniform > limit, limit, uniform)));
+}
 
 /* No less than drawn_v, and not much more: log2 lies above the chord between two powers of 2, log below its tangents. */
 static inline vf drawn_most_v(vf uniform) {
     vu bits;
     memcpy(&bits, &uniform, sizeof bits);
-    const vf w = (127.0f - __builtin_convertvector((vi)bits, vf) * 0x1p-23f) * 0.69314724f;
-    const vf a = w - 1.0f, b = w * (1.0f / 3) + 0.0986123f, c = w * 0.125f + 1.0794416f;
-    const vf ab = select(a < b, a, b);
-    return select(ab < c, ab, c) + 1e-4f;
+    /* -log(uniform) is at most 127 log(2) - slope * x */
+    const vf x = __builtin_convertvector((vi)bits, vf);
+    const float slope = 8.2629583e-8f, most = 88.02969f, room = 1e-4f;
+    const vf a = x * -slope + (most - 1.0f + room);
+    const vf b = x * (-slope / 3) + (most / 3 + 0.0986123f + room);
+    const vf c = x * (-slope / 8) + (most / 8 + 1.0794416f + room);
+    return min_v(min_v(a, b), c);
 }
 
 /* What speaks for evicting rows, but for draws: minus the reduced statistic, or the position. */
@@ -473,7 +488,12 @@ static inline float highest_lane(vf v) {
 }
 
 static void weigh_first(cpu_first *first, float *stat, size_t ld, uint32_t m, const cpu_added *added,
-                        const uint32_t *const *position, uint32_t row, uint32_t n, const cpu_weighing *how) {
+                        const uint32_t *const *position, uint32_t row, uint32_t n, const cpu_weighing *weighing) {
+    /* copies, as stores might change what pointers lead to */
+    const cpu_weighing copy = *weighing, *how = &copy;
+    const cpu_added add = added != NULL ? *added : (cpu_added){0};
+    float factor[8];
+    for (uint32_t r = 0; added != NULL && r < m && r < 8; r++) factor[r] = add.factor[r];
     vf best = load(first->x);
     vi best_position, best_row, lane;
     memcpy(&best_position, first->position, sizeof best_position);
@@ -485,15 +505,15 @@ static void weigh_first(cpu_first *first, float *stat, size_t ld, uint32_t m, co
         memcpy(&p, position[i / KVF_PAGE_ROWS] + i % KVF_PAGE_ROWS, sizeof p);
         for (uint32_t r = 0; added != NULL && r < m; r++) {
             float *to = stat + r * ld + i;
-            if (added->ahead != NULL) __builtin_prefetch(added->ahead + r * ld + i, 1);
-            store(to, load(to) * added->decay + load(added->prob + r * added->ld + i) * added->factor[r]);
+            if (add.ahead != NULL) __builtin_prefetch(add.ahead + r * ld + i, 1);
+            store(to, load(to) * add.decay + load(add.prob + r * add.ld + i) * (r < 8 ? factor[r] : add.factor[r]));
         }
         vf v = against_v(stat == NULL ? NULL : stat + i, ld, m, p, how);
         const vi stays = stays_v(p, i, n, how);
         if (how->draw) { /* logarithms only where the draw may decide */
             v = warmed_v(v, how);
-            const vf u = uniform_v(p, how->keys), size = select(v < 0, -v, v);
-            const vi below = (vi)(v + drawn_most_v(u) + size * 1e-6f < bound);
+            const vf u = uniform_v(p, how->keys);
+            const vi below = (vi)(v * (1 - 1e-6f) + drawn_most_v(u) < bound); /* v is never above 0, but for infinity */
             if (!any_v(~(below | stays))) continue;
             v = v + drawn_v(u);
         }

@@ -157,7 +157,13 @@ static uint32_t find_first(const head_job *j, const cpu_attended *a, const float
     for (uint32_t row = 0, c = 0; row < rows; row += KV_SEGMENT_ROWS, c++) {
         const uint32_t n = rows - row < KV_SEGMENT_ROWS ? rows - row : KV_SEGMENT_ROWS;
         const uint32_t *position[SEGMENT_PAGES];
-        for (uint32_t i = 0; i < n; i += KVF_PAGE_ROWS) position[i / KVF_PAGE_ROWS] = positions_of(j, row + i);
+        for (uint32_t i = 0; i < n; i += KVF_PAGE_ROWS) {
+            position[i / KVF_PAGE_ROWS] = positions_of(j, row + i);
+            if (row + i + KV_SEGMENT_ROWS >= rows) continue;
+            const uint32_t *ahead = positions_of(j, row + i + KV_SEGMENT_ROWS);
+            __builtin_prefetch(ahead);
+            __builtin_prefetch(ahead + KVF_PAGE_ROWS / 2);
+        }
         cpu_added added;
         if (factor != NULL) {
             added = (cpu_added){a->prob + c * a->prob_floats, CPU_CHUNK_ROWS, factor + c * j->readers, j->step->mass.decay,
