@@ -35,6 +35,7 @@ import { sanitizerFlags } from "./test_native.ts";
 const DENO_TESTS = [
   "tests/ffi",
   "tests/engine/golden_test.ts",
+  "tests/engine/minference_test.ts",
   "tests/engine/packed_test.ts",
   "tests/engine/programs_test.ts",
   "tests/engine/promises_test.ts",

@@ -347,13 +347,20 @@ int32_t cu_swiglu(kvf_device *dev, uint32_t dtype, void *act, uint32_t lda, cons
                   uint32_t width, kv_err err);
 /* x[token] += bias. */
 int32_t cu_add_bias(kvf_device *dev, float *x, const float *bias, uint32_t n, uint32_t n_col, kv_err err);
+/* Where rotated queries go: head h of token t to q[h * head_stride + (t - first) * head_dim]; q NULL: nowhere. */
+typedef struct cu_query_room {
+    float *q;
+    size_t head_stride; /* elements */
+    uint32_t first;
+} cu_query_room;
+
 /*
- * Bias, per-head norm and rotation of n tokens at positions first, first + 1, ...; keys and values go into the pages of
- * the group's first table.
- * qkv: [n, qkv width] f32   q: [n_head, n_token, head_dim] f32, tokens first to first + n - 1 written
+ * Bias, per-head norm and rotation of n tokens at positions first, first + 1, ...; with `rows` keys and values go into the
+ * pages of the group's first table.
+ * qkv: [n, qkv width] f32
  */
 int32_t cu_rope_prefill(kvf_model *model, uint32_t layer, const cu_view *view, uint32_t row_dtype, const float *qkv,
-                        uint32_t first, uint32_t n, float *q, uint32_t n_token, kv_err err);
+                        uint32_t first, uint32_t n, const cu_query_room *room, bool rows, kv_err err);
 /* The same for one token per slot; q: [n, n_head, head_dim]; rows go to index rows[] of every stored head. */
 int32_t cu_rope_step(kvf_model *model, uint32_t layer, uint32_t row_dtype, const float *qkv, const cu_slot *slot,
                      uint32_t n, float *q, kv_err err);
@@ -377,12 +384,38 @@ typedef struct cu_queries {
 int32_t cu_attention_prefill(kvf_device *dev, const cu_view *view, uint32_t row_dtype, const cu_queries *queries,
                              void *out, uint32_t out_dtype, uint32_t ldo, float *lse, kv_err err);
 /*
- * Probability that the queries of up to four sets give to each row.
+ * Probability that the queries of up to four sets give to each row. With `add` it is added to what is there: queries that
+ * come in chunks of whole tiles of 32 give the bits of all at once.
  * lse: [n_head, n]   sets: [n] u8, bit m: query is in set m   mass: one [n_head, n_row] array per set
  */
 int32_t cu_column_mass(kvf_device *dev, const cu_view *view, uint32_t row_dtype, const cu_queries *queries,
-                       const float *lse, const uint8_t *sets, uint32_t n_set, float *const *mass, uint32_t n_row,
+                       const float *lse, const uint8_t *sets, uint32_t n_set, float *const *mass, uint32_t n_row, bool add,
                        kv_err err);
+
+/* ---- Attention over a part of the rows ---- */
+
+#define CU_LAST_QUERIES 64u /* that say which columns and diagonals matter */
+
+/* What the query heads of a layer attend to. */
+struct cu_sparse;
+
+/*
+ * Finds it for a layer whose n_token rows are there. NULL where the patterns leave nothing out: attention over all rows does.
+ * patterns: [n_head, 3] host   last: queries of the last min(n_token, CU_LAST_QUERIES) tokens
+ * chunk: queries that cu_sparse_attend is given at most
+ */
+int32_t cu_sparse_open(kvf_cache *cache, const cu_view *view, const uint32_t *patterns, const cu_queries *last, uint32_t n_token,
+                       uint32_t chunk, cu_sparse **out, kv_err err);
+/*
+ * cu_attention_prefill over the part; queries.position is a multiple of 64, and queries.n too unless they are the last.
+ * pairs: [n_head], added to: query-row pairs that took part; may be NULL
+ */
+int32_t cu_sparse_attend(cu_sparse *x, const cu_queries *queries, void *out, uint32_t out_dtype, uint32_t ldo, float *lse,
+                         unsigned long long *pairs, kv_err err);
+/* kept[h] += sum over n queries of exp(part - all): of the probability, what the part keeps. part, all: [n_head, n] */
+int32_t cu_sparse_kept(kvf_device *dev, float *kept, const float *part, const float *all, uint32_t n_head, uint32_t n, kv_err err);
+/* NULL allowed. */
+void cu_sparse_close(cu_sparse *x);
 
 #define CU_ATTENTION_CHUNK 256 /* rows of a chunk of decode attention, as long as there are at most */
 #define CU_ATTENTION_CHUNKS 64 /* so many chunks; beyond that chunks grow */
@@ -401,10 +434,10 @@ size_t cu_partial_bytes(const kvf_model_config *c, uint32_t n, uint32_t n_chunk)
 
 /* ---- Observations ---- */
 
-/* Records window queries and column masses of one layer. q: [n_head, n_token, head_dim] f32 on the device. */
-int32_t cu_observe_window(kvf_cache *cache, kv_sequence *s, uint32_t layer, const float *q, kv_err err);
-int32_t cu_observe_mass(kvf_cache *cache, kv_sequence *s, uint32_t layer, const float *q, const float *lse,
-                        uint32_t window, kv_err err);
+/* Records window queries of one layer. last: queries of the last tokens, at least so many */
+int32_t cu_observe_window(kvf_cache *cache, kv_sequence *s, uint32_t layer, const cu_queries *last, kv_err err);
+/* Adds the column masses of a chunk of queries; chunks come in order, in whole tiles of 32. lse: [n_head, n] */
+int32_t cu_observe_mass(kvf_cache *cache, kv_sequence *s, uint32_t layer, const cu_queries *queries, const float *lse, kv_err err);
 
 /* ---- Sampling ---- */
 

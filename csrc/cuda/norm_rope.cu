@@ -150,6 +150,7 @@ static __device__ __forceinline__ void load_head(const rope_args &a, const float
 
 static __device__ __forceinline__ void store_query(const rope_args &a, uint32_t head, uint32_t token, const float low[4],
                                                    const float high[4]) {
+    if (a.q == NULL) return;
     const uint32_t half = a.head_dim / 2, lane = threadIdx.x % 32;
     float *to = a.q + head * a.q_head_stride + token * a.q_token_stride;
     for (int j = 0; j < 4; j++) {
@@ -183,13 +184,14 @@ static __device__ __forceinline__ void head_of(const rope_args &a, uint32_t toke
 /* Block: a token; its warps take the heads in turn. */
 template <typename R>
 static __global__ void __launch_bounds__(256) rope_prefill_kernel(rope_args a, cu_view view, uint32_t first,
-                                                                  uint32_t copies) {
+                                                                  uint32_t copies, uint32_t query0, bool rows) {
     const uint32_t token = blockIdx.x, position = first + token, slot = position % KVF_PAGE_ROWS;
-    for (uint32_t head = threadIdx.x / 32; head < a.n_head + 2 * a.n_kv_head; head += blockDim.x / 32) {
+    const uint32_t n_head = rows ? a.n_head + 2 * a.n_kv_head : a.n_head;
+    for (uint32_t head = threadIdx.x / 32; head < n_head; head += blockDim.x / 32) {
         float low[4], high[4];
         head_of(a, token, head, position, low, high);
         if (head < a.n_head) {
-            store_query(a, head, position, low, high);
+            store_query(a, head, position - query0, low, high);
             continue;
         }
         const bool is_v = head >= a.n_head + a.n_kv_head;
@@ -240,13 +242,14 @@ static rope_args args_of(const kvf_model *model, uint32_t layer, uint32_t row_dt
 }
 
 int32_t cu_rope_prefill(kvf_model *model, uint32_t layer, const cu_view *view, uint32_t row_dtype, const float *qkv,
-                        uint32_t first, uint32_t n, float *q, uint32_t n_token, kv_err err) {
-    rope_args a = args_of(model, layer, row_dtype, qkv, q);
-    a.q_head_stride = (size_t)n_token * a.head_dim;
+                        uint32_t first, uint32_t n, const cu_query_room *room, bool rows, kv_err err) {
+    rope_args a = args_of(model, layer, row_dtype, qkv, room->q);
+    a.q_head_stride = room->head_stride;
     a.q_token_stride = a.head_dim;
     const uint32_t copies = a.n_head / view->readers / a.n_kv_head;
     CU_WITH_TYPE(row_dtype, R,
-                 (rope_prefill_kernel<R><<<n, 256, 0, cu_of(model->dev)->stream>>>(a, *view, first, copies)));
+                 (rope_prefill_kernel<R><<<n, 256, 0, cu_of(model->dev)->stream>>>(a, *view, first, copies,
+                                                                                               room->first, rows)));
     CU_LAUNCHED("rotation");
     return KVF_OK;
 }

@@ -3,17 +3,6 @@
 
 #define PENDING(what) return kv_fail(err, KVF_ERR_DEVICE, "Cannot " what " as the CUDA build does not do it yet")
 
-extern "C" int32_t be_prefill_sparse(kvf_cache *cache, kv_sequence *s, kv_err err) {
-    (void)cache, (void)s;
-    PENDING("attend sparsely");
-}
-
-extern "C" int32_t be_prefill_recall(kvf_cache *cache, kv_sequence *s, const uint32_t *patterns, uint32_t n_candidate,
-                                     float *shares, kv_err err) {
-    (void)cache, (void)s, (void)patterns, (void)n_candidate, (void)shares;
-    PENDING("measure patterns");
-}
-
 extern "C" int32_t be_share_distances(kvf_cache *cache, const kv_table *before, const kv_table *now, uint32_t n,
                                       float *to_host, kv_err err) {
     (void)cache, (void)before, (void)now, (void)n, (void)to_host;

@@ -5,7 +5,7 @@
 
 /* ---- Records ---- */
 
-int32_t cu_observe_window(kvf_cache *cache, kv_sequence *s, uint32_t layer, const float *q, kv_err err) {
+int32_t cu_observe_window(kvf_cache *cache, kv_sequence *s, uint32_t layer, const cu_queries *last, kv_err err) {
     kv_observations *o = s->observe;
     const uint32_t head_dim = cache->config.head_dim, n_head = cache->config.n_head;
     if (o->n_window == 0) return KVF_OK;
@@ -13,40 +13,37 @@ int32_t cu_observe_window(kvf_cache *cache, kv_sequence *s, uint32_t layer, cons
     if (o->window_q[layer] == NULL) {
         CU_PASS(cu_alloc(cache->dev, (void **)&o->window_q[layer], row * n_head, "window queries", err));
     }
-    CU_TRY(cudaMemcpy2DAsync(o->window_q[layer], row, q + (size_t)(o->n_token - o->n_window) * head_dim,
-                             (size_t)o->n_token * head_dim * sizeof(float), row, n_head, cudaMemcpyDeviceToDevice,
-                             cu_of(cache->dev)->stream),
+    CU_TRY(cudaMemcpy2DAsync(o->window_q[layer], row, last->q + (size_t)(last->n - o->n_window) * head_dim,
+                             last->head_stride * sizeof(float), row, n_head, cudaMemcpyDeviceToDevice, cu_of(cache->dev)->stream),
            "recording queries");
     return KVF_OK;
 }
 
-int32_t cu_observe_mass(kvf_cache *cache, kv_sequence *s, uint32_t layer, const float *q, const float *lse,
-                        uint32_t window, kv_err err) {
+int32_t cu_observe_mass(kvf_cache *cache, kv_sequence *s, uint32_t layer, const cu_queries *queries, const float *lse,
+                        kv_err err) {
     kv_observations *o = s->observe;
     kvf_device *dev = cache->dev;
-    const uint32_t n_head = cache->config.n_head;
+    const uint32_t n = queries->n, first = queries->position;
     float **mass = o->mass + (size_t)layer * o->n_mass;
     if (o->n_mass == 0) return KVF_OK;
     for (uint32_t m = 0; m < o->n_mass; m++) {
         if (mass[m] != NULL) continue;
-        CU_PASS(cu_alloc(dev, (void **)&mass[m], (size_t)n_head * o->n_token * sizeof(float), "column masses", err));
+        CU_PASS(cu_alloc(dev, (void **)&mass[m], (size_t)queries->n_head * o->n_token * sizeof(float), "column masses", err));
     }
-    uint8_t *sets = (uint8_t *)calloc(o->n_token, 1);
-    void *device_sets = be_alloc(dev, o->n_token);
+    uint8_t *sets = (uint8_t *)calloc(n, 1);
+    void *device_sets = be_alloc(dev, n);
     int32_t status = sets == NULL || device_sets == NULL ? kv_fail(err, KVF_ERR_MEMORY, "Cannot record column masses as memory ran out") : KVF_OK;
     for (uint32_t i = 0; i < o->n_range && status == KVF_OK; i++) {
-        for (uint32_t k = o->range[i][1]; k < o->range[i][2]; k++) sets[k] |= (uint8_t)(1u << o->range[i][0]);
+        const uint32_t *range = o->range[i], end = range[2] < first + n ? range[2] : first + n;
+        for (uint32_t k = range[1] > first ? range[1] : first; k < end; k++) sets[k - first] |= (uint8_t)(1u << range[0]);
     }
-    if (status == KVF_OK) status = be_upload(dev, device_sets, sets, o->n_token, err);
+    if (status == KVF_OK) status = be_upload(dev, device_sets, sets, n, err);
     if (status == KVF_OK) {
         cu_view view;
-        cu_queries queries = {};
-        queries.q = q, queries.head_stride = (size_t)o->n_token * cache->config.head_dim, queries.n = o->n_token;
-        queries.n_head = n_head, queries.window = window;
         status = cu_layer_view(cache, s, layer, &view, err);
         if (status == KVF_OK) {
-            status = cu_column_mass(dev, &view, cache->config.row_dtype, &queries, lse, (const uint8_t *)device_sets,
-                                    o->n_mass, mass, o->n_token, err);
+            status = cu_column_mass(dev, &view, cache->config.row_dtype, queries, lse, (const uint8_t *)device_sets, o->n_mass,
+                                    mass, o->n_token, first > 0, err);
         }
     }
     be_free(dev, device_sets);
@@ -61,20 +58,19 @@ extern "C" int32_t be_record_layer(kvf_cache *cache, kv_sequence *s, uint32_t la
     const size_t bytes = (size_t)n_head * o->n_token * head_dim * sizeof(float);
     float *device_q = NULL, *lse = NULL;
     cu_view view;
+    cu_queries queries = {};
     CU_PASS(cu_enter(dev, err));
     CU_PASS(cu_alloc(dev, (void **)&device_q, bytes, "queries", err));
+    queries.q = device_q, queries.head_stride = (size_t)o->n_token * head_dim, queries.n = o->n_token, queries.n_head = n_head;
     int32_t status = be_upload(dev, device_q, q, bytes, err);
-    if (status == KVF_OK) status = cu_observe_window(cache, s, layer, device_q, err);
+    if (status == KVF_OK) status = cu_observe_window(cache, s, layer, &queries, err);
     if (status == KVF_OK && o->n_mass > 0) {
-        cu_queries queries = {};
-        queries.q = device_q, queries.head_stride = (size_t)o->n_token * head_dim, queries.n = o->n_token;
-        queries.n_head = n_head;
         status = cu_alloc(dev, (void **)&lse, (size_t)n_head * o->n_token * sizeof(float), "sums", err);
         if (status == KVF_OK) status = cu_layer_view(cache, s, layer, &view, err);
         if (status == KVF_OK) {
             status = cu_attention_prefill(dev, &view, cache->config.row_dtype, &queries, NULL, 0, 0, lse, err);
         }
-        if (status == KVF_OK) status = cu_observe_mass(cache, s, layer, device_q, lse, 0, err);
+        if (status == KVF_OK) status = cu_observe_mass(cache, s, layer, &queries, lse, err);
     }
     be_free(dev, lse);
     be_free(dev, device_q);
@@ -133,7 +129,7 @@ static int32_t window_scores(kvf_cache *cache, kv_sequence *s, uint32_t layer, c
     CU_PASS(cu_attention_prefill(dev, &view, dtype, &queries, NULL, 0, 0, lse, err));
     /* Sums and means commute with the sum over the queries: both orders are one. */
     CU_TRY(cudaMemsetAsync(sets, 1, window, stream), "window scores");
-    CU_PASS(cu_column_mass(dev, &view, dtype, &queries, lse, sets, 1, &mass, n_row, err));
+    CU_PASS(cu_column_mass(dev, &view, dtype, &queries, lse, sets, 1, &mass, n_row, false, err));
     reduce_kernel<<<dim3(cu_div_up(n_row, 256), s->n_stored_head), 256, 0, stream>>>(out, mass, n_row, n_row, view.readers,
                                                                                  reduce, divide);
     CU_LAUNCHED("window scores");

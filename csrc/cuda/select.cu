@@ -3,47 +3,15 @@
 
 enum { THREADS = 1024 };
 
-/* Inclusive sum over the block of two 16-bit counts in one word. */
-static __device__ uint32_t block_scan(uint32_t x, uint32_t *part, uint32_t *total) {
-    const uint32_t lane = threadIdx.x % 32, warp = threadIdx.x / 32;
-    for (int step = 1; step < 32; step *= 2) {
-        const uint32_t y = __shfl_up_sync(0xffffffffu, x, step);
-        if (lane >= (uint32_t)step) x += y;
-    }
-    __syncthreads();
-    if (lane == 31) part[warp] = x;
-    __syncthreads();
-    uint32_t before = 0, all = 0;
-    for (uint32_t i = 0; i < THREADS / 32; i++) {
-        if (i == warp) before = all;
-        all += part[i];
-    }
-    *total = all;
-    return x + before;
-}
-
 /* A block per head. */
 static __global__ void __launch_bounds__(THREADS) top_kernel(uint32_t *rows, const float *scores, uint32_t n_row,
                                                              const uint32_t *counts, const uint32_t *offsets) {
     __shared__ cut_state state;
     __shared__ uint32_t part[THREADS / 32];
-    const uint32_t k = counts[blockIdx.x];
-    if (k == 0) return;
     const float *x = scores + (size_t)blockIdx.x * n_row;
-    uint32_t *out = rows + offsets[blockIdx.x];
-    uint32_t cut, ties, above = 0, equal = 0;
-    radix_cut(&state, [x](size_t i) { return order_key(x[i]); }, n_row, k, &cut, &ties);
-    for (uint32_t base = 0; base < n_row; base += THREADS) {
-        const uint32_t i = base + threadIdx.x;
-        const uint32_t key = i < n_row ? order_key(x[i]) : 0;
-        const bool is_above = i < n_row && key > cut, is_equal = i < n_row && key == cut;
-        uint32_t total;
-        const uint32_t sum = block_scan((uint32_t)is_above << 16 | (uint32_t)is_equal, part, &total);
-        const uint32_t above_before = above + (sum >> 16) - is_above, equal_before = equal + (sum & 0xffff) - is_equal;
-        if (is_above || (is_equal && equal_before < ties)) out[above_before + min(equal_before, ties)] = i;
-        above += total >> 16;
-        equal += total & 0xffff;
-    }
+    if (counts[blockIdx.x] == 0) return;
+    top_rows<THREADS>(&state, part, [x](size_t i) { return order_key(x[i]); }, n_row, counts[blockIdx.x],
+                      rows + offsets[blockIdx.x]);
 }
 
 extern "C" int32_t be_select_top(kvf_device *dev, const float *scores, uint32_t n_head, uint32_t n_row,

@@ -1,4 +1,4 @@
-/* Radix selection by one block: the key that cuts off the k highest of n, and how many of its equals belong to them. */
+/* Radix selection by one block: the key that cuts off the k highest of n, how many of its equals belong to them, and which these are. */
 #ifndef KVF_CUDA_SELECT_H
 #define KVF_CUDA_SELECT_H
 
@@ -65,6 +65,43 @@ static __device__ uint32_t for_each_ranked(uint32_t *part, uint32_t n, Is is, Us
         if (mine) use(i, rank);
     }
     return before;
+}
+
+/* Inclusive sum over the block of two 16-bit counts in one word. */
+template <uint32_t THREADS>
+static __device__ uint32_t block_scan(uint32_t x, uint32_t *part, uint32_t *total) {
+    const uint32_t lane = threadIdx.x % 32, warp = threadIdx.x / 32;
+    for (int step = 1; step < 32; step *= 2) {
+        const uint32_t y = __shfl_up_sync(0xffffffffu, x, step);
+        if (lane >= (uint32_t)step) x += y;
+    }
+    __syncthreads();
+    if (lane == 31) part[warp] = x;
+    __syncthreads();
+    uint32_t before = 0, all = 0;
+    for (uint32_t i = 0; i < THREADS / 32; i++) {
+        if (i == warp) before = all;
+        all += part[i];
+    }
+    *total = all;
+    return x + before;
+}
+
+/* The k highest of n, ties to the lowest, ascending into out; k > 0. part: shared [THREADS / 32] */
+template <uint32_t THREADS, typename Key>
+static __device__ void top_rows(cut_state *state, uint32_t *part, Key key, uint32_t n, uint32_t k, uint32_t *out) {
+    uint32_t cut, ties, above = 0, equal = 0;
+    radix_cut(state, key, n, k, &cut, &ties);
+    for (uint32_t base = 0; base < n; base += THREADS) {
+        const uint32_t i = base + threadIdx.x, x = i < n ? key(i) : 0;
+        const bool is_above = i < n && x > cut, is_equal = i < n && x == cut;
+        uint32_t total;
+        const uint32_t sum = block_scan<THREADS>((uint32_t)is_above << 16 | (uint32_t)is_equal, part, &total);
+        const uint32_t above_before = above + (sum >> 16) - is_above, equal_before = equal + (sum & 0xffff) - is_equal;
+        if (is_above || (is_equal && equal_before < ties)) out[above_before + min(equal_before, ties)] = i;
+        above += total >> 16;
+        equal += total & 0xffff;
+    }
 }
 
 #endif

@@ -141,12 +141,13 @@ static void recall(kvf_device *dev, shape s, uint32_t granularity, uint32_t n, u
     for (uint32_t i = 0; i < 2 * s.n_head; i++) CHECK_NEAR(both[i], 1, 1e-5);
     memcpy(shares, both + 2 * s.n_head, 2 * s.n_head * sizeof *shares);
     const uint32_t dim = s.head_dim;
-    float *k = malloc((size_t)n * dim * sizeof *k);
+    float *k = malloc((size_t)n * dim * sizeof *k), *q = malloc((size_t)n * dim * sizeof *q);
     double *p = malloc((size_t)n * n * sizeof *p);
     bool *kept = malloc((size_t)n * n * sizeof *kept);
     const kv_sequence *sequence = kv_ids_get(&r.cache->sequences, r.sequence);
     for (uint32_t h = 0; h < s.n_head; h++) {
-        const float *q = sequence->observe->window_q[0] + (size_t)h * n * dim;
+        const float *window_q = sequence->observe->window_q[0] + (size_t)h * n * dim;
+        CHECK(be_download(dev, q, window_q, (size_t)n * dim * sizeof *q, (kv_err){ERR}) == KVF_OK);
         const uint32_t stored = granularity == KVF_QUERY_HEAD ? h : h / (s.n_head / s.n_kv_head);
         CHECK(kvf_read_rows(r.cache, r.sequence, 0, stored, 0, k, (double)n * dim * sizeof *k, ERR) == KVF_OK);
         probabilities(p, q, k, n, dim, window);
@@ -172,6 +173,7 @@ static void recall(kvf_device *dev, shape s, uint32_t granularity, uint32_t n, u
     end(r);
     kvf_model_free(model);
     free(k);
+    free(q);
     free(p);
     free(kept);
 }

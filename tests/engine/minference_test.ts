@@ -5,6 +5,7 @@ import { generate, LanguageModel } from "../../eval/engine/mod.ts";
 import { patternFile, searchPatterns } from "../../eval/search_patterns.ts";
 import { METHODS, resolveOptions } from "../../methods/mod.ts";
 import { parsePatternFile } from "../../methods/parts/pattern_file.ts";
+import { MODEL_BUILD } from "../ffi/tiny.ts";
 
 const MODEL = fromFileUrl(new URL("../goldens/models/llama", import.meta.url));
 const prompt = Array.from({ length: 300 }, (_, i) => (i * 37 + i * i) % 250);
@@ -28,7 +29,7 @@ function distance(a: Float32Array, b: Float32Array): number {
 }
 
 Deno.test("minference with sizes as long as the prompt gives the logits of full attention, bit for bit", async () => {
-  using model = await LanguageModel.load(MODEL);
+  using model = await LanguageModel.load(MODEL, MODEL_BUILD);
   const full = await logits(model, "fullkv", {});
   assertEquals(await logits(model, "minference", {}), full);
   for (const pattern of ["stream_llm", "block_sparse"]) {
@@ -38,14 +39,14 @@ Deno.test("minference with sizes as long as the prompt gives the logits of full 
 });
 
 Deno.test("minference with small sizes computes something else", async () => {
-  using model = await LanguageModel.load(MODEL);
+  using model = await LanguageModel.load(MODEL, MODEL_BUILD);
   const full = await logits(model, "fullkv", {});
   const few = { pattern: "stream_llm", firstSize: 4, secondSize: 16 };
   assert(distance(await logits(model, "minference", few), full) > 1e-3);
 });
 
 Deno.test("searchPatterns keeps what was asked for with as few pairs as it can", async () => {
-  using model = await LanguageModel.load(MODEL);
+  using model = await LanguageModel.load(MODEL, MODEL_BUILD);
   const tight = await searchPatterns(model, [prompt], { recall: 0.99 });
   const loose = await searchPatterns(model, [prompt], { recall: 0.3 });
   const all = (found: typeof tight) => found.flat();
@@ -55,7 +56,21 @@ Deno.test("searchPatterns keeps what was asked for with as few pairs as it can",
   assert(all(loose).every(({ kept }) => kept >= 0.3));
   assert(mean(loose) < mean(tight));
   assertEquals(model.cache.ledger().residentBytes, 0);
+});
 
+Deno.test({
+  name:
+    "minference reads a pattern file; more of the attention, nearer to all of it",
+  // The permission sets of the tests on a device have nothing to write.
+  ignore: Deno.permissions.querySync({ name: "write", path: "build" }).state !==
+    "granted",
+  fn: patternFiles,
+});
+
+async function patternFiles(): Promise<void> {
+  using model = await LanguageModel.load(MODEL, MODEL_BUILD);
+  const tight = await searchPatterns(model, [prompt], { recall: 0.99 });
+  const loose = await searchPatterns(model, [prompt], { recall: 0.3 });
   const path = Deno.makeTempFileSync({ dir: "build", suffix: ".json" });
   Deno.writeTextFileSync(path, patternFile(tight));
   const full = await logits(model, "fullkv", {});
@@ -64,7 +79,7 @@ Deno.test("searchPatterns keeps what was asked for with as few pairs as it can",
   const sparser = await logits(model, "minference", { patternFile: path });
   assert(distance(sparse, full) < distance(sparser, full));
   Deno.removeSync(path);
-});
+}
 
 Deno.test("parsePatternFile fills in missing heads and refuses what is no pattern file", () => {
   const standard = { kind: "all" } as const;
