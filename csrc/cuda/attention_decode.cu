@@ -57,7 +57,7 @@ static __global__ void __launch_bounds__(THREADS) attention_step_kernel(const st
     const uint32_t stored = blockIdx.y, head_dim = a.head_dim;
     if (!s->run || stored >= s->n_stored) return;
     const size_t table = (size_t)a.layer * s->n_stored + stored;
-    if (s->packing[table].packed != 0) return;
+    if (s->packing[table].kernel != CU_ATTEND_PLAIN) return;
     const uint32_t n_row = s->rows[table] + 1, readers = a.n_head / s->n_stored;
     const watched w = watch(a, s, stored, table, n_row);
     const uint32_t n_slot = w.n_page * KVF_PAGE_ROWS, per_chunk = chunk_rows(n_slot), n_chunk = (n_slot - 1) / per_chunk + 1;

@@ -1,5 +1,5 @@
 /*
- * Attention of one step over tables with packed rows of any format: a block unpacks a page into shared memory as f32, its
+ * Attention of one step over tables with packed rows of any format or with rows that another layer shares: a block unpacks a page into shared memory as f32, its
  * warps share the channels of the scores, and its threads the columns of the output. Costs some 20 operations an element;
  * formats that matter for speed have kernels of their own (attention_codes.cu).
  */
@@ -17,6 +17,21 @@ static size_t shared_bytes(uint32_t head_dim, uint32_t readers) {
     return (KVF_PAGE_ROWS * (head_dim + 1) + readers * (2 * head_dim + WARPS * KVF_PAGE_ROWS + 3)) * sizeof(float);
 }
 
+/* plain_rows of a table that may share its first rows; row0: the page's first */
+template <typename R>
+static __device__ __forceinline__ void own_rows(float *tile, uint32_t stride, const void *page, uint32_t head_dim, uint32_t row0,
+                                                uint32_t n, const cu_own &own, uint32_t what) {
+    plain_rows<R>(tile, stride, page, head_dim, n, what);
+    if (row0 >= own.shared) return;
+    const uint32_t m = min(n, (uint32_t)own.shared - row0);
+    for (uint32_t i = threadIdx.x; i < m * head_dim; i += THREADS) {
+        const float length = own.length[what][row0 + i / head_dim];
+        float *x = &tile[i / head_dim * stride + i % head_dim];
+        *x = length < 0 ? to_f32(own_exact<R>(own, what, length, head_dim)[i % head_dim]) : *x * length;
+    }
+    __syncthreads();
+}
+
 template <typename R>
 static __global__ void __launch_bounds__(THREADS) packed_step_kernel(const step_args a) {
     extern __shared__ float shared[];
@@ -27,8 +42,8 @@ static __global__ void __launch_bounds__(THREADS) packed_step_kernel(const step_
     if (!s->run || stored >= s->n_stored) return;
     const size_t table = (size_t)a.layer * s->n_stored + stored;
     const cu_packing packing = s->packing[table];
-    if (packing.packed == 0 || (packing.kernel != CU_ATTEND_ANY && !chooses(a, s, table))) return;
-    const cu_format &f = *packing.format;
+    if (packing.kernel != CU_ATTEND_ANY && (packing.packed == 0 || !chooses(a, s, table))) return;
+    const cu_format *f = packing.format; /* NULL where rows are shared, not packed */
     const uint8_t *frame = (const uint8_t *)packing.frame;
     const uint32_t n_row = s->rows[table] + 1, readers = a.n_head / s->n_stored, n_packed = packed_pages(packing.packed);
     const watched list = watch(a, s, stored, table, n_row);
@@ -53,11 +68,11 @@ static __global__ void __launch_bounds__(THREADS) packed_step_kernel(const step_
             const uint8_t *data = (const uint8_t *)pages[page];
             const bool packed = page < n_packed;
             const uint32_t in_page = min((uint32_t)KVF_PAGE_ROWS, (packed ? packing.packed : n_row) - page * KVF_PAGE_ROWS);
-            const uint32_t *positions = packed ? (const uint32_t *)(data + f.layout.positions)
+            const uint32_t *positions = packed ? (const uint32_t *)(data + f->layout.positions)
                                                : page_positions<R>((void *)data, dim);
             __syncthreads(); /* the tile and the scores are free */
-            if (packed) unpack_rows(tile, stride, f, data, frame, 0);
-            else plain_rows<R>(tile, stride, data, dim, in_page, 0);
+            if (packed) unpack_rows(tile, stride, *f, data, frame, 0);
+            else own_rows<R>(tile, stride, data, dim, page * KVF_PAGE_ROWS, in_page, packing.own, 0);
             for (uint32_t r = 0; r < readers; r++) {
                 float dot = 0;
                 for (uint32_t d = d0; d < d1; d++) dot = fmaf(tile[lane * stride + d], qs[r * dim + d], dot);
@@ -83,8 +98,8 @@ static __global__ void __launch_bounds__(THREADS) packed_step_kernel(const step_
                 }
                 __syncwarp();
             }
-            if (packed) unpack_rows(tile, stride, f, data, frame, 1);
-            else plain_rows<R>(tile, stride, data, dim, in_page, 1);
+            if (packed) unpack_rows(tile, stride, *f, data, frame, 1);
+            else own_rows<R>(tile, stride, data, dim, page * KVF_PAGE_ROWS, in_page, packing.own, 1);
             for (uint32_t i = threadIdx.x; i < readers * dim; i += THREADS) {
                 const uint32_t r = i / dim, d = i % dim;
                 float sum = so_far[i] * shrink[r];

@@ -26,7 +26,7 @@ static __global__ void __launch_bounds__(THREADS, 1) tile_kernel(const step_args
     const uint32_t stored = blockIdx.y;
     if (!s->run || stored >= s->n_stored) return;
     const size_t table = (size_t)a.layer * s->n_stored + stored;
-    if (s->packing[table].packed != 0) return;
+    if (s->packing[table].kernel != CU_ATTEND_PLAIN) return;
     const uint32_t n_row = s->rows[table] + 1, readers = a.n_head / s->n_stored;
     watched w = {};
     if (WATCHED) w = watch(a, s, stored, table, n_row);

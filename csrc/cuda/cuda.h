@@ -171,18 +171,26 @@ struct cu_program_work;
 
 struct cu_format;
 
+/* What a table has of its own where its first rows' pages hold directions that another layer has too (core/share.h). */
+typedef struct cu_own {
+    const float *length[2]; /* of keys and values: [shared]; below 0: the row is the -length-th of the exact ones */
+    const void *exact[2];   /* [exact, head_dim] of keys and values in row_dtype */
+    uint64_t shared;        /* 0: all rows are whole, and there is nothing else here */
+} cu_own;
+
 /* How a table's rows are packed, for kernels. */
 typedef struct cu_packing {
     const cu_format *format; /* packed.cuh */
     const void *frame;
+    cu_own own;
     uint32_t packed; /* rows in packed pages; 0: all rows are plain */
     uint32_t kernel; /* cu_packed_kernel that attends to the table */
 } cu_packing;
 
 /* Kernels of decode attention. Which one takes a table follows from the table alone, so company changes no result. */
 enum cu_packed_kernel {
-    CU_ATTEND_PLAIN = 0, /* no packed rows */
-    CU_ATTEND_ANY = 1,   /* any format */
+    CU_ATTEND_PLAIN = 0, /* no packed and no shared rows */
+    CU_ATTEND_ANY = 1,   /* any format, and rows that are shared with another layer */
     CU_ATTEND_CODES_4 = 2, /* codes of 4 bits without corrections */
     CU_ATTEND_CODES_2 = 3  /* of 2 bits */
 };
@@ -225,6 +233,12 @@ int32_t cu_layer_view(kvf_cache *cache, kv_sequence *s, uint32_t layer, cu_view 
 int32_t cu_table_push(kvf_cache *cache, const kv_table *t, void ***pages, kv_err err);
 /* The table's positions into device memory [rows]. */
 int32_t cu_positions(kvf_cache *cache, const kv_table *t, uint32_t *to, kv_err err);
+
+/* ---- Tables with shared rows (share.cu) ---- */
+
+cu_own cu_own_of(const kvf_cache *cache, const kv_table *t);
+/* Directions of a table's first rows become these rows. what: 0 keys, 1 values   rows: [rows, head_dim] on the device */
+int32_t cu_restore_rows(kvf_cache *cache, const kv_table *t, uint32_t what, float *rows, kv_err err);
 
 /* ---- Tables with packed rows (unpack.cu) ---- */
 

@@ -366,7 +366,7 @@ static int32_t send_state(kvf_model *model, kvf_cache *cache, kv_sequence **s, u
 /* The kernel of attention that takes a table, as it decides itself. */
 static uint32_t kernel_of(const kv_sequence *s, uint32_t table) {
     const kv_table *t = &s->table[table];
-    if (t->packed == 0) return CU_ATTEND_PLAIN;
+    if (t->packed == 0) return t->shared > 0 ? CU_ATTEND_ANY : CU_ATTEND_PLAIN;
     const kv_step *step = kv_step_of(s, table / s->n_stored_head);
     if (step != NULL && step->pages.size != 0) return CU_ATTEND_ANY;
     return ((const cu_format_impl *)t->format->impl)->kernel;

@@ -128,6 +128,12 @@ static __device__ __forceinline__ uint32_t *page_positions(void *page, uint32_t 
     return (uint32_t *)((R *)page + (size_t)2 * KVF_PAGE_ROWS * head_dim);
 }
 
+/* Key (what 0) or value of an exact row of a table that shares rows; length: what stands in place of its length. */
+template <typename R>
+static __device__ __forceinline__ const R *own_exact(const cu_own &own, uint32_t what, float length, uint32_t head_dim) {
+    return (const R *)own.exact[what] + (size_t)((uint32_t)-length - 1) * head_dim;
+}
+
 /* Calls `call` with R defined as the type of `dtype`. */
 #define CU_WITH_TYPE(dtype, R, call) \
     do {                             \

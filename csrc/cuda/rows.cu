@@ -128,6 +128,7 @@ extern "C" int32_t be_read_rows(kvf_cache *cache, const kv_table *t, uint32_t wh
                  (read_kernel<R><<<cu_div_up(t->rows, 8), 256, 0, cu_of(cache->dev)->stream>>>(
                      (float *)rows, pages, t->rows, cache->config.head_dim, what)));
     CU_LAUNCHED("reading rows");
+    CU_PASS(cu_restore_rows(cache, t, what, (float *)rows, err));
     return be_download(cache->dev, to_host, rows, bytes, err);
 }
 

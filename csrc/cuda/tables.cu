@@ -91,9 +91,11 @@ static int32_t send_changes(kvf_cache *cache, cu_mirror *m, const cu_change *cha
     return KVF_OK;
 }
 
-/* What the device has to know about the packed rows of a table. */
+/* What the device has to know about the packed or shared rows of a table. */
 static cu_packing packing_of(const kvf_cache *cache, const kv_table *t) {
     cu_packing p = {};
+    p.own = cu_own_of(cache, t);
+    if (t->shared > 0) p.kernel = CU_ATTEND_ANY;
     if (t->packed == 0) return p;
     p.format = cu_format_of(t->format), p.frame = kv_frame_data(cache, t), p.packed = t->packed;
     p.kernel = ((const cu_format_impl *)t->format->impl)->kernel;
