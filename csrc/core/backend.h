@@ -13,6 +13,8 @@
 /* Fills dev->info and dev->impl. */
 int32_t be_device_open(kvf_device *dev, const kvf_device_options *options, kv_err err);
 void be_device_close(kvf_device *dev);
+/* Whether it can be used: a GPU that failed for good refuses every call, always with the same message. */
+int32_t be_device_check(kvf_device *dev, kv_err err);
 /* Refreshes info.free_bytes. */
 void be_device_refresh(kvf_device *dev);
 double be_read_bandwidth(kvf_device *dev, double bytes);

@@ -58,7 +58,9 @@ int32_t kv_enter(const void *handle, uint32_t kind, const char *action, kv_err e
         return kv_fail(err, KVF_ERR_ARG, "Cannot %s as the %s must be a live handle: %p", action, kind_name(kind), handle);
     }
     if (taken) return kv_fail(err, KVF_ERR_BUSY, "Cannot %s as the device must be free: another call is using it", action);
-    return KVF_OK;
+    const int32_t status = be_device_check(dev, err);
+    if (status != KVF_OK) kv_leave(dev);
+    return status;
 }
 
 bool kv_enter_to_free(const void *handle, uint32_t kind) {

@@ -14,6 +14,13 @@ static uint32_t pages_for(uint32_t rows) { return rows / KVF_PAGE_ROWS + (rows %
 
 /* ---- Pool ---- */
 
+/* Without memory of the device. */
+static int32_t no_device_memory(const kvf_cache *cache, double bytes, kv_err err) {
+    be_device_refresh(cache->dev);
+    return kv_fail(err, KVF_ERR_MEMORY, "Cannot reserve rows as %.0f bytes must be available: %.0f are free", bytes,
+                   cache->dev->info.free_bytes);
+}
+
 static int32_t no_memory(size_t bytes, kv_err err) {
     return kv_fail(err, KVF_ERR_MEMORY, "Cannot reserve rows as %zu bytes must be available", bytes);
 }
@@ -65,7 +72,7 @@ int32_t kv_pages_take(kvf_cache *cache, uint32_t *page, uint32_t n, uint32_t byt
         void *data = be_alloc(cache->dev, bytes);
         if (data == NULL) {
             while (i > 0) kv_page_release(cache, page[--i]);
-            return no_memory((size_t)n * bytes, err);
+            return no_device_memory(cache, (double)n * bytes, err);
         }
         uint32_t index = cache->free_page;
         if (index != KV_NO_TOKEN) {

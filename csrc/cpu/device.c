@@ -64,6 +64,11 @@ void be_device_close(kvf_device *dev) {
     dev->impl = NULL;
 }
 
+int32_t be_device_check(kvf_device *dev, kv_err err) {
+    (void)dev, (void)err;
+    return KVF_OK;
+}
+
 void be_device_refresh(kvf_device *dev) {
     struct sysinfo info;
     if (sysinfo(&info) != 0) return;

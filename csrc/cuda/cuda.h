@@ -75,6 +75,7 @@ struct cu_stage {
 
 struct cu_device {
     int ordinal;
+    char lost[256]; /* what be_device_check says once the device has failed for good; empty before */
     uint32_t n_sm;
     uint32_t shared_bytes; /* dynamic shared memory that a block may have */
     bool dependent; /* kernels may start before the one before them has ended */
@@ -96,6 +97,10 @@ int32_t cu_enter(kvf_device *dev, kv_err err);
 
 int32_t cu_memory_open(kvf_device *dev, kv_err err);
 void cu_memory_close(kvf_device *dev);
+/* Bytes that can be taken now: what the driver has, and what is kept back of what was returned. */
+double cu_room(kvf_device *dev);
+/* KVF_ERR_MEMORY with needed and free bytes unless so many can be taken. */
+int32_t cu_check_room(kvf_device *dev, double bytes, const char *action, kv_err err);
 /* be_alloc with an error text. */
 int32_t cu_alloc(kvf_device *dev, void **to, size_t bytes, const char *what, kv_err err);
 /* Scratch of at least `bytes`, valid until the next call of this function. */
@@ -146,6 +151,7 @@ typedef struct cu_model {
     float *inv_freq;
     cu_layer *layer;
     double bytes;
+    bool measuring; /* only `bytes` is counted */
     cu_decode *decode; /* workspace and graphs of decode; NULL before its first call */
 } cu_model;
 
@@ -343,6 +349,8 @@ int32_t cu_experts_step(kvf_model *model, const cu_layer *layer, const void *h, 
                         const cu_expert_work *work, kv_err err);
 /* Chooses the experts of n tokens from router logits; ascending ids, lowest id on ties. */
 int32_t cu_route(kvf_model *model, const float *router, uint32_t n, uint32_t *chosen, float *weight, kv_err err);
+/* Memory that cu_experts_prefill takes while it runs. */
+size_t cu_experts_bytes(const kvf_model *model, uint32_t n);
 /* Mixture of experts, prefill: x [n, hidden] f32 += experts(h) where h [n, ldh] in dtype; waits for the device once. */
 int32_t cu_experts_prefill(kvf_model *model, const cu_layer *layer, const void *h, uint32_t ldh, uint32_t n, float *x,
                            kv_err err);

@@ -1,6 +1,8 @@
 /* The GPU: opening it, asking it, and turning its errors into messages. */
 #include "cuda.h"
 
+#include <stdio.h>
+
 int32_t cu_check(cudaError_t e, const char *what, kv_err err) {
     if (e == cudaSuccess) return KVF_OK;
     cudaGetLastError(); /* one that does not stick must not be reported twice */
@@ -103,14 +105,20 @@ extern "C" void be_device_close(kvf_device *dev) {
     dev->impl = NULL;
 }
 
-extern "C" void be_device_refresh(kvf_device *dev) {
-    const kv_err none = {NULL, 0};
-    size_t free_bytes = 0, total = 0;
-    if (cu_enter(dev, none) != KVF_OK || cudaMemGetInfo(&free_bytes, &total) != cudaSuccess) {
+extern "C" void be_device_refresh(kvf_device *dev) { dev->info.free_bytes = cu_room(dev); }
+
+extern "C" int32_t be_device_check(kvf_device *dev, kv_err err) {
+    cu_device *d = cu_of(dev);
+    if (d->lost[0] == 0) {
+        cudaError_t e = cudaSetDevice(d->ordinal);
+        if (e == cudaSuccess) e = cudaStreamQuery(d->stream);
+        if (e == cudaErrorNotReady) e = cudaSuccess;
         cudaGetLastError();
-        free_bytes = 0;
+        if (e == cudaSuccess) return KVF_OK;
+        snprintf(d->lost, sizeof d->lost, "Cannot use CUDA device %d as it must not have failed: %s; only a new process can use it again",
+                 d->ordinal, cudaGetErrorString(e));
     }
-    dev->info.free_bytes = (double)free_bytes;
+    return kv_fail(err, KVF_ERR_DEVICE, "%s", d->lost);
 }
 
 /* Every thread reads 16 bytes at a time, eight loads in flight; the sum keeps the loads alive. */

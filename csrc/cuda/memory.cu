@@ -71,6 +71,32 @@ static void trim_pool(cu_device *d) {
     cudaGetLastError();
 }
 
+double cu_room(kvf_device *dev) {
+    const kv_err none = {NULL, 0};
+    cu_device *d = cu_of(dev);
+    size_t free_bytes = 0, total = 0;
+    if (cu_enter(dev, none) != KVF_OK || cudaMemGetInfo(&free_bytes, &total) != cudaSuccess) {
+        cudaGetLastError();
+        return 0;
+    }
+    double room = (double)free_bytes; /* slabs are not in it: large requests cannot have them */
+    cudaMemPool_t pool;
+    uint64_t reserved = 0, used = 0;
+    if (d->memory.pool && cudaDeviceGetDefaultMemPool(&pool, d->ordinal) == cudaSuccess &&
+        cudaMemPoolGetAttribute(pool, cudaMemPoolAttrReservedMemCurrent, &reserved) == cudaSuccess &&
+        cudaMemPoolGetAttribute(pool, cudaMemPoolAttrUsedMemCurrent, &used) == cudaSuccess && reserved > used) {
+        room += (double)(reserved - used);
+    }
+    cudaGetLastError();
+    return room;
+}
+
+int32_t cu_check_room(kvf_device *dev, double bytes, const char *action, kv_err err) {
+    const double room = cu_room(dev);
+    if (bytes <= room) return KVF_OK;
+    return kv_fail(err, KVF_ERR_MEMORY, "Cannot %s as %.0f bytes of device memory must be free: %.0f are", action, bytes, room);
+}
+
 static cu_chunk *add_chunk(cu_device *d) {
     cu_memory *m = &d->memory;
     if (m->n_chunk == m->cap_chunk) {

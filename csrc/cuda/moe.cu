@@ -130,6 +130,15 @@ static void *cut(char **at, size_t bytes) {
     return part;
 }
 
+size_t cu_experts_bytes(const kvf_model *model, uint32_t n) {
+    const kvf_model_config *c = &model->config;
+    const cu_layer *l = cu_weights(model)->layer;
+    const size_t n_entry = (size_t)n * c->n_expert_used, element = cu_dtype_bytes(c->weight_dtype);
+    const size_t lists = (size_t)n * c->n_expert * 4 + n_entry * 8 + (size_t)c->n_expert * (n_entry + 1) * 4;
+    const size_t token = l->gate_up.ld * element + 2 * (size_t)c->intermediate * 4 + l->down.ld * element + (size_t)c->hidden * 4;
+    return lists + n * token + 16 * 256;
+}
+
 int32_t cu_experts_prefill(kvf_model *model, const cu_layer *layer, const void *h, uint32_t ldh, uint32_t n, float *x,
                            kv_err err) {
     const kvf_model_config *c = &model->config;
@@ -139,9 +148,7 @@ int32_t cu_experts_prefill(kvf_model *model, const cu_layer *layer, const void *
     const size_t element = cu_dtype_bytes(c->weight_dtype), row_bytes = ldh * element;
     uint32_t *count = (uint32_t *)malloc(c->n_expert * sizeof *count);
     char *work = NULL, *at;
-    const size_t bytes = (size_t)n * c->n_expert * 4 + (size_t)n_entry * 8 + (size_t)c->n_expert * (n_entry + 1) * 4 +
-                         n * row_bytes + (size_t)n * width * 4 + (size_t)n * layer->down.ld * element +
-                         (size_t)n * c->hidden * 4 + 16 * 256;
+    const size_t bytes = cu_experts_bytes(model, n);
     if (count == NULL) return kv_fail(err, KVF_ERR_MEMORY, "Cannot run the experts as memory ran out");
     int32_t status = cu_alloc(dev, (void **)&work, bytes, "experts", err);
     at = work;

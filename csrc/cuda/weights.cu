@@ -36,15 +36,17 @@ static int32_t matrix_open(kvf_model *model, cu_matrix *m, uint32_t n_row, uint3
     m->n_col = n_col;
     m->ld = cu_round_up(n_col, CU_PAD);
     const size_t bytes = (size_t)m->n_row * m->ld * cu_dtype_bytes(model->config.weight_dtype);
-    CU_PASS(cu_alloc(model->dev, &m->data, bytes, "weights", err));
     w->bytes += (double)bytes;
+    if (w->measuring) return KVF_OK;
+    CU_PASS(cu_alloc(model->dev, &m->data, bytes, "weights", err));
     CU_TRY(cudaMemsetAsync(m->data, 0, bytes, cu_of(model->dev)->stream), "clearing weights");
     return KVF_OK;
 }
 
 static int32_t vector_open(kvf_model *model, float **v, uint32_t n, kv_err err) {
-    CU_PASS(cu_alloc(model->dev, (void **)v, n * sizeof(float), "weights", err));
     cu_weights(model)->bytes += (double)n * sizeof(float);
+    if (cu_weights(model)->measuring) return KVF_OK;
+    CU_PASS(cu_alloc(model->dev, (void **)v, n * sizeof(float), "weights", err));
     CU_TRY(cudaMemsetAsync(*v, 0, n * sizeof(float), cu_of(model->dev)->stream), "clearing weights");
     return KVF_OK;
 }
@@ -71,12 +73,13 @@ static int32_t layer_open(kvf_model *model, cu_layer *l, kv_err err) {
 static int32_t open_all(kvf_model *model, kv_err err) {
     const kvf_model_config *c = &model->config;
     cu_model *w = cu_weights(model);
-    CU_PASS(cu_enter(model->dev, err));
+    w->bytes = 0;
     CU_PASS(matrix_open(model, &w->embed, c->vocab, c->hidden, 1, err));
     if (c->flags & KVF_TIED_EMBEDDING) w->output = w->embed;
     else CU_PASS(matrix_open(model, &w->output, c->vocab, c->hidden, 1, err));
     CU_PASS(vector_open(model, &w->final_norm, c->hidden, err));
     for (uint32_t i = 0; i < c->n_layer; i++) CU_PASS(layer_open(model, &w->layer[i], err));
+    if (w->measuring) return KVF_OK;
     CU_PASS(cu_alloc(model->dev, (void **)&w->inv_freq, c->head_dim / 2 * sizeof(float), "weights", err));
     return be_upload(model->dev, w->inv_freq, model->inv_freq, c->head_dim / 2 * sizeof(float), err);
 }
@@ -89,7 +92,12 @@ extern "C" int32_t be_model_open(kvf_model *model, kv_err err) {
         return kv_fail(err, KVF_ERR_MEMORY, "Cannot create model as memory ran out");
     }
     model->impl = w;
-    const int32_t status = open_all(model, err);
+    w->measuring = true;
+    int32_t status = cu_enter(model->dev, err);
+    if (status == KVF_OK) status = open_all(model, err);
+    if (status == KVF_OK) status = cu_check_room(model->dev, w->bytes, "create a model", err);
+    w->measuring = false;
+    if (status == KVF_OK) status = open_all(model, err);
     if (status != KVF_OK) be_model_close(model);
     return status;
 }

@@ -1,5 +1,5 @@
 /*
- * Devices, memory, streams, events and graphs of the emulated runtime: one GPU of 1 GiB. KVF_EMULATOR_ORDER, a number in the
+ * Devices, memory, streams, events and graphs of the emulated runtime: one GPU of 1 GiB, or as tests say. KVF_EMULATOR_ORDER, a number in the
  * environment, shuffles the order in which threads run; odd ones run the blocks from the last to the first.
  * KVF_EMULATOR_CAPABILITY is the compute capability, 80 or 90.
  */
@@ -29,7 +29,9 @@ struct pool {};
 static std::recursive_mutex lock;
 typedef std::lock_guard<std::recursive_mutex> guard;
 
-static const size_t total_bytes = (size_t)1 << 30;
+static size_t total_bytes = (size_t)1 << 30;
+static uint32_t requests_left = UINT32_MAX;
+static cudaError_t lost = cudaSuccess; /* what every call returns once the device has failed */
 static size_t used_bytes;
 static const int n_device = 1;
 static uint32_t launches;
@@ -85,6 +87,7 @@ cudaError_t launch(const void *kernel, dim3 grid, dim3 block, size_t shared_byte
         grid.z > 65535 || grid.x > 0x7fffffffu || shared_bytes > most || shared_bytes > (227 << 10)) {
         return fail(cudaErrorInvalidConfiguration);
     }
+    if (lost != cudaSuccess) return lost;
     return fail(enqueue(stream, [=] {
         launches++;
         run_grid(body, grid, block, shared_bytes, seed == 0 ? 0 : seed + 2 * launches);
@@ -108,14 +111,35 @@ const char *cudaGetErrorString(cudaError_t e) {
     case cudaErrorInvalidConfiguration: return "invalid configuration argument";
     case cudaErrorNoDevice: return "no CUDA-capable device is detected";
     case cudaErrorInvalidDevice: return "invalid device ordinal";
+    case cudaErrorNotReady: return "device not ready";
+    case cudaErrorLaunchFailure: return "unspecified launch failure";
     case cudaErrorStreamCaptureUnsupported: return "operation not permitted when stream is capturing";
     default: return "invalid argument";
     }
 }
 cudaError_t cudaGetLastError(void) {
+    if (lost != cudaSuccess) return lost;
     const cudaError_t e = last_error;
     last_error = cudaSuccess;
     return e;
+}
+void emulator_limit(size_t bytes) {
+    guard g(lock);
+    total_bytes = bytes;
+}
+size_t emulator_used(void) {
+    guard g(lock);
+    drain_all();
+    return used_bytes;
+}
+void emulator_fail_after(uint32_t n) {
+    guard g(lock);
+    requests_left = n;
+}
+void emulator_lose(bool is_lost) {
+    guard g(lock);
+    lost = is_lost ? cudaErrorLaunchFailure : cudaSuccess;
+    for (stream *s : streams) s->queue.clear();
 }
 cudaError_t cudaGetDeviceCount(int *n) {
     *n = n_device;
@@ -140,7 +164,7 @@ cudaError_t cudaMemGetInfo(size_t *free_bytes, size_t *total) {
     guard g(lock);
     *total = total_bytes;
     *free_bytes = total_bytes > used_bytes ? total_bytes - used_bytes : 0;
-    return cudaSuccess;
+    return lost;
 }
 cudaError_t cudaDeviceSynchronize(void) {
     guard g(lock);
@@ -152,7 +176,9 @@ cudaError_t emulator_malloc(void **to, size_t bytes) {
     guard g(lock);
     *to = nullptr;
     const size_t round = (bytes + 255) / 256 * 256;
-    if (used_bytes + round > total_bytes) return fail(cudaErrorMemoryAllocation);
+    if (lost != cudaSuccess) return lost;
+    if (used_bytes + round > total_bytes || requests_left == 0) return fail(cudaErrorMemoryAllocation);
+    if (requests_left != UINT32_MAX) requests_left--;
     *to = aligned_alloc(256, round);
     if (*to == nullptr) return fail(cudaErrorMemoryAllocation);
     memset(*to, 0xff, round);
@@ -223,8 +249,14 @@ cudaError_t cudaStreamDestroy(cudaStream_t s) {
     delete s;
     return cudaSuccess;
 }
+cudaError_t cudaStreamQuery(cudaStream_t s) {
+    guard g(lock);
+    if (lost != cudaSuccess) return lost;
+    return s->queue.empty() ? cudaSuccess : cudaErrorNotReady;
+}
 cudaError_t cudaStreamSynchronize(cudaStream_t s) {
     guard g(lock);
+    if (lost != cudaSuccess) return lost;
     if (s->capture != nullptr) return fail(cudaErrorStreamCaptureUnsupported);
     drain(s);
     return cudaSuccess;
@@ -236,6 +268,7 @@ cudaError_t cudaMemcpyAsync(void *to, const void *from, size_t bytes, cudaMemcpy
 cudaError_t cudaMemcpy2DAsync(void *to, size_t to_pitch, const void *from, size_t from_pitch, size_t width, size_t height,
                               cudaMemcpyKind kind, cudaStream_t s) {
     guard g(lock);
+    if (lost != cudaSuccess) return lost;
     const size_t to_bytes = height == 0 ? 0 : to_pitch * (height - 1) + width;
     const size_t from_bytes = height == 0 ? 0 : from_pitch * (height - 1) + width;
     if ((kind != cudaMemcpyDeviceToHost && !within(device_memory, to, to_bytes)) ||
@@ -259,6 +292,7 @@ cudaError_t cudaMemcpy2DAsync(void *to, size_t to_pitch, const void *from, size_
 }
 cudaError_t cudaMemsetAsync(void *to, int value, size_t bytes, cudaStream_t s) {
     guard g(lock);
+    if (lost != cudaSuccess) return lost;
     if (!within(device_memory, to, bytes)) return fail(cudaErrorInvalidValue);
     return enqueue(s, [=] { memset(to, value, bytes); });
 }
@@ -279,6 +313,7 @@ cudaError_t cudaEventRecord(cudaEvent_t e, cudaStream_t s) {
 }
 cudaError_t cudaEventSynchronize(cudaEvent_t e) {
     guard g(lock);
+    if (lost != cudaSuccess) return lost;
     if (e->on != nullptr) drain(e->on);
     return cudaSuccess;
 }

@@ -168,22 +168,38 @@ export function ownBytes(
   return pages * cache.pageBytes + bytes;
 }
 
-/** Tokens whose projections and MLP are computed together. */
-const CHUNK = 256;
+/** Tokens whose projections and MLP are computed together, and queries that attend together, at most. */
+const CHUNKS = {
+  cpu: { tokens: 256, queries: Infinity },
+  cuda: { tokens: 2048, queries: 8192 },
+};
 
-/** Bytes of activations and observations while a prompt is read and until its last configuration has its fork. */
+/**
+ * Bytes of activations and observations while a prompt is read and until its last configuration has its fork.
+ *
+ * @param least what the prefill can do with when that is all there is: a GPU then holds no activations of the whole prompt
+ */
 export function workBytes(
   model: LanguageModel,
   length: number,
   observation: MergedObservation,
+  least = false,
 ): number {
   const { layers, queryHeads, kvHeads, headDim } = model.shape;
   const { hidden, intermediate, vocab } = model.native.config;
+  const { kind } = model.device;
   const width = queryHeads * headDim;
   const masses = observation.columnMasses.length;
-  const floats = length * (hidden + 2 * width + headDim) +
-    CHUNK *
-      (width + 2 * kvHeads * headDim + 2 * hidden + 2 * intermediate) +
+  const tokens = Math.min(length, CHUNKS[kind].tokens);
+  const queries = Math.min(length, CHUNKS[kind].queries);
+  const kept = least && kind === "cuda"
+    ? tokens * hidden + queries * width +
+      Math.max(64, observation.windowQueries) * width
+    : length * (hidden + width);
+  const floats = kept + queries * width +
+    (kind === "cpu" ? length : 0) * headDim +
+    tokens *
+      (width + 2 * kvHeads * headDim + 2 * hidden + 3 * intermediate) +
     2 * vocab +
     layers * queryHeads * observation.windowQueries * headDim +
     (layers + 1) * masses * queryHeads * length +

@@ -206,7 +206,9 @@ class Schedule<J extends Job> implements Disposable {
   async #readLean(unit: Unit<J>): Promise<boolean> {
     const { job, indices: [index], members } = unit;
     const size = leanBytes(this.#model, unit);
-    const passing = this.#memory.take(size.passing);
+    // With little memory a prefill takes less and longer; not while others could end first.
+    const passing = this.#memory.take(size.passing) ??
+      (this.#live.length === 0 ? this.#memory.take(size.least) : undefined);
     const release = passing && this.#memory.take(size.kept);
     if (!passing || !release) {
       passing?.();
@@ -381,21 +383,20 @@ function unitBytes<J extends Job>(
   };
 }
 
-/** Bytes of a prefill for one configuration: what passes, and what stays until the answer ends. */
+/** Bytes of a prefill for one configuration: what passes, at best and at least, and what stays until the answer ends. */
 function leanBytes<J extends Job>(
   model: LanguageModel,
   { job, members }: Unit<J>,
-): { passing: number; kept: number } {
+): { passing: number; least: number; kept: number } {
   const length = job.prompt.length;
   const member = members[0]!;
   // Layers that share rows need new pages before their old ones go.
   const layers = member.configuration.method.kind === "merge" ? 2 : 1;
+  const rows = layers * oneLayerBytes(model, member, length);
+  const observation = mergeObservations([member.policy.observe]);
   return {
-    passing: layers * oneLayerBytes(model, member, length) + workBytes(
-      model,
-      length,
-      mergeObservations([member.policy.observe]),
-    ),
+    passing: rows + workBytes(model, length, observation),
+    least: rows + workBytes(model, length, observation, true),
     kept: ownBytes(model, member, length, maxNewTokens(job.options ?? {})) +
       (keepsAll(model, member) ? fullBytes(model, member, length) : 0),
   };
@@ -410,8 +411,8 @@ export function leastBytes(model: LanguageModel, job: Job): number {
   return Math.max(
     ...membersOf(model, job).map((member, i) => {
       const unit = { job, indices: [i], members: [member] };
-      const { passing, kept } = leanBytes(model, unit);
-      return passing + kept;
+      const { least, kept } = leanBytes(model, unit);
+      return least + kept;
     }),
   );
 }
