@@ -55,10 +55,11 @@ static int32_t choose(kvf_cache *cache, const kv_sequence *s, uint32_t layer, co
     for (uint32_t h = 0; h < s->n_stored_head; h++) {
         const uint32_t rows = kv_table_of(s, layer, h)->rows;
         const uint32_t n_sel = sel == NULL ? 0 : sel->counts[sel->n_head == 1 ? 0 : h];
+        const uint32_t end = sel == NULL ? 0 : sel->ends[sel->n_head == 1 ? 0 : h];
         keeps[h].rows = room;
         if (rows > 0) {
-            const int32_t n = be_rows_union(cache->dev, list, n_sel, first < rows ? first : rows, last < rows ? last : rows,
-                                            rows, room, err);
+            const int32_t n = be_rows_union(cache->dev, list, n_sel, end, first < rows ? first : rows,
+                                            last < rows ? last : rows, rows, room, err);
             if (n < 0) return n;
             keeps[h].n_row = (uint32_t)n;
             room += rows;

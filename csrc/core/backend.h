@@ -213,10 +213,11 @@ int32_t be_select_top(kvf_device *dev, const float *scores, uint32_t n_head, uin
 int32_t be_scores_share(kvf_device *dev, const float *scores, uint32_t n_head, uint32_t n_row, uint32_t total,
                         uint32_t *counts, kv_err err);
 /*
- * Union of selected rows (host count n_sel, backend memory), [0, first) and [rows - last, rows) into out (backend
- * memory, room for rows entries), ascending; returns the count, or a negative status.
+ * Union of selected rows (host count n_sel, backend memory, distinct, all below `end`), [0, first) and [rows - last, rows)
+ * into out (backend memory, room for rows entries), ascending; returns the count, or a negative status. A GPU waits for the
+ * count only where the selection may overlap the others.
  */
-int32_t be_rows_union(kvf_device *dev, const uint32_t *sel, uint32_t n_sel, uint32_t first, uint32_t last,
+int32_t be_rows_union(kvf_device *dev, const uint32_t *sel, uint32_t n_sel, uint32_t end, uint32_t first, uint32_t last,
                       uint32_t rows, uint32_t *out, kv_err err);
 
 #endif

@@ -277,9 +277,10 @@ int32_t be_scores_share(kvf_device *dev, const float *scores, uint32_t n_head, u
     return KVF_OK;
 }
 
-int32_t be_rows_union(kvf_device *dev, const uint32_t *sel, uint32_t n_sel, uint32_t first, uint32_t last,
+int32_t be_rows_union(kvf_device *dev, const uint32_t *sel, uint32_t n_sel, uint32_t end, uint32_t first, uint32_t last,
                       uint32_t rows, uint32_t *out, kv_err err) {
     (void)dev;
+    (void)end;
     (void)err;
     const uint32_t window = rows - last > first ? rows - last : first;
     uint32_t n = 0;

@@ -260,8 +260,8 @@ static __global__ void union_kernel(uint32_t *out, uint32_t *count, const uint32
     if (threadIdx.x == 0) *count = first + n + rows - window;
 }
 
-extern "C" int32_t be_rows_union(kvf_device *dev, const uint32_t *sel, uint32_t n_sel, uint32_t first, uint32_t last,
-                                 uint32_t rows, uint32_t *out, kv_err err) {
+extern "C" int32_t be_rows_union(kvf_device *dev, const uint32_t *sel, uint32_t n_sel, uint32_t end, uint32_t first,
+                                 uint32_t last, uint32_t rows, uint32_t *out, kv_err err) {
     void *count;
     uint32_t n = 0;
     CU_PASS(cu_enter(dev, err));
@@ -271,8 +271,9 @@ extern "C" int32_t be_rows_union(kvf_device *dev, const uint32_t *sel, uint32_t 
     CU_PASS(cu_scratch(dev, &count, sizeof n, err));
     union_kernel<<<1, 1024, 0, cu_of(dev)->stream>>>(out, (uint32_t *)count, sel, n_sel, first, window, rows);
     CU_LAUNCHED("joining rows");
-    /* Without a selection the count is known; with one it depends on values that only the device has. */
+    /* With a selection that may overlap the others the count depends on values that only the device has. */
     if (n_sel == 0 || window == first) return (int32_t)(first + rows - window);
+    if (first == 0 && end <= window) return (int32_t)(n_sel + rows - window);
     CU_PASS(be_download(dev, &n, count, sizeof n, err));
     return (int32_t)n;
 }
