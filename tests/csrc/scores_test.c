@@ -293,7 +293,8 @@ static void compare(const layer *l, kvf_cache *cache, uint32_t s, uint32_t n_sto
     double *doubt = calloc((size_t)n_stored * l->n, sizeof *doubt);
     size_t sure = 0, all = 0;
     for (uint32_t reduce = KVF_MEAN; reduce <= KVF_SUM; reduce++) {
-        for (uint32_t flags = 0; flags < 16; flags++) {
+        for (uint32_t i = 0; i < 9; i++) { /* hits in one way of eight: the device's emulator is slow */
+            const uint32_t flags = i < 8 ? i : KVF_WINDOW_HITS + below(8);
             const uint32_t window = below(2) ? l->window : 1 + below(l->window);
             const uint32_t n_row = flags & KVF_WINDOW_ALL_ROWS ? l->n : l->n - window;
             const uint32_t w = id_of(kvf_scores_window(cache, s, 0, window, flags, reduce, ERR));
