@@ -16,16 +16,6 @@ static __device__ __forceinline__ uint32_t place(uint32_t row, uint32_t c) {
     return row * (DIM / 8) + (c ^ turn);
 }
 
-template <typename R>
-static __device__ __forceinline__ uint32_t pack(float low, float high) {
-    R pair[2];
-    uint32_t word;
-    from_f32(&pair[0], low);
-    from_f32(&pair[1], high);
-    memcpy(&word, pair, sizeof word);
-    return word;
-}
-
 /* Starts copying the rows of tile `tile`; what lies beyond n_row becomes zeros. */
 template <typename R, int DIM>
 static __device__ __forceinline__ void fetch(uint4 *keys, uint4 *values, uint4 *positions, void *const *pages, uint32_t tile,

@@ -4,16 +4,6 @@
 
 #include "attention_decode.cuh"
 
-template <typename R>
-static __device__ __forceinline__ uint32_t pack(float low, float high) {
-    R pair[2];
-    uint32_t word;
-    from_f32(&pair[0], low);
-    from_f32(&pair[1], high);
-    memcpy(&word, pair, sizeof word);
-    return word;
-}
-
 /* Eight columns of a query: rounded (part 0), or what the rounding lost (part 1). */
 template <typename R>
 static __device__ __forceinline__ uint4 query_part(const float *q, uint32_t part) {

@@ -31,6 +31,17 @@ static __device__ __forceinline__ float load_as(const void *from, uint32_t dtype
     return to_f32(((const __nv_bfloat16 *)from)[i]);
 }
 
+/* Two 16-bit elements in one word, the first in its lower half. */
+template <typename R>
+static __device__ __forceinline__ uint32_t pack(float low, float high) {
+    R pair[2];
+    uint32_t word;
+    from_f32(&pair[0], low);
+    from_f32(&pair[1], high);
+    memcpy(&word, pair, sizeof word);
+    return word;
+}
+
 /* Eight elements that lie in registers. */
 static __device__ __forceinline__ void unpack8(uint4 raw, float to[8], __nv_bfloat16) {
     const uint32_t word[4] = {raw.x, raw.y, raw.z, raw.w};

@@ -3,7 +3,7 @@ import { assert } from "@std/assert";
 import { Cache, decode, Device } from "../../ffi/mod.ts";
 import { resolveMethod, resolveOptions } from "../../methods/mod.ts";
 import type { Granularity } from "../../methods/types.ts";
-import { BUILD, KIND } from "../ffi/tiny.ts";
+import { BUILD, frequencies, KIND, TINY } from "../ffi/tiny.ts";
 import { keptBy, ranked, upTo } from "../methods/oracle/choice.ts";
 import { choicesOf } from "../methods/oracle/expect.ts";
 import type { Layer } from "../methods/oracle/layer.ts";
@@ -193,17 +193,10 @@ for (const [name, given, acting] of CASES) {
       const shape = { queryHeads: 2 * groupSize, kvHeads: 2, headDim };
       using model = new DoubleModel(device, {
         ...shape,
+        ...TINY,
         layers: LAYERS,
-        hidden: 32,
-        intermediate: 48,
         vocab: VOCAB,
-        weightDtype: "f32",
-        normEps: 1e-5,
-        ropeScale: 1,
-        inverseFrequencies: Float32Array.from(
-          { length: headDim / 2 },
-          (_, d) => 10000 ** (-2 * d / headDim),
-        ),
+        inverseFrequencies: frequencies(headDim),
         layerWindows: upTo(LAYERS).map(() => 0),
       });
       const layers = LAYERS;

@@ -4,7 +4,7 @@ import { checkedOptions } from "../../eval/check_method.ts";
 import { Cache, decode, Device, type Sequence } from "../../ffi/mod.ts";
 import { METHODS } from "../../methods/mod.ts";
 import type { Granularity, Policy } from "../../methods/types.ts";
-import { BUILD } from "../ffi/tiny.ts";
+import { BUILD, frequencies, TINY } from "../ffi/tiny.ts";
 import { type DoubleCache, DoubleModel } from "./_double_model.ts";
 
 const TOKENS = 70;
@@ -87,16 +87,9 @@ for (const groupSize of [1, 3, 4, 5, 8]) {
       };
       using model = new DoubleModel(device, {
         ...shape,
-        hidden: 32,
-        intermediate: 48,
+        ...TINY,
         vocab: VOCAB,
-        weightDtype: "f32",
-        normEps: 1e-5,
-        ropeScale: 1,
-        inverseFrequencies: Float32Array.from(
-          { length: headDim / 2 },
-          (_, d) => 10000 ** (-2 * d / headDim),
-        ),
+        inverseFrequencies: frequencies(headDim),
         layerWindows: [0, i === 1 || i === 3 ? 33 : 0],
         qkNorm: i % 2 === 0,
       });

@@ -56,20 +56,30 @@ export function openCache(device: Device): Cache {
   return new Cache(device, { ...SHAPE, rowDtype: "f32" });
 }
 
+/** What tiny models of any shape have in common. */
+export const TINY = {
+  hidden: 32,
+  intermediate: 48,
+  weightDtype: "f32",
+  normEps: 1e-5,
+  ropeScale: 1,
+} as const;
+
+/** Inverse frequencies of the rotation, base 10000. */
+export function frequencies(headDim: number): Float32Array<ArrayBuffer> {
+  return Float32Array.from(
+    { length: headDim / 2 },
+    (_, i) => 10000 ** (-2 * i / headDim),
+  );
+}
+
 /** A model with random weights. */
 export function openModel(device: Device): NativeModel {
   const model = new NativeModel(device, {
     ...SHAPE,
-    hidden: 32,
-    intermediate: 48,
+    ...TINY,
     vocab: VOCAB,
-    weightDtype: "f32",
-    normEps: 1e-5,
-    ropeScale: 1,
-    inverseFrequencies: Float32Array.from(
-      { length: 4 },
-      (_, i) => 10000 ** (-i / 4),
-    ),
+    inverseFrequencies: frequencies(SHAPE.headDim),
     layerWindows: [0, 0],
   });
   model.randomize(7);
