@@ -91,6 +91,7 @@ export const nacl: Method<NaclOptions> = defineEviction<ProxyOptions>({
     proxyMode === "prefix"
       ? { first: proxies }
       : { first: sinks, last: proxies },
+  protectedAlone: true,
   sampling: ({ randomRows, temperature, seed }) => ({
     rows: randomRows,
     temperature,

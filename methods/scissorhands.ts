@@ -134,6 +134,7 @@ export const scissorhands: Method<ScissorhandsOptions> = defineEviction<
       ? { windowQueries: options.historyWindow }
       : { columnMasses: [history(options)] },
   protect: ({ sinks, window }) => ({ first: sinks, last: window }),
+  protectedAlone: true,
   sampling: ({ selection, temperature, seed }) => ({
     rows: selection === "prob" ? Infinity : 0,
     temperature,

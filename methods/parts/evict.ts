@@ -200,6 +200,11 @@ function createPolicy<O>(
     ...(asked === undefined ? {} : { observation: asked }),
   });
   const observation = keptFor(schedule, asked);
+  if (schedule?.kind === "step" && budget === always) {
+    throw new RangeError(
+      `Cannot run "${name}" with schedule "step" as budget must exceed the ${always} tokens that are always kept: budget is ${budget}`,
+    );
+  }
   if (schedule?.kind === "step" && quantiser !== undefined) {
     throw new RangeError(
       `Cannot run "${name}" with quant "${options.quant}" as rows that are evicted in steps must be plain: schedule is "${options.schedule}"`,

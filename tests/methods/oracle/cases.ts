@@ -60,6 +60,9 @@ const votes = {
   groupReduce: reduction,
 };
 
+/** Methods whose budget may hold the protected rows alone. */
+const ALONE = ["adakv", "nacl", "scissorhands"];
+
 /** Each method's options; `extra` is what the budget holds beyond the protected rows. */
 const OPTIONS: Record<string, Record<string, fc.Arbitrary<unknown>>> = {
   fullkv: {},
@@ -151,8 +154,9 @@ export function casesOf(method: string, work: number): fc.Arbitrary<Case> {
       ? 0
       : count("observationWindow") + count("window") + count("proxies") +
         count("sinks");
-    // AdaKV may keep the window alone.
-    const budget = protects + (method === "adakv" && extra === 1 ? 0 : extra);
+    // Some may keep the protected rows alone.
+    const alone = ALONE.includes(method) && protects > 0 && extra === 1;
+    const budget = protects + (alone ? 0 : extra);
     const around = {
       any: drawn.tokens,
       above: budget + drawn.tokens,
