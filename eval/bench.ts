@@ -55,7 +55,7 @@ export interface BenchRow {
   decodeTokensPerSecond: number;
   /** Answers of so many tokens per second, each with a prefill of its own. */
   samplesPerSecond: number;
-  /** Bytes that a step reads over its time, as a share of the read bandwidth. */
+  /** Bytes that a step reads over its time, as a share of memory's read bandwidth; above 1 where caches hold them. */
   bandwidthShare: number;
   /** Bytes of one cache after prefill, as rows and formats need. */
   promisedBytes: number;
