@@ -4,17 +4,9 @@
  * stages by asynchronous copies. Positions decide who sees whom, as in the general kernel. Queries must be rounded to the
  * rows' type already.
  */
-#include "attention_prefill.cuh"
-#include "ptx.cuh"
+#include "tensor_tile.cuh"
 
-enum { WARPS = 4, THREADS = 32 * WARPS, QUERIES = 32 * WARPS, ROWS = 2 * KVF_PAGE_ROWS };
-
-/* Index of 16-byte column c of a row in shared memory, so that eight rows of one column lie in different banks. */
-template <int DIM>
-static __device__ __forceinline__ uint32_t place(uint32_t row, uint32_t c) {
-    const uint32_t turn = DIM >= 64 ? row % 8 : row / 2 % 4;
-    return row * (DIM / 8) + (c ^ turn);
-}
+enum { WARPS = 4, THREADS = 32 * WARPS, QUERIES = 32 * WARPS, ROWS = TENSOR_ROWS };
 
 /* Starts copying the rows of tile `tile`; what lies beyond n_row becomes zeros. */
 template <typename R, int DIM>
@@ -41,12 +33,11 @@ static __device__ __forceinline__ void fetch(uint4 *keys, uint4 *values, uint4 *
 
 template <typename R, int DIM>
 static __global__ void __launch_bounds__(THREADS) tensor_kernel(const prefill_args a) {
-    constexpr int STEPS = DIM / 16, COLUMNS = DIM / 8, TILES = ROWS / 8;
+    constexpr int COLUMNS = DIM / 8;
     extern __shared__ uint4 shared4[];
     uint4 *queries = shared4, *keys = queries + QUERIES * COLUMNS, *values = keys + 2 * ROWS * COLUMNS;
     uint4 *positions = values + 2 * ROWS * COLUMNS; /* [2, ROWS / 4] */
-    const uint32_t lane = threadIdx.x % 32, warp = threadIdx.x / 32, g = lane / 4, t = lane % 4;
-    const uint32_t head = blockIdx.x, stored = head / a.view.readers;
+    const uint32_t warp = threadIdx.x / 32, head = blockIdx.x, stored = head / a.view.readers;
     /* late tiles see most: they start first */
     const uint32_t q0 = (gridDim.y - 1 - blockIdx.y) * QUERIES, n = min((uint32_t)QUERIES, a.queries.n - q0);
     const uint32_t first = a.queries.position + q0, last = first + n - 1, window = a.queries.window;
@@ -61,18 +52,9 @@ static __global__ void __launch_bounds__(THREADS) tensor_kernel(const prefill_ar
 
     if (tile0 < n_tile) fetch<R, DIM>(keys, values, positions, pages, tile0, n_row);
     copy_commit();
-    const float *from = a.queries.q + head * a.queries.head_stride + (size_t)q0 * DIM;
-    for (uint32_t i = threadIdx.x; i < QUERIES * COLUMNS; i += THREADS) {
-        const uint32_t r = i / COLUMNS, c = i % COLUMNS;
-        float x[8] = {};
-        if (r < n) load8(from + r * DIM + c * 8, x);
-        queries[place<DIM>(r, c)] = make_uint4(pack<R>(x[0], x[1]), pack<R>(x[2], x[3]), pack<R>(x[4], x[5]),
-                                               pack<R>(x[6], x[7]));
-    }
-
-    float out[2][COLUMNS][4] = {}, max[2][2], sum[2][2];
-#pragma unroll
-    for (int m = 0; m < 2; m++) max[m][0] = max[m][1] = -INFINITY, sum[m][0] = sum[m][1] = 0;
+    place_queries<R, DIM>(queries, a.queries.q + head * a.queries.head_stride + (size_t)q0 * DIM, n, QUERIES);
+    tensor_state<DIM, 2> x;
+    clear_state(x);
     for (uint32_t tile = tile0; tile < n_tile; tile++) {
         const uint32_t stage = (tile - tile0) % 2;
         const uint4 *k_now = keys + stage * ROWS * COLUMNS, *v_now = values + stage * ROWS * COLUMNS;
@@ -85,110 +67,17 @@ static __global__ void __launch_bounds__(THREADS) tensor_kernel(const prefill_ar
         }
         copy_commit();
 
-        float s[2][TILES][4] = {};
-#pragma unroll
-        for (int k = 0; k < STEPS; k++) {
-            uint32_t q[2][4];
-#pragma unroll
-            for (int m = 0; m < 2; m++) {
-                load_matrix(q[m], &queries[place<DIM>(warp * 32 + m * 16 + lane % 16, 2 * k + lane / 16)]);
-            }
-#pragma unroll
-            for (int j = 0; j < TILES; j += 2) {
-                uint32_t b[4];
-                load_matrix(b, &k_now[place<DIM>(j * 8 + lane / 16 * 8 + lane % 8, 2 * k + lane / 8 % 2)]);
-#pragma unroll
-                for (int m = 0; m < 2; m++) {
-                    mma_16x8x16(s[m][j], q[m], b[0], b[1], R());
-                    mma_16x8x16(s[m][j + 1], q[m], b[2], b[3], R());
-                }
-            }
-        }
-
-        const uint32_t row0 = tile * ROWS;
-        const bool masked = !dense || row0 + ROWS > n_row || row0 + ROWS - 1 > first + warp * 32 ||
-                            (window != 0 && row0 + window <= first + warp * 32 + 31);
-#pragma unroll
-        for (int m = 0; m < 2; m++) {
-#pragma unroll
-            for (int h = 0; h < 2; h++) {
-                const uint32_t query = first + warp * 32 + m * 16 + h * 8 + g;
-                float most = -INFINITY, total = 0;
-#pragma unroll
-                for (int j = 0; j < TILES; j++) {
-#pragma unroll
-                    for (int e = 0; e < 2; e++) {
-                        float *x = &s[m][j][2 * h + e];
-                        const uint32_t row = j * 8 + 2 * t + e;
-                        if (masked && (row0 + row >= n_row || !visible(query, position[row], window))) *x = -INFINITY;
-                        most = fmaxf(most, *x);
-                    }
-                }
-                most = fmaxf(most, __shfl_xor_sync(0xffffffffu, most, 1));
-                most = fmaxf(most, __shfl_xor_sync(0xffffffffu, most, 2));
-                most = fmaxf(most * a.scale, max[m][h]);
-                const float base = most == -INFINITY ? 0.0f : most, shrink = exp2f(max[m][h] - base);
-#pragma unroll
-                for (int j = 0; j < TILES; j++) {
-#pragma unroll
-                    for (int e = 0; e < 2; e++) {
-                        float *x = &s[m][j][2 * h + e];
-                        *x = exp2f(fmaf(*x, a.scale, -base));
-                        total += *x;
-                    }
-                }
-                sum[m][h] = sum[m][h] * shrink + total; /* of this thread's columns; added up at the end */
-                max[m][h] = most;
-#pragma unroll
-                for (int c = 0; c < COLUMNS; c++) out[m][c][2 * h] *= shrink, out[m][c][2 * h + 1] *= shrink;
-            }
-        }
-
-#pragma unroll
-        for (int k = 0; k < ROWS / 16; k++) {
-            uint32_t p[2][4];
-#pragma unroll
-            for (int m = 0; m < 2; m++) {
-                p[m][0] = pack<R>(s[m][2 * k][0], s[m][2 * k][1]);
-                p[m][1] = pack<R>(s[m][2 * k][2], s[m][2 * k][3]);
-                p[m][2] = pack<R>(s[m][2 * k + 1][0], s[m][2 * k + 1][1]);
-                p[m][3] = pack<R>(s[m][2 * k + 1][2], s[m][2 * k + 1][3]);
-            }
-#pragma unroll
-            for (int c = 0; c < COLUMNS; c += 2) {
-                uint32_t b[4];
-                load_matrix_turned(b, &v_now[place<DIM>(k * 16 + lane % 16, c + lane / 16)]);
-#pragma unroll
-                for (int m = 0; m < 2; m++) {
-                    mma_16x8x16(out[m][c], p[m], b[0], b[1], R());
-                    mma_16x8x16(out[m][c + 1], p[m], b[2], b[3], R());
-                }
-            }
-        }
+        float s[2][TENSOR_TILES][4] = {};
+        score_rows<R, DIM, 2>(s, queries, warp * 32, k_now);
+        const uint32_t row0 = tile * ROWS, query0 = first + warp * 32;
+        const bool masked = !dense || row0 + ROWS > n_row || row0 + ROWS - 1 > query0 || (window != 0 && row0 + window <= query0 + 31);
+        weigh_rows(x, s, a.scale, masked, [=](uint32_t query, uint32_t row) {
+            return row0 + row >= n_row || !visible(query0 + query, position[row], window);
+        });
+        add_rows<R, DIM, 2>(x, s, v_now);
     }
     copy_wait();
-#pragma unroll
-    for (int m = 0; m < 2; m++) {
-#pragma unroll
-        for (int h = 0; h < 2; h++) {
-            float total = sum[m][h];
-            total += __shfl_xor_sync(0xffffffffu, total, 1);
-            total += __shfl_xor_sync(0xffffffffu, total, 2);
-            const uint32_t query = warp * 32 + m * 16 + h * 8 + g;
-            if (query >= n) continue;
-            const float inverse = total > 0 ? 1.0f / total : 0.0f;
-            R *to = (R *)a.out + (size_t)(q0 + query) * a.ldo + head * DIM + 2 * t;
-#pragma unroll
-            for (int c = 0; c < COLUMNS; c++) {
-                from_f32(&to[c * 8], out[m][c][2 * h] * inverse);
-                from_f32(&to[c * 8 + 1], out[m][c][2 * h + 1] * inverse);
-            }
-            if (a.lse != NULL && t == 0) {
-                a.lse[(size_t)head * a.queries.n + q0 + query] =
-                    total > 0 ? max[m][h] / LOG2E + logf(total) : -INFINITY;
-            }
-        }
-    }
+    store_state<R, DIM, 2>(x, a, head, q0, warp * 32, n);
 }
 
 template <typename R, int DIM>

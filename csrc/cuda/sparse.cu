@@ -1,11 +1,12 @@
 /*
  * Attention over a part of the rows. What a head attends to is found first: for columns and diagonals once a layer, from the
  * last queries; for blocks with the queries of a chunk. A block of threads then owns a tile of queries of one head and walks
- * the rows that the tile may see, 32 at a time, wherever they lie. One warp finds the next 32 while it goes along: nothing of
+ * the rows that the tile may see, 32 or 64 at a time, wherever they lie. One warp finds the next ones while it goes along: nothing of
  * size tiles x rows is kept.
  */
 #include "query_tile.cuh"
 #include "select.cuh"
+#include "tensor_tile.cuh"
 
 #define TILE 64u         /* queries that share a part, rows of a block, and the width of a diagonal */
 #define FIRST_COLUMNS 30u /* always kept */
@@ -252,7 +253,6 @@ typedef struct walk {
     uint32_t n_run, n_row;  /* of the current step */
     uint32_t run_at[STEP], run_first[STEP];
     bool run_listed[STEP];
-    uint32_t row[STEP]; /* KV_NO_TOKEN behind n_row */
 } walk;
 
 /* How many of n ascending numbers are below x. */
@@ -336,10 +336,21 @@ static __device__ bool next_run(walk *w, const part *p, const uint32_t *block, u
     return true;
 }
 
-/* Fills w->row with the next rows. Called by the first warp. */
-static __device__ void next_rows(walk *w, const part *p, const uint32_t *block, uint32_t n_block) {
+static __device__ __forceinline__ void begin_walk(walk *w, const part *p, const cu_queries &queries, uint32_t in_chunk, uint32_t n_row) {
+    w->start = queries.position + in_chunk * TILE;
+    w->end = min(w->start + TILE, n_row);
+    w->oldest = oldest_of(w->start, queries.window);
+    w->last = w->phase = w->next = w->count = 0;
+    w->left = p->n_distance;
+    w->listed = false;
+}
+
+/* The next rows, KV_NO_TOKEN behind them; returns how many. row: shared [STEP]. Called by one warp. */
+static __device__ uint32_t next_rows(walk *w, const part *p, uint32_t in_chunk, uint32_t *row) {
     const uint32_t lane = threadIdx.x % 32;
     if (lane == 0) {
+        const uint32_t *block = p->block + (size_t)in_chunk * p->a;
+        const uint32_t n_block = min(p->a, (w->start - w->oldest / TILE * TILE) / TILE + 1);
         w->n_run = w->n_row = 0;
         while (w->n_row < STEP && (w->count > 0 || next_run(w, p, block, n_block))) {
             const uint32_t n = min(w->count, STEP - w->n_row);
@@ -348,14 +359,17 @@ static __device__ void next_rows(walk *w, const part *p, const uint32_t *block, 
         }
     }
     __syncwarp();
-    uint32_t row = KV_NO_TOKEN;
-    if (lane < w->n_row) {
+    const uint32_t n = w->n_row;
+    uint32_t at = KV_NO_TOKEN;
+    if (lane < n) {
         uint32_t i = w->n_run - 1;
         while (w->run_at[i] > lane) i--;
-        row = w->run_first[i] + lane - w->run_at[i];
-        if (w->run_listed[i]) row = p->column[row];
+        at = w->run_first[i] + lane - w->run_at[i];
+        if (w->run_listed[i]) at = p->column[at];
     }
-    w->row[lane] = row;
+    row[lane] = at;
+    __syncwarp();
+    return n;
 }
 
 /* ---- Attention ---- */
@@ -366,6 +380,11 @@ typedef struct sparse_args {
     unsigned long long *pairs; /* [n_head], added to; may be NULL */
 } sparse_args;
 
+/* Whether a query sees a row that its tile walks over. */
+static __device__ __forceinline__ bool sees(const part &p, uint32_t query, uint32_t row, uint32_t window) {
+    return visible(query, row, window) && (p.kind != KVF_ATTEND_ENDS || row < p.a || query - row < p.b);
+}
+
 template <typename R, int DIM, int QI>
 static __global__ void __launch_bounds__(256) sparse_kernel(const sparse_args x) {
     constexpr uint32_t STRIDE = DIM + 4, QUERIES = 16 * QI;
@@ -373,6 +392,7 @@ static __global__ void __launch_bounds__(256) sparse_kernel(const sparse_args x)
     float *qs = (float *)shared4, *rows = qs + QUERIES * STRIDE, *ps = rows + STEP * STRIDE;
     __shared__ walk w;
     __shared__ part p;
+    __shared__ uint32_t row[STEP], n_next;
     const prefill_args &a = x.p;
     const uint32_t tx = threadIdx.x % 16, ty = threadIdx.x / 16, head_dim = a.view.head_dim, head = blockIdx.x;
     /* late tiles see most: they start first */
@@ -381,12 +401,7 @@ static __global__ void __launch_bounds__(256) sparse_kernel(const sparse_args x)
     void *const *pages = a.view.pages + (size_t)(head / a.view.readers) * a.view.cap;
     if (threadIdx.x == 0) {
         p = x.parts[head];
-        w.start = a.queries.position + in_chunk * TILE;
-        w.end = min(w.start + TILE, a.view.rows[head / a.view.readers]);
-        w.oldest = oldest_of(w.start, window);
-        w.last = w.phase = w.next = w.count = 0;
-        w.left = p.n_distance;
-        w.listed = false;
+        begin_walk(&w, &p, a.queries, in_chunk, a.view.rows[head / a.view.readers]);
     }
     fill_queries(qs, STRIDE, a.queries.q + head * a.queries.head_stride + (size_t)q0 * head_dim, n, QUERIES, head_dim, a.scale);
     query_tile<DIM, QI> tile;
@@ -395,16 +410,16 @@ static __global__ void __launch_bounds__(256) sparse_kernel(const sparse_args x)
     for (;;) {
         __syncthreads();
         if (threadIdx.x < 32) {
-            const uint32_t seen = (w.start - w.oldest / TILE * TILE) / TILE + 1; /* blocks of rows */
-            next_rows(&w, &p, p.block + (size_t)in_chunk * p.a, min(p.a, seen));
+            const uint32_t next = next_rows(&w, &p, in_chunk, row);
+            if (threadIdx.x == 0) n_next = next;
         }
         __syncthreads();
-        const uint32_t n_row = w.n_row;
+        const uint32_t n_row = n_next;
         if (n_row == 0) break;
-        const uint32_t *row = w.row;
+        const uint32_t *at = row;
         fill_rows<R>(rows, STRIDE, head_dim, [=](uint32_t r) {
             if (r >= n_row) return (const R *)NULL;
-            return (const R *)page_keys<R>(pages[row[r] / KVF_PAGE_ROWS]) + row[r] % KVF_PAGE_ROWS * head_dim;
+            return (const R *)page_keys<R>(pages[at[r] / KVF_PAGE_ROWS]) + at[r] % KVF_PAGE_ROWS * head_dim;
         });
         __syncthreads();
         float s[QI][2];
@@ -414,10 +429,7 @@ static __global__ void __launch_bounds__(256) sparse_kernel(const sparse_args x)
             const uint32_t query = first + ty * QI + i;
 #pragma unroll
             for (int j = 0; j < 2; j++) {
-                const uint32_t at = row[tx + 16 * j];
-                const bool seen = visible(query, at, window) &&
-                                  (p.kind != KVF_ATTEND_ENDS || at < p.a || query - at < p.b);
-                if (!seen) s[i][j] = -INFINITY;
+                if (!sees(p, query, row[tx + 16 * j], window)) s[i][j] = -INFINITY;
                 else if (ty * QI + i < n) pairs++;
             }
         }
@@ -426,8 +438,8 @@ static __global__ void __launch_bounds__(256) sparse_kernel(const sparse_args x)
         __syncthreads();
         fill_rows<R>(rows, STRIDE, head_dim, [=](uint32_t r) {
             if (r >= n_row) return (const R *)NULL;
-            void *page = pages[row[r] / KVF_PAGE_ROWS];
-            return (const R *)page_values<R>(page, head_dim) + row[r] % KVF_PAGE_ROWS * head_dim;
+            void *page = pages[at[r] / KVF_PAGE_ROWS];
+            return (const R *)page_values<R>(page, head_dim) + at[r] % KVF_PAGE_ROWS * head_dim;
         });
         __syncthreads();
         add_values(tile, ps, rows, n_row);
@@ -456,6 +468,105 @@ static cudaError_t launch_sparse_dim(const sparse_args &x, cudaStream_t stream) 
     return launch_sparse<R, 256, 2>(x, stream);
 }
 
+/* ---- The same on tensor cores ---- */
+
+enum { WARPS = 4 }; /* each takes 16 of a tile's queries */
+
+/* Starts copying 64 rows; what `row` does not name becomes zeros. */
+template <typename R, int DIM>
+static __device__ __forceinline__ void fetch_rows(uint4 *keys, uint4 *values, void *const *pages, const uint32_t *row) {
+    constexpr int COLUMNS = DIM / 8;
+#pragma unroll
+    for (int k = 0; k < TENSOR_ROWS * COLUMNS / (32 * WARPS); k++) {
+        const uint32_t i = threadIdx.x + k * 32 * WARPS, r = i / COLUMNS, c = i % COLUMNS;
+        const bool inside = row[r] != KV_NO_TOKEN;
+        const uint32_t at = inside ? row[r] : 0;
+        const R *from = (const R *)pages[at / KVF_PAGE_ROWS] + at % KVF_PAGE_ROWS * DIM + c * 8;
+        copy_async(&keys[place<DIM>(r, c)], from, inside);
+        copy_async(&values[place<DIM>(r, c)], from + KVF_PAGE_ROWS * DIM, inside);
+    }
+}
+
+/* For 16-bit rows and results. The first warp finds the rows of the step after next while the copies of the next one run. */
+template <typename R, int DIM>
+static __global__ void __launch_bounds__(32 * WARPS) sparse_tensor_kernel(const sparse_args x) {
+    constexpr int COLUMNS = DIM / 8;
+    extern __shared__ uint4 tiles[];
+    uint4 *queries = tiles, *keys = queries + TILE * COLUMNS, *values = keys + 2 * TENSOR_ROWS * COLUMNS;
+    __shared__ walk w;
+    __shared__ part p;
+    __shared__ uint32_t rows[2][TENSOR_ROWS], n_next[2];
+    const prefill_args &a = x.p;
+    const uint32_t warp = threadIdx.x / 32, head = blockIdx.x, stored = head / a.view.readers, window = a.queries.window;
+    /* late tiles see most: they start first */
+    const uint32_t in_chunk = gridDim.y - 1 - blockIdx.y, q0 = in_chunk * TILE, n = min(TILE, a.queries.n - q0);
+    const uint32_t query0 = a.queries.position + q0 + warp * 16;
+    void *const *pages = a.view.pages + (size_t)stored * a.view.cap;
+    const auto find = [&](uint32_t stage) {
+        if (warp != 0) return;
+        uint32_t found = next_rows(&w, &p, in_chunk, rows[stage]);
+        found += next_rows(&w, &p, in_chunk, rows[stage] + STEP);
+        if (threadIdx.x == 0) n_next[stage] = found;
+    };
+    if (threadIdx.x == 0) {
+        p = x.parts[head];
+        begin_walk(&w, &p, a.queries, in_chunk, a.view.rows[stored]);
+    }
+    place_queries<R, DIM>(queries, a.queries.q + head * a.queries.head_stride + (size_t)q0 * DIM, n, TILE);
+    __syncthreads();
+    find(0);
+    __syncthreads();
+    if (n_next[0] > 0) fetch_rows<R, DIM>(keys, values, pages, rows[0]);
+    copy_commit();
+    find(1);
+    tensor_state<DIM, 1> state;
+    clear_state(state);
+    for (uint32_t stage = 0;; stage ^= 1) {
+        copy_wait();
+        __syncthreads(); /* this step's rows are there, the next step's are known, and nobody reads the other stage */
+        if (n_next[stage] == 0) break;
+        if (n_next[stage ^ 1] > 0) {
+            fetch_rows<R, DIM>(keys + (stage ^ 1) * TENSOR_ROWS * COLUMNS, values + (stage ^ 1) * TENSOR_ROWS * COLUMNS, pages,
+                               rows[stage ^ 1]);
+        }
+        copy_commit();
+        float s[1][TENSOR_TILES][4] = {};
+        score_rows<R, DIM, 1>(s, queries, warp * 16, keys + stage * TENSOR_ROWS * COLUMNS);
+        const uint32_t *row = rows[stage];
+        const part *mine = &p;
+        weigh_rows(state, s, a.scale, true, [=](uint32_t query, uint32_t r) { return !sees(*mine, query0 + query, row[r], window); });
+        add_rows<R, DIM, 1>(state, s, values + stage * TENSOR_ROWS * COLUMNS);
+        __syncthreads(); /* nobody looks at this step's row numbers any more */
+        find(stage);
+    }
+    copy_wait();
+    store_state<R, DIM, 1>(state, a, head, q0, warp * 16, n);
+}
+
+template <typename R, int DIM>
+static cudaError_t launch_tensor(const sparse_args &x, cudaStream_t stream) {
+    constexpr size_t bytes = (size_t)(TILE + 4 * TENSOR_ROWS) * DIM * sizeof(R);
+    const cudaError_t e = cudaFuncSetAttribute(sparse_tensor_kernel<R, DIM>, cudaFuncAttributeMaxDynamicSharedMemorySize, (int)bytes);
+    if (e != cudaSuccess) return e;
+    sparse_tensor_kernel<R, DIM><<<dim3(x.p.queries.n_head, cu_div_up(x.p.queries.n, TILE)), 32 * WARPS, bytes, stream>>>(x);
+    return cudaGetLastError();
+}
+
+template <typename R>
+static cudaError_t launch_tensor_dim(const sparse_args &x, cudaStream_t stream) {
+    if (x.p.view.head_dim == 32) return launch_tensor<R, 32>(x, stream);
+    if (x.p.view.head_dim == 64) return launch_tensor<R, 64>(x, stream);
+    return launch_tensor<R, 128>(x, stream);
+}
+
+/* True when it is a case for tensor cores: the same ones as of attention over all rows. */
+static bool attend_tensor(uint32_t row_dtype, const sparse_args &x, cudaStream_t stream, cudaError_t *e) {
+    const uint32_t dim = x.p.view.head_dim;
+    if (row_dtype == KVF_F32 || x.p.out == NULL || x.p.out_dtype != row_dtype || (dim != 32 && dim != 64 && dim != 128)) return false;
+    *e = row_dtype == KVF_F16 ? launch_tensor_dim<__half>(x, stream) : launch_tensor_dim<__nv_bfloat16>(x, stream);
+    return true;
+}
+
 int32_t cu_sparse_attend(cu_sparse *x, const cu_queries *queries, void *out, uint32_t out_dtype, uint32_t ldo, float *lse,
                          unsigned long long *pairs, kv_err err) {
     sparse_args a = {};
@@ -464,7 +575,9 @@ int32_t cu_sparse_attend(cu_sparse *x, const cu_queries *queries, void *out, uin
     a.p.view = x->view, a.p.queries = *queries, a.p.out = out, a.p.out_dtype = out_dtype, a.p.ldo = ldo, a.p.lse = lse;
     a.p.scale = LOG2E / sqrtf((float)x->view.head_dim);
     a.parts = x->parts, a.pairs = pairs;
-    CU_WITH_TYPE(x->row_dtype, R, e = launch_sparse_dim<R>(a, cu_of(x->dev)->stream));
+    if (!attend_tensor(x->row_dtype, a, cu_of(x->dev)->stream, &e)) {
+        CU_WITH_TYPE(x->row_dtype, R, e = launch_sparse_dim<R>(a, cu_of(x->dev)->stream));
+    }
     return cu_check(e, "sparse attention", err);
 }
 

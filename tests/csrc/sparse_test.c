@@ -180,7 +180,7 @@ static void recall(kvf_device *dev, shape s, uint32_t granularity, uint32_t n, u
 
 /* Logits of all tokens with the same pattern for all heads; NULL: full attention. */
 static float *logits(kvf_device *dev, shape s, uint32_t n, uint32_t window, const uint32_t *pattern) {
-    kvf_model *model = model_of_shape(dev, s);
+    kvf_model *model = model_of_dtype(dev, s, s.dtype);
     for (uint32_t layer = 0; layer < s.n_layer; layer++) model->layer_window[layer] = window;
     run r = begin(dev, model, s, KVF_KV_HEAD, n);
     uint32_t patterns[3 * 8];
@@ -211,12 +211,19 @@ static void everything(kvf_device *dev, shape s, uint32_t n) {
         same(got, full, n, 1e-4);
         free(got);
     }
-    const uint32_t recent[3] = {KVF_ATTEND_ENDS, 0, 33};
-    float *a = logits(dev, s, n, 0, recent), *b = logits(dev, s, n, 33, NULL);
-    same(a, b, n, 1e-4);
-    free(a);
-    free(b);
     free(full);
+}
+
+/* Patterns that hold all rows of a sliding window and more give its logits; recent rows alone are one. */
+static void windows(kvf_device *dev, shape s, uint32_t n, double tolerance) {
+    const uint32_t patterns[][3] = {{KVF_ATTEND_ENDS, 0, 33}, {KVF_ATTEND_ENDS, 9, 40}, {KVF_ATTEND_LINES, 30, 100}, {KVF_ATTEND_BLOCKS, 2, 0}};
+    float *window = logits(dev, s, n, 33, NULL);
+    for (uint32_t i = 0; i < sizeof patterns / sizeof *patterns; i++) {
+        float *got = logits(dev, s, n, i == 0 ? 0 : 33, patterns[i]);
+        same(got, window, n, tolerance);
+        free(got);
+    }
+    free(window);
 }
 
 static void refusals(kvf_device *dev, shape s) {
@@ -244,8 +251,11 @@ int main(void) {
             recall(dev, shapes[i], l % 2, lengths[l], l % 3 == 0 ? 0 : 90);
             recall(dev, shapes[i], l % 2, lengths[l] + 1, l % 3 == 0 ? 90 : 0);
             if (i == 0) everything(dev, shapes[i], lengths[l]);
+            if (i == 0) windows(dev, shapes[i], lengths[l], 1e-4);
         }
     }
+    windows(dev, (shape){N_LAYER, 4, 2, 32, KVF_BF16}, 330, 2e-2);
+    windows(dev, (shape){N_LAYER, 4, 1, 64, KVF_F16}, 200, 4e-3);
     refusals(dev, shapes[0]);
     kvf_device_free(dev);
     CHECK(kvf_live_handles() == 0);

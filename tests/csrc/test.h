@@ -82,11 +82,11 @@ static inline kvf_cache *cache_of_shape(kvf_device *dev, shape s, double limit) 
 
 #define TEST_VOCAB 40u
 
-/* A model with random weights for caches of that shape. */
-static inline kvf_model *model_of_shape(kvf_device *dev, shape s) {
+/* A model with random weights of a type for caches of that shape. */
+static inline kvf_model *model_of_dtype(kvf_device *dev, shape s, uint32_t dtype) {
     const kvf_model_config config = {.size = sizeof config, .n_layer = s.n_layer, .hidden = 16, .n_head = s.n_head,
                                      .n_kv_head = s.n_kv_head, .head_dim = s.head_dim, .intermediate = 24,
-                                     .vocab = TEST_VOCAB, .weight_dtype = KVF_F32, .flags = KVF_TIED_EMBEDDING,
+                                     .vocab = TEST_VOCAB, .weight_dtype = dtype, .flags = KVF_TIED_EMBEDDING,
                                      .norm_eps = 1e-5f, .rope_scale = 1};
     float inv_freq[128];
     uint32_t windows[64] = {0};
@@ -96,6 +96,7 @@ static inline kvf_model *model_of_shape(kvf_device *dev, shape s) {
     CHECK(kvf_model_randomize(model, 7, ERR) == KVF_OK);
     return model;
 }
+static inline kvf_model *model_of_shape(kvf_device *dev, shape s) { return model_of_dtype(dev, s, KVF_F32); }
 
 static inline kvf_ledger ledger_of(kvf_cache *cache) {
     kvf_ledger ledger = {.size = sizeof ledger};
