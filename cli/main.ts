@@ -48,7 +48,9 @@ export function report(error: unknown): number {
   const usage = error instanceof UsageError || error instanceof TypeError ||
     error instanceof RangeError ||
     error instanceof SyntaxError || error instanceof Deno.errors.NotFound ||
-    (system !== undefined && error.name !== "Error");
+    Object.keys(COMPLAINTS).some((complaint) =>
+      error.message.includes(`${complaint} (os error`)
+    );
   // A fault of our own shows where it happened; a fault of the input is told in one line.
   if (
     !usage && system === undefined && error.name === "Error" && error.stack
@@ -58,7 +60,7 @@ export function report(error: unknown): number {
   return usage ? 2 : 1;
 }
 
-/** What must hold of a path, by the system's complaint. */
+/** What must hold of a path, by the system's complaint about what it was told; a disk that fails or fills up is none. */
 const COMPLAINTS: Readonly<Record<string, string>> = {
   "No such file or directory": "it, or its folder, must be there",
   "Is a directory": "it must be a file",
