@@ -56,12 +56,14 @@ export function libraryPath(device = "cpu"): string {
 async function launch(args: string[], cwd: string): Promise<number> {
   let status = 0;
   const program = createProgram(async (spec, call) => {
-    const grants = spec.probe
-      ? await askGrants(args, spec.probe(call), cwd)
-      : spec.grants(call);
-    if (typeof grants === "number") {
-      status = grants;
-      return;
+    let grants = spec.grants(call);
+    if (spec.probe) {
+      const asked = await askGrants(args, spec.probe(call), cwd);
+      if (typeof asked === "number") {
+        status = asked;
+        return;
+      }
+      grants = { ...grants, ...asked };
     }
     grants.read = [...grants.read ?? [], ...optionFiles(call.rest)];
     if (grants.native) {
@@ -98,12 +100,18 @@ async function launch(args: string[], cwd: string): Promise<number> {
   return status;
 }
 
-/** Asks the program, in a process that may do next to nothing, what a call needs; an exit status when it cannot say. */
+/** What a file may decide about a call: where it reads and writes, and on which device it runs. */
+type Asked = Pick<Grants, "read" | "write" | "native" | "device">;
+
+/**
+ * Asks the program, in a process that may do next to nothing, what a call needs; an exit status when it cannot say. A plan
+ * of the user's may be a program, and write what it likes: its answer names folders, never programs to start.
+ */
 async function askGrants(
   args: string[],
   probe: Grants,
   cwd: string,
-): Promise<Grants | number> {
+): Promise<Asked | number> {
   const { code, stdout } = await new Deno.Command("deno", {
     args: [
       ...["run", "-q", "--config", resolve(ROOT, "deno.json")],
@@ -115,13 +123,20 @@ async function askGrants(
     stderr: "inherit",
   }).output();
   if (code !== 0) return code;
-  const text = new TextDecoder().decode(stdout);
-  // Help was asked for: that is all there is to show.
-  if (!text.startsWith("{")) {
-    console.log(text.trimEnd());
-    return 0;
+  // What a plan prints comes before, and again when the call runs.
+  const answer = new TextDecoder().decode(stdout).trimEnd().split("\n").at(-1)!;
+  if (!answer.startsWith("{")) {
+    throw new UsageError(
+      `Cannot run as the program must say what the call needs: it said "${answer}"`,
+    );
   }
-  return JSON.parse(text) as Grants;
+  const { read, write, native, device } = JSON.parse(answer) as Grants;
+  return {
+    ...(read === undefined ? {} : { read }),
+    ...(write === undefined ? {} : { write }),
+    ...(native === undefined ? {} : { native }),
+    ...(device === undefined ? {} : { device }),
+  };
 }
 
 /** The host of scripts that are not trusted, with the script's address. */

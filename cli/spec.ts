@@ -69,7 +69,8 @@ export interface CommandSpec {
   grants(call: Call): Grants;
   /**
    * What the program may touch while it is asked, with `--print-grants`, what the call needs: for commands whose needs
-   * stand in a file. It replaces {@linkcode grants} in the launcher.
+   * stand in a file. The answer adds files, the library and its device to {@linkcode grants}; programs and facts about the
+   * machine stand there alone, as a file may be a program itself.
    */
   probe?(call: Call): Grants;
   /** Names a script of the user's to run instead of `run`; `absolute` resolves a path against the caller's folder. */

@@ -128,7 +128,7 @@ function present(value: Record<string, unknown>): Record<string, unknown> {
   );
 }
 
-/** What a sweep may touch. */
+/** What a sweep may touch beside what its flags alone say. */
 export function sweepGrants(plan: Plan, { args, flags }: Call): Grants {
   const kinds = new Set(plan.models.map(({ device }) => device.split(":")[0]!));
   if (kinds.size > 1) {
@@ -148,18 +148,13 @@ export function sweepGrants(plan: Plan, { args, flags }: Call): Grants {
     device: [...kinds][0]!,
   };
   if (slurm !== undefined) {
-    return {
-      ...shared,
-      write: [slurm, plan.out],
-      run: flags.submit === true ? ["sbatch"] : [],
-    };
+    return { ...shared, write: [slurm, plan.out] };
   }
   return {
     ...shared,
     write: flags.dryRun === true ? [] : [plan.out],
     ...(flags.dryRun === true ? { read: [...shared.read, plan.out] } : {}),
     native: true,
-    sys: ["systemMemoryInfo"],
   };
 }
 

@@ -49,11 +49,12 @@ export async function sweepAction(call: Call): Promise<number> {
     );
   }
   const plan = await planOf(call);
-  const granted = sweepGrants(plan, call);
+  const asked = sweepGrants(plan, call);
   if (flags.printGrants === true) {
-    console.log(JSON.stringify(granted));
+    console.log(JSON.stringify(asked));
     return 0;
   }
+  const granted = { ...call.granted, ...asked };
   if (flags.slurm !== undefined) return await writeJob(call, plan);
   const runs = await expandPlan(plan);
   if (flags.dryRun === true) return await dryRun(call, plan, runs);

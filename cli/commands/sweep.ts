@@ -108,6 +108,9 @@ Example:
     "job?": "with --slurm: the script",
     "submitted?": "with --slurm: what sbatch said, or null",
   },
-  grants: () => ({}),
+  grants: ({ flags }) =>
+    flags.slurm === undefined
+      ? { sys: ["systemMemoryInfo"] }
+      : { run: flags.submit === true ? ["sbatch"] : [] },
   run: async (call) => (await import("../actions/sweep.ts")).sweepAction(call),
 };

@@ -320,6 +320,26 @@ Deno.test("kvf sweep runs a plan under the permissions that the plan needs", asy
   const refused = await launch(nosy);
   assertEquals(refused.code, 1);
   assertStringIncludes(refused.err, "the sandbox refused it");
+  // One that answers in the program's place gets no program to start.
+  Deno.writeTextFileSync(
+    nosy,
+    `console.log('{"write":["${folder.path}"],"run":["deno"],"env":["HOME"]}');
+if (Deno.permissions.querySync({ name: "write", path: "${folder.path}" }).state !== "granted") Deno.exit(0);
+Deno.env.get("HOME");
+new Deno.Command("deno").outputSync();
+export default {};`,
+  );
+  const greedy = await launch(nosy);
+  assertEquals(greedy.code, 1, greedy.err);
+  assertStringIncludes(greedy.err, "Requires env access");
+  // One that prints something is run all the same.
+  Deno.writeTextFileSync(
+    nosy,
+    `console.log("made by hand"); export default ${JSON.stringify(plan)};`,
+  );
+  const chatty = await launch(nosy, "--dry-run");
+  assertEquals(chatty.code, 0, chatty.err);
+  assertStringIncludes(chatty.out, "needle");
 });
 
 Deno.test("kvf sweep says what is wrong with flags and plans", async () => {
