@@ -216,12 +216,12 @@ function exists(path: string): boolean {
   }
 }
 
-/** Whether a program is on PATH; asked by a process of its own, as the tests may not start it. */
+/** Whether a program is on PATH and starts; asked by a process of its own, as the tests may not start it. */
 function has(program: string): boolean {
   return new Deno.Command("deno", {
     args: [
       "eval",
-      `try { new Deno.Command('${program}', { args: ['--version'], stdout: 'null' }).outputSync() } catch { Deno.exit(1) }`,
+      `try { Deno.exit(new Deno.Command('${program}', { args: ['--version'] }).outputSync().code) } catch { Deno.exit(1) }`,
     ],
   }).outputSync().success;
 }
