@@ -9,8 +9,8 @@
  * Acts: once per layer, when prefill ends. Keys generated later keep all channels.
  * Differs from the paper: with `kv_head` granularity the query heads of one KV head are reduced (`groupReduce`).
  * `compat reference` keeps all channels in KVCache-Factory's "recent" rows: those last in score order, that is the window
- * and the lowest-ranked of the selected tokens. A prompt within the budget stays as it is, where KVCache-Factory fails
- * below the budget and prunes at it.
+ * and the lowest-ranked of the selected tokens. A prompt below the budget stays as it is, where KVCache-Factory fails; one
+ * as long as the budget keeps all rows and loses channels, as there.
  *
  * @module
  */
