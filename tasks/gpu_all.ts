@@ -220,7 +220,7 @@ function lines(
   const ran = outcomes.find((outcome) => outcome.name === name);
   if (ran === undefined || ran.seconds === 0) return [];
   return Deno.readTextFileSync(path).split("\n").filter((line) =>
-    line.startsWith('{"what"') || line.startsWith('{"what":')
+    line.startsWith('{"what"')
   ).flatMap((line) => {
     try {
       return [JSON.parse(line) as Measurement];

@@ -17,7 +17,10 @@ export async function runAction(call: Call): Promise<number> {
   }
   const dump = text(flags, "dumpLogits");
   // Before the work: a place that cannot be written is told now.
-  if (dump !== undefined) Deno.writeFileSync(`${dump}.tmp`, new Uint8Array());
+  if (dump !== undefined) {
+    Deno.writeFileSync(`${dump}.tmp`, new Uint8Array());
+    Deno.removeSync(`${dump}.tmp`);
+  }
   using model = await openModel(flags);
   const { tokenizer, generation: defaults } = model.folder;
   const prompt = promptOf(call, model);
