@@ -141,10 +141,11 @@ export class LanguageModel implements Disposable {
   readonly cache: Cache;
   /** Facts that policies may depend on. */
   readonly shape: ModelShape;
-  /** Resolved types and the time loading took. */
+  /** Resolved types, CPU threads in use, and the time loading took. */
   readonly facts: {
     dtype: WeightDtype;
     cacheDtype: WeightDtype;
+    threads: number;
     loadMs: number;
   };
 
@@ -240,6 +241,7 @@ export class LanguageModel implements Disposable {
     return new LanguageModel(folder, config, device, native, cache, {
       dtype,
       cacheDtype,
+      threads: device.info().threads,
       loadMs: 0,
     });
   }

@@ -174,6 +174,24 @@ const CHUNKS = {
   cuda: { tokens: 2048, queries: 8192 },
 };
 
+/** Queries of a tile, and rows of a block of its probabilities, on a CPU. */
+const TILE = { queries: 96, rows: 128 };
+
+/** What a CPU keeps to add columns up: probabilities of a tile for each thread, and sums of the tiles that run at a time. */
+function massFloats(
+  { facts: { threads }, shape: { queryHeads } }: LanguageModel,
+  length: number,
+  masses: number,
+): number {
+  // Beside a block lie the highest scores that its probabilities are relative to.
+  const strip = (length / TILE.rows + 2) * TILE.queries * (TILE.rows + 1);
+  const tiles = Math.min(
+    Math.ceil(8 * threads / queryHeads),
+    Math.ceil(length / TILE.queries),
+  );
+  return threads * strip + tiles * queryHeads * masses * length;
+}
+
 /**
  * Bytes of activations and observations while a prompt is read and until its last configuration has its fork.
  *
@@ -203,6 +221,7 @@ export function workBytes(
     2 * vocab +
     layers * queryHeads * observation.windowQueries * headDim +
     (layers + 1) * masses * queryHeads * length +
+    (kind === "cpu" && masses > 0 ? massFloats(model, length, masses) : 0) +
     // Scores of one layer, in a few forms.
     8 * queryHeads * length;
   return 4 * floats;

@@ -9,11 +9,12 @@ const shape = { layers: 32, queryHeads: 32, kvHeads: 8, headDim: 128 };
 const config = { hidden: 4096, intermediate: 14336, vocab: 128256 };
 const PAGE = 32 * (2 * 128 * 2 + 4);
 
-const llama = (kind: "cpu" | "cuda"): LanguageModel =>
+const llama = (kind: "cpu" | "cuda", threads = 1): LanguageModel =>
   ({
     shape,
     native: { config },
     device: { kind },
+    facts: { threads },
     cache: { pageBytes: PAGE },
   }) as unknown as LanguageModel;
 const member = {
@@ -53,4 +54,21 @@ Deno.test("a CPU holds the activations of the whole prompt in any case", () => {
     workBytes(model, 32768, snapkv, true),
     workBytes(model, 32768, snapkv),
   );
+});
+
+Deno.test("column masses on a CPU need the probabilities of a tile of 96 queries for each thread, a GPU none", () => {
+  const masses = { windowQueries: 0, columnMasses: [{}] };
+  const predicted = (kind: "cpu" | "cuda", threads: number) =>
+    workBytes(
+      llama(kind, threads),
+      65536,
+      masses as unknown as Parameters<typeof workBytes>[2],
+    );
+  const strip = 4 * 96 * 65536;
+  // Between 4 and 8 threads the sums of one more tile lie beside it.
+  const sums = 4 * 32 * 65536;
+  const more = predicted("cpu", 8) - predicted("cpu", 4);
+  assert(more >= 4 * strip + sums, `${more} bytes`);
+  assert(more <= 1.02 * (4 * strip + sums), `${more} bytes`);
+  assertEquals(predicted("cuda", 8), predicted("cuda", 4));
 });
