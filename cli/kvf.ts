@@ -146,22 +146,25 @@ function sandboxUrl(script: string): string {
   return url.href;
 }
 
-/** Builds the library where it is missing or stale; what the compiler says is shown when it fails. */
+/** Builds the library where it is missing or stale, and says so then; what the compiler says is shown when it fails. */
 async function build(target: string): Promise<number> {
-  // Nobody should wonder for minutes what happens; where nothing is stale, this takes no time.
-  const told = setTimeout(
-    () => console.error(`compiling the native library (deno task ${target})`),
-    2000,
-  );
-  const { code, stderr } = await new Deno.Command("deno", {
+  const child = new Deno.Command("deno", {
     args: ["task", "-q", "--config", resolve(ROOT, "deno.json"), target],
     cwd: ROOT,
     stdin: "null",
     stdout: "null",
     stderr: "piped",
-  }).output();
-  clearTimeout(told);
-  if (code !== 0) console.error(new TextDecoder().decode(stderr).trimEnd());
+  }).spawn();
+  let said = "", told = false;
+  for await (const text of child.stderr.pipeThrough(new TextDecoderStream())) {
+    said += text;
+    // Nobody should wonder for minutes what happens.
+    if (told || !/^(cc|nvcc) /m.test(said)) continue;
+    told = true;
+    console.error(`compiling the native library (deno task ${target})`);
+  }
+  const { code } = await child.status;
+  if (code !== 0) console.error(said.trimEnd());
   return code;
 }
 

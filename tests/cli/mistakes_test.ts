@@ -69,7 +69,8 @@ Deno.test("kvf ends without a word when nobody reads on, as in kvf run | head -c
   const child = new Deno.Command("deno", {
     args: [
       ...["run", "-q", "--no-prompt", "-P=launcher", "cli/kvf.ts", ...RUN],
-      ...["--max-new-tokens", "400", "--ignore-eos"],
+      // So many that it is not done before anybody reads.
+      ...["--max-new-tokens", "4000", "--ignore-eos"],
     ],
     cwd: ROOT,
     stdin: "null",
