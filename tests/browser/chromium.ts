@@ -15,14 +15,23 @@ export const FOLDER = fromFileUrl(
   new URL("../../build/browser", import.meta.url),
 );
 
-/** Whether Chromium is there; without the permission to run it, this throws. */
-export function hasChromium(): boolean {
+/**
+ * Why the tests must be skipped, for their names: Chromium is missing or does not start here. Empty where it does. Without
+ * the permissions that starting needs, this throws.
+ */
+export async function skipped(): Promise<string> {
   try {
-    return new Deno.Command(CHROMIUM, { args: ["--version"] })
-      .outputSync().success;
+    const { success } = new Deno.Command(CHROMIUM, { args: ["--version"] })
+      .outputSync();
+    if (!success) return " (SKIPPED: chromium does not start)";
+    await using _browser = await startBrowser();
+    return "";
   } catch (error) {
-    if (error instanceof Deno.errors.NotFound) return false;
-    throw error;
+    if (error instanceof Deno.errors.NotFound) return " (SKIPPED: no chromium)";
+    // What playwright says of a browser that ended at once; refusals by Deno are told in other words.
+    const [told = ""] = (error as Error).message.split("\n");
+    if (!/^browserType\.launch: .*has been closed/.test(told)) throw error;
+    return ` (SKIPPED: chromium does not start: ${told})`;
   }
 }
 

@@ -1,9 +1,9 @@
 /** The browser of the page's test. Run by `deno task test:browser`. */
 import { assertEquals } from "@std/assert";
 import { toFileUrl } from "@std/path";
-import { FOLDER, hasChromium, openPage, startBrowser } from "./chromium.ts";
+import { FOLDER, openPage, skipped, startBrowser } from "./chromium.ts";
 
-const SKIPPED = hasChromium() ? "" : " (SKIPPED: no chromium)";
+const SKIPPED = await skipped();
 
 Deno.test({
   name: `openPage() opens pages that tell what goes wrong${SKIPPED}`,

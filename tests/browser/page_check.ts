@@ -16,15 +16,15 @@ import { sampleFolder } from "../eval/sample_records.ts";
 import type { Browser, Page } from "playwright-core";
 import {
   FOLDER,
-  hasChromium,
   openPage,
   processorClock,
+  skipped,
   startBrowser,
   type Watched,
 } from "./chromium.ts";
 import { sampleView, TOKENS } from "./sample_view.ts";
 
-const SKIPPED = hasChromium() ? "" : " (SKIPPED: no chromium)";
+const SKIPPED = await skipped();
 
 const view = sampleView();
 const html = SKIPPED ? "" : pageHtml({
