@@ -275,6 +275,13 @@ function parseHeader(
   };
 }
 
+/** Bytes of an open file, which is then at its begin; its own statSync() asks for the place that a link leads to. */
+function sizeOf(handle: Deno.FsFile): number {
+  const size = handle.seekSync(0, Deno.SeekMode.End);
+  handle.seekSync(0, Deno.SeekMode.Start);
+  return size;
+}
+
 /**
  * Reads and checks the header of a file.
  *
@@ -288,7 +295,7 @@ export function readSafetensorsHeader(file: string): SafetensorsHeader {
     throw malformed(file, "it must be a file");
   }
   using handle = Deno.openSync(file);
-  const { size } = handle.statSync();
+  const size = sizeOf(handle);
   if (size < 10) {
     throw malformed(file, "it must have at least 10 bytes", size);
   }
@@ -461,7 +468,7 @@ export function* streamInto(
   const { file, fileBytes } = header;
   const inOrder = [...tensors].sort((a, b) => a.start - b.start);
   using handle = Deno.openSync(file);
-  const { size } = handle.statSync();
+  const size = sizeOf(handle);
   if (size !== fileBytes) {
     throw malformed(file, `it must still have ${fileBytes} bytes`, size);
   }

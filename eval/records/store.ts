@@ -191,7 +191,8 @@ class OwnFile implements Disposable {
     const file = Deno.openSync(path, { append: true, create: true });
     this.path = path;
     this.#file = file;
-    this.#size = file.statSync().size;
+    // Its statSync() would ask for the place that a link leads to.
+    this.#size = file.seekSync(0, Deno.SeekMode.End);
   }
 
   /** Appends lines, each with one write, and waits until they are on the disk. */

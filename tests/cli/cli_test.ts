@@ -83,6 +83,30 @@ Deno.test("kvf refuses unknown flags, methods and values with status 2 and says 
   }
 });
 
+Deno.test("model folders may hold links to files elsewhere, as a download cache does", async () => {
+  const folder = Deno.makeTempDirSync({ dir: `${ROOT}/build` });
+  const links = await deno(
+    "eval",
+    `Deno.mkdirSync("${folder}/snapshot");
+for (const name of ["config.json", "model.safetensors"]) Deno.symlinkSync("${LLAMA}/" + name, "${folder}/snapshot/" + name);`,
+  );
+  assertEquals(links.code, 0, links.err);
+  Deno.writeTextFileSync(
+    `${folder}/read.ts`,
+    `import { openModelFolder, readTensor } from "${ROOT}/models/mod.ts";
+const { config } = openModelFolder("${folder}/snapshot");
+const { shape } = readTensor("${folder}/snapshot/model.safetensors", "model.norm.weight");
+console.log(shape[0] === config.hidden);
+`,
+  );
+  const { out, err } = await deno(
+    ...["run", "-q", "--no-prompt", `--allow-read=${folder}/snapshot`],
+    `${folder}/read.ts`,
+  );
+  assertEquals(out, "true\n", err);
+  Deno.removeSync(folder, { recursive: true });
+});
+
 Deno.test("kvf apply runs a user's own method file on recorded tensors", async () => {
   const folder = Deno.makeTempDirSync({ dir: `${ROOT}/build` });
   const numbers = (n: number) =>
