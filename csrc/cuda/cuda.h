@@ -97,8 +97,11 @@ int32_t cu_enter(kvf_device *dev, kv_err err);
 
 int32_t cu_memory_open(kvf_device *dev, kv_err err);
 void cu_memory_close(kvf_device *dev);
-/* Bytes that can be taken now: what the driver has, and what is kept back of what was returned. */
-double cu_room(kvf_device *dev);
+/*
+ * Bytes that can be taken now: what the driver has, and what is kept back of what was returned. Where that is less than
+ * `wanted`, the stream is waited for first, as what was returned counts as taken until the device has come so far.
+ */
+double cu_room(kvf_device *dev, double wanted);
 /* KVF_ERR_MEMORY with needed and free bytes unless so many can be taken. */
 int32_t cu_check_room(kvf_device *dev, double bytes, const char *action, kv_err err);
 /* be_alloc with an error text. */

@@ -105,7 +105,7 @@ extern "C" void be_device_close(kvf_device *dev) {
     dev->impl = NULL;
 }
 
-extern "C" void be_device_refresh(kvf_device *dev) { dev->info.free_bytes = cu_room(dev); }
+extern "C" void be_device_refresh(kvf_device *dev) { dev->info.free_bytes = cu_room(dev, INFINITY); }
 
 extern "C" int32_t be_device_check(kvf_device *dev, kv_err err) {
     cu_device *d = cu_of(dev);

@@ -71,11 +71,9 @@ static void trim_pool(cu_device *d) {
     cudaGetLastError();
 }
 
-double cu_room(kvf_device *dev) {
-    const kv_err none = {NULL, 0};
-    cu_device *d = cu_of(dev);
+static double room_now(const cu_device *d) {
     size_t free_bytes = 0, total = 0;
-    if (cu_enter(dev, none) != KVF_OK || cudaMemGetInfo(&free_bytes, &total) != cudaSuccess) {
+    if (cudaMemGetInfo(&free_bytes, &total) != cudaSuccess) {
         cudaGetLastError();
         return 0;
     }
@@ -91,8 +89,18 @@ double cu_room(kvf_device *dev) {
     return room;
 }
 
+double cu_room(kvf_device *dev, double wanted) {
+    const kv_err none = {NULL, 0};
+    const cu_device *d = cu_of(dev);
+    if (cu_enter(dev, none) != KVF_OK) return 0;
+    const double room = room_now(d);
+    if (room >= wanted) return room;
+    if (cudaStreamSynchronize(d->stream) != cudaSuccess) cudaGetLastError();
+    return room_now(d);
+}
+
 int32_t cu_check_room(kvf_device *dev, double bytes, const char *action, kv_err err) {
-    const double room = cu_room(dev);
+    const double room = cu_room(dev, bytes);
     if (bytes <= room) return KVF_OK;
     return kv_fail(err, KVF_ERR_MEMORY, "Cannot %s as %.0f bytes of device memory must be free: %.0f are", action, bytes, room);
 }

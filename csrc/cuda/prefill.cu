@@ -124,12 +124,12 @@ static int32_t close_stream(kvf_model *model, const cu_prefill *p, uint32_t firs
 
 static int32_t begin(kvf_model *model, kvf_cache *cache, kv_sequence *s, cu_prefill *p, kv_err err) {
     const size_t n = s->prefill->n_token;
-    const double free_bytes = cu_room(model->dev), other = beside(model, cache, s);
+    const double other = beside(model, cache, s);
     array arrays[ARRAYS];
     uint32_t keep = KEEP_ALL;
-    for (plan(model, s, keep, p, arrays); keep + 1 < KEEPS && bytes_of(arrays) + other > free_bytes;) {
-        plan(model, s, ++keep, p, arrays);
-    }
+    plan(model, s, keep, p, arrays);
+    const double free_bytes = cu_room(model->dev, bytes_of(arrays) + other);
+    while (keep + 1 < KEEPS && bytes_of(arrays) + other > free_bytes) plan(model, s, ++keep, p, arrays);
     CU_PASS(cu_check_room(model->dev, bytes_of(arrays) + other, "begin the prefill", err));
     for (int i = 0; i < ARRAYS; i++) CU_PASS(make(model, &arrays[i], err));
     if (keep == KEEP_NOTHING) {

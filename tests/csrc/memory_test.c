@@ -173,6 +173,43 @@ static void little_memory(void) {
     close_all(&x);
 }
 
+/* What a begun prefill takes of `more` bytes; the sequence starts anew afterwards. */
+static size_t taken_of(all *x, size_t before, size_t more) {
+    emulator_limit(before + more);
+    const int32_t status = prefill_begin(x);
+    const size_t taken = status == KVF_OK ? emulator_used() - before : 0;
+    CHECK(kvf_sequence_free(x->cache, x->sequence, ERR) == KVF_OK);
+    x->sequence = (uint32_t)kvf_sequence_create(x->cache, KVF_KV_HEAD, ERR);
+    return taken;
+}
+
+/* What a prefill gave back is room for the next one, though the device has not come so far; and for a model. */
+static void memory_on_its_way(void) {
+    all x;
+    CHECK(open_all(&x) == KVF_OK);
+    size_t more = 1u << 20;
+    const size_t before = emulator_used(), most = taken_of(&x, before, more);
+    CHECK(most > 0);
+    while (emulator_used() == before && taken_of(&x, before, more - (24u << 10)) == most) more -= 24u << 10;
+    CHECK(emulator_used() == before);
+    emulator_limit(before + more);
+    CHECK(prefill_begin(&x) == KVF_OK);
+    CHECK(kvf_sequence_free(x.cache, x.sequence, ERR) == KVF_OK);
+    x.sequence = (uint32_t)kvf_sequence_create(x.cache, KVF_KV_HEAD, ERR);
+    CHECK(taken_of(&x, before, more) == most); /* as if nothing had been */
+    emulator_limit((size_t)1 << 30);
+    kvf_model *first = model_of(x.dev);
+    CHECK(first != NULL);
+    emulator_limit(emulator_used() + (850u << 10)); /* too little by less than the embedding, which goes back */
+    CHECK(model_of(x.dev) == NULL && strstr(test_message, "must be free") != NULL);
+    kvf_model_free(first);
+    kvf_model *second = model_of(x.dev);
+    CHECK(second != NULL);
+    kvf_model_free(second);
+    emulator_limit((size_t)1 << 30);
+    close_all(&x);
+}
+
 /* Sparse attention and its shares, in every way of running a prefill. */
 static void sparse(void) {
     float want[2 * PATTERNS], got[2 * PATTERNS];
@@ -236,6 +273,7 @@ int main(void) {
     }
     every_request();
     little_memory();
+    memory_on_its_way();
     sparse();
     lost_device();
     return 0;
