@@ -559,9 +559,10 @@ static cudaError_t launch_tensor_dim(const sparse_args &x, cudaStream_t stream) 
     return launch_tensor<R, 128>(x, stream);
 }
 
-/* True when it is a case for tensor cores: the same ones as of attention over all rows. */
+/* True when it is a case for tensor cores: the same ones as of attention over all rows. Pairs are counted elsewhere. */
 static bool attend_tensor(uint32_t row_dtype, const sparse_args &x, cudaStream_t stream, cudaError_t *e) {
     const uint32_t dim = x.p.view.head_dim;
+    if (x.pairs != NULL) return false;
     if (row_dtype == KVF_F32 || x.p.out == NULL || x.p.out_dtype != row_dtype || (dim != 32 && dim != 64 && dim != 128)) return false;
     *e = row_dtype == KVF_F16 ? launch_tensor_dim<__half>(x, stream) : launch_tensor_dim<__nv_bfloat16>(x, stream);
     return true;
