@@ -40,7 +40,7 @@ export type DeviceKind = "cpu" | "cuda";
 const FILES = { cpu: "libkvf.so", cuda: "libkvf_cuda.so" } as const;
 const BUILDS = {
   cpu: "deno task build",
-  cuda: "deno task build cuda",
+  cuda: "deno task build:cuda",
 } as const;
 
 /** A buffer that C writes an error message into. */

@@ -1,9 +1,9 @@
 /**
  * Builds the native library.
  *
- *     deno task build [cpu] [--werror]     build/libkvf.so from csrc/core and csrc/cpu
- *     deno task build cuda [--arch=80,90a] build/libkvf_cuda.so from csrc/core and csrc/cuda
- *     deno task build emulated             build/emulated/libkvf_cuda.so: the same sources, run on the CPU for tests
+ *     deno task build [--werror]           build/libkvf.so from csrc/core and csrc/cpu
+ *     deno task build:cuda [--arch=80,90a] build/libkvf_cuda.so from csrc/core and csrc/cuda
+ *     deno task build:emulated             build/emulated/libkvf_cuda.so: the same sources, run on the CPU for tests
  *
  * What is up to date is skipped: an output is kept as long as its command, its compiler, its source and all headers are
  * the ones it was made from. Needs to read csrc and build, to write build, and to run cc (nvcc for CUDA, c++ for the

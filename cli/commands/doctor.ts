@@ -5,7 +5,7 @@ export const doctor: CommandSpec = {
   path: ["doctor"],
   declare(command) {
     command
-      .description("Check compiler, library, SIMD level, GPU and permissions")
+      .description("Check compilers, library, SIMD level and permissions")
       .option(
         "--permissions <task>",
         "print what a task of deno.json may do and why",

@@ -5,6 +5,7 @@ import {
   assertRejects,
   assertThrows,
 } from "@std/assert";
+import config from "../../deno.json" with { type: "json" };
 import {
   Cache,
   decode,
@@ -43,13 +44,16 @@ async function withoutLeaks(
 Deno.test("Device names the library file and how to build it when it is missing", () => {
   // The one file that tests may open must be there; a path that goes through it as through a folder never is.
   const library = `${BUILD.library}/absent.so`;
-  const error = assertThrows(
-    () => new Device({ kind: KIND, library }),
-    LibraryError,
-  );
-  assertEquals(error.path, library);
-  assert(error.message.includes('run "deno task build'));
-  assertInstanceOf(error.cause, Error);
+  for (const kind of ["cpu", "cuda"] as const) {
+    const error = assertThrows(
+      () => new Device({ kind, library }),
+      LibraryError,
+    );
+    assertEquals(error.path, library);
+    const [, task = ""] = /run "deno task (.*)"/.exec(error.message)!;
+    assert(task in config.tasks, task);
+    assertInstanceOf(error.cause, Error);
+  }
 });
 
 Deno.test({
