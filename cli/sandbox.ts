@@ -10,7 +10,7 @@ import { Worker } from "node:worker_threads";
 import { fromFileUrl } from "@std/path";
 
 /** Runs a script in a worker; resolves to its exit status. */
-export function runScript(script: URL): Promise<number> {
+function runScript(script: URL): Promise<number> {
   return new Promise((resolve) => {
     let failed = false;
     const worker = new Worker(new URL("./_sandboxed.ts", import.meta.url), {

@@ -72,7 +72,7 @@ export function configurationKey(
 }
 
 /** {@linkcode configurationKey} of a record. */
-export function configurationKeyOf(record: EvalRecord): string {
+function configurationKeyOf(record: EvalRecord): string {
   return configurationKey({
     method: record.method,
     options: record.method.options,

@@ -334,7 +334,7 @@ function merge(ops: Operation[], op: Operation): void {
 }
 
 /** Operations as C reads them: `[n_op] kvf_op`. */
-export function encodeProgram(
+function encodeProgram(
   ops: readonly Operation[],
 ): Uint8Array<ArrayBuffer> {
   const bytes = new Uint8Array(ops.length * OP.size);

@@ -74,7 +74,7 @@ export function decodeUtf8(bytes: Uint8Array, file: string): string {
 }
 
 /** Parses JSON; the message names the file. */
-export function parseJson(text: string, file: string): unknown {
+function parseJson(text: string, file: string): unknown {
   try {
     return JSON.parse(text);
   } catch (error) {

@@ -109,7 +109,7 @@ function total(label: string, counts: readonly Count[]): Count {
 }
 
 /** Seconds in words. */
-export function duration(seconds: number): string {
+function duration(seconds: number): string {
   const s = Math.round(seconds);
   if (s < 60) return `${s}s`;
   if (s < 3600) return `${Math.floor(s / 60)}m${s % 60}s`;

@@ -208,7 +208,7 @@ function selected(
 }
 
 /** Positions of NACL's proxies. */
-export function proxyPositions(
+function proxyPositions(
   tokens: number,
   { proxies, proxyMode, sinks }: {
     proxies: number;

@@ -36,7 +36,7 @@ export const groupSize = (layer: Layer): number =>
   layer.queryHeads / layer.kvHeads;
 
 /** The KV head of a query head: groups are KV-head major. */
-export const kvHeadOf = (layer: Layer, queryHead: number): number =>
+const kvHeadOf = (layer: Layer, queryHead: number): number =>
   Math.floor(queryHead / groupSize(layer));
 
 /** The KV head whose rows a stored head holds. */
