@@ -144,6 +144,8 @@ static void weigh(const head_job *j, float *x, float *work) {
 
 #define SEGMENT_PAGES (KV_SEGMENT_ROWS / KVF_PAGE_ROWS)
 
+_Static_assert(KV_SEGMENT_ROWS == CPU_CHUNK_ROWS, "masses are added chunk by chunk while segments are searched");
+
 /*
  * The row that is evicted first, segment by segment. With `factor` the masses are added on the way: chunks of attention
  * are segments then.
