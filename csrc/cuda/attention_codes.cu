@@ -407,10 +407,14 @@ static __global__ void __launch_bounds__(THREADS, TILES == 1 ? 2 : 1) codes_kern
     finish_head(a, stored, readers, n_chunk, min(gridDim.x, n_chunk), sums);
 }
 
+template <int BITS, int DIM>
+static constexpr size_t shared_bytes(size_t tiles) {
+    return (size_t)WARPS * 2 * page_of<BITS, DIM>::BYTES + WARPS * 4 * tiles * (WEIGHT_STRIDE + DIM + 2) * sizeof(float);
+}
+
 template <typename R, int BITS, int DIM, int TILES>
 static cudaError_t launch(const cu_device *d, const step_args &a, dim3 grid) {
-    constexpr size_t bytes = (size_t)WARPS * 2 * page_of<BITS, DIM>::BYTES +
-                             (size_t)WARPS * 4 * TILES * (WEIGHT_STRIDE + DIM + 2) * sizeof(float);
+    constexpr size_t bytes = shared_bytes<BITS, DIM>(TILES);
     static_assert(WARPS * DIM >= CU_ATTENTION_CHUNKS + 1, "the last block's weights fit");
     const cudaError_t e = cudaFuncSetAttribute(codes_kernel<R, BITS, DIM, TILES>, cudaFuncAttributeMaxDynamicSharedMemorySize,
                                                (int)bytes);
@@ -434,12 +438,19 @@ cudaError_t cu_attention_codes(const cu_device *d, uint32_t kernel, uint32_t row
                                 : launch_bits<__nv_bfloat16>(d, kernel, readers, a, grid);
 }
 
-uint32_t cu_packed_kernel_of(const kvf_cache_config *c, const kvf_format *f) {
+/* Some GPUs have 99 KiB for a block, which is less than two pages of 4 bits for each warp. */
+template <int BITS>
+static bool fits(const cu_device *d, const kvf_cache_config *c) {
+    const size_t tiles = c->n_head / c->n_kv_head <= 4 ? 1 : 2;
+    return (c->head_dim == 64 ? shared_bytes<BITS, 64>(tiles) : shared_bytes<BITS, 128>(tiles)) <= d->shared_bytes;
+}
+
+uint32_t cu_packed_kernel_of(const cu_device *d, const kvf_cache_config *c, const kvf_format *f) {
     const bool rows = c->row_dtype != KVF_F32 && (c->head_dim == 64 || c->head_dim == 128) && c->n_head / c->n_kv_head <= 8;
     const bool codes = f->key_bits == f->value_bits && f->key_axis == KVF_PER_CHANNEL && f->value_axis == KVF_PER_TOKEN;
     const bool more = f->key_channels > 0 || (f->flags & KVF_KEYS_UNROTATED) != 0 || f->key_levels + f->value_levels > 0 ||
                       f->key_outliers + f->value_outliers > 0 || f->key_rank + f->value_rank > 0;
-    if (rows && codes && !more && f->key_bits == 4) return CU_ATTEND_CODES_4;
-    if (rows && codes && !more && f->key_bits == 2) return CU_ATTEND_CODES_2;
+    if (rows && codes && !more && f->key_bits == 4 && fits<4>(d, c)) return CU_ATTEND_CODES_4;
+    if (rows && codes && !more && f->key_bits == 2 && fits<2>(d, c)) return CU_ATTEND_CODES_2;
     return CU_ATTEND_ANY;
 }

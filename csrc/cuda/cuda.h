@@ -204,8 +204,8 @@ enum cu_packed_kernel {
     CU_ATTEND_CODES_2 = 3  /* of 2 bits */
 };
 
-/* The kernel for tables with packed rows of a format. */
-uint32_t cu_packed_kernel_of(const kvf_cache_config *cache, const kvf_format *format);
+/* The device's kernel for tables with packed rows of a format. */
+uint32_t cu_packed_kernel_of(const cu_device *d, const kvf_cache_config *cache, const kvf_format *format);
 
 /*
  * Device copies of one sequence's tables: kv_sequence.impl. Rows are counted by slots there (packed.cuh), which only

@@ -38,7 +38,7 @@ extern "C" int32_t be_format_open(kvf_cache *cache, kv_format *format, kv_err er
     format->impl = impl;
     f.layout = kv_layout_of(&cache->config, &format->config);
     f.head_dim = cache->config.head_dim, f.dtype = cache->config.row_dtype;
-    impl->kernel = f.kernel = cu_packed_kernel_of(&cache->config, &format->config);
+    impl->kernel = f.kernel = cu_packed_kernel_of(cu_of(cache->dev), &cache->config, &format->config);
     int32_t status = cu_alloc(cache->dev, (void **)&impl->device, sizeof f, "a format", err);
     if (status == KVF_OK && format->inv_freq != NULL) status = make_turns(cache, format->inv_freq, &f, impl, err);
     if (status == KVF_OK) status = be_upload(cache->dev, impl->device, &f, sizeof f, err);

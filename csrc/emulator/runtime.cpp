@@ -1,7 +1,7 @@
 /*
  * Devices, memory, streams, events and graphs of the emulated runtime: one GPU of 1 GiB, or as tests say. KVF_EMULATOR_ORDER, a number in the
  * environment, shuffles the order in which threads run; odd ones run the blocks from the last to the first.
- * KVF_EMULATOR_CAPABILITY is the compute capability, 80 or 90.
+ * KVF_EMULATOR_CAPABILITY is the compute capability, 80, 86 or 90, and with it the shared memory of a block.
  */
 #include <stdio.h>
 #include <stdlib.h>
@@ -37,6 +37,7 @@ static const int n_device = 1;
 static uint32_t launches;
 static const uint32_t seed = getenv("KVF_EMULATOR_ORDER") == nullptr ? 0 : (uint32_t)atoi(getenv("KVF_EMULATOR_ORDER"));
 static const int capability = getenv("KVF_EMULATOR_CAPABILITY") == nullptr ? 90 : atoi(getenv("KVF_EMULATOR_CAPABILITY"));
+static const size_t most_shared = (size_t)(capability == 90 ? 227 : capability == 80 ? 163 : 99) << 10;
 static std::map<char *, size_t> device_memory;
 static std::map<char *, size_t> pinned;
 static std::map<const void *, size_t> shared_limit;
@@ -84,7 +85,7 @@ cudaError_t launch(const void *kernel, dim3 grid, dim3 block, size_t shared_byte
     auto limit = shared_limit.find(kernel);
     const size_t most = limit == shared_limit.end() ? 48 << 10 : limit->second;
     if (threads == 0 || threads > 1024 || block.z > 64 || grid.x == 0 || grid.y == 0 || grid.z == 0 || grid.y > 65535 ||
-        grid.z > 65535 || grid.x > 0x7fffffffu || shared_bytes > most || shared_bytes > (227 << 10)) {
+        grid.z > 65535 || grid.x > 0x7fffffffu || shared_bytes > most || shared_bytes > most_shared) {
         return fail(cudaErrorInvalidConfiguration);
     }
     if (lost != cudaSuccess) return lost;
@@ -157,7 +158,7 @@ cudaError_t cudaGetDeviceProperties(cudaDeviceProp *prop, int ordinal) {
     return cudaSuccess;
 }
 cudaError_t cudaDeviceGetAttribute(int *value, cudaDeviceAttr what, int) {
-    *value = what == cudaDevAttrMemoryPoolsSupported ? 1 : 227 << 10;
+    *value = what == cudaDevAttrMemoryPoolsSupported ? 1 : (int)most_shared;
     return cudaSuccess;
 }
 cudaError_t cudaMemGetInfo(size_t *free_bytes, size_t *total) {
