@@ -54,6 +54,10 @@ interface Settings {
 const OPTIONS =
   `observation windows of ${TABLE_OPTIONS.observationWindow} and pools ${TABLE_OPTIONS.poolWidth} wide (so that a vote for a needle's key reaches its value) where a method has them, otherwise its defaults`;
 
+/** What a reader would wonder at. */
+const SURPRISES =
+  "MInference's patterns are given to all heads alike. The first line leaves nothing out at this length. The A-shape (`stream_llm`) reads the first 64 and the last 512 tokens before each query, so the question does not see needles further back while it is read, only the answer's own tokens do; `block_sparse` chooses blocks of 64 tokens by their mean key, in which a needle of ten tokens hardly shows. MiniCache's `compat paper` keeps the few rows exact whose directions differ most, `compat reference` a fixed share.";
+
 /** The call as the evaluation sees it. */
 function callOf({ results }: Settings): Call {
   return {
@@ -156,7 +160,7 @@ function page<Row>(
     sourceState().commit.slice(0, 12)
   }, model ${model.folder.hash().slice(0, 12)}, ${name}.\n\n${
     toMarkdown(table)
-  }`;
+  }\n\n${SURPRISES}\n`;
 }
 
 const PAGES = {
