@@ -6,6 +6,7 @@
  * @module
  */
 import { fromFileUrl, resolve, toFileUrl } from "@std/path";
+import { CHILD_ENV } from "../tasks/_child.ts";
 import { report } from "./main.ts";
 import { createProgram } from "./program.ts";
 import { type Grants, optionFiles, UsageError } from "./spec.ts";
@@ -113,6 +114,7 @@ async function askGrants(
   cwd: string,
 ): Promise<Asked | number> {
   const { code, stdout } = await new Deno.Command("deno", {
+    env: CHILD_ENV,
     args: [
       ...["run", "-q", "--config", resolve(ROOT, "deno.json")],
       ...permissionFlags(probe, cwd),
@@ -149,6 +151,7 @@ function sandboxUrl(script: string): string {
 /** Builds the library where it is missing or stale, and says so then; what the compiler says is shown when it fails. */
 async function build(target: string): Promise<number> {
   const child = new Deno.Command("deno", {
+    env: CHILD_ENV,
     args: ["task", "-q", "--config", resolve(ROOT, "deno.json"), target],
     cwd: ROOT,
     stdin: "null",
@@ -189,7 +192,7 @@ async function start(
     args,
     cwd,
     // Deno keeps what web caches hold in its own folder, where a script that is not trusted has nothing to write.
-    ...(trusted ? {} : { env: { "DENO_DIR": "/dev/null/none" } }),
+    env: { ...CHILD_ENV, ...(trusted ? {} : { DENO_DIR: "/dev/null/none" }) },
     stdin: "inherit",
     stdout: most === undefined ? "inherit" : "piped",
     stderr: "inherit",

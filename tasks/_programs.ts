@@ -4,6 +4,7 @@
  * @module
  */
 import { basename, join } from "@std/path";
+import { CHILD_ENV } from "./_child.ts";
 import {
   compileC,
   type Compiler,
@@ -80,7 +81,7 @@ export async function runPrograms(
         args,
         cwd: ROOT,
         stdin: "null",
-        env: bench.env ?? {},
+        env: { ...CHILD_ENV, ...bench.env },
         ...(bench.limit === undefined
           ? {}
           : { signal: AbortSignal.timeout(bench.limit * 1000) }),

@@ -12,6 +12,7 @@
  */
 import { parseArgs } from "@std/cli/parse-args";
 import { join } from "@std/path";
+import { CHILD_ENV } from "./_child.ts";
 import { readModelConfig } from "../models/mod.ts";
 import {
   BuildError,
@@ -140,6 +141,7 @@ async function compile(arch: string): Promise<void> {
 /** Runs the program; its lines are shown as they come, so that a fault costs none that was measured. */
 async function run(numbers: number[]): Promise<Measurement[]> {
   const child = new Deno.Command(join(ROOT, PROGRAM), {
+    env: CHILD_ENV,
     args: numbers.map(String),
     stdin: "null",
     stdout: "piped",

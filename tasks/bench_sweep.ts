@@ -12,6 +12,7 @@
  */
 import { fromFileUrl, join } from "@std/path";
 import { parseArgs } from "node:util";
+import { CHILD_ENV } from "./_child.ts";
 import { comparableRecord, readRecords } from "../eval/records/mod.ts";
 
 const ROOT = fromFileUrl(new URL("..", import.meta.url));
@@ -78,6 +79,7 @@ async function run(
   Deno.writeTextFileSync(path, JSON.stringify(plan));
   const started = performance.now();
   const { code, stderr } = await new Deno.Command("deno", {
+    env: CHILD_ENV,
     args: [
       ...["run", "-q", "--no-prompt", "-P=sweep", "cli/main.ts", "sweep"],
       ...[path, "--quiet", "--json"],

@@ -13,6 +13,7 @@
  */
 import { parseArgs } from "@std/cli/parse-args";
 import { basename, dirname, fromFileUrl, join } from "@std/path";
+import { CHILD_ENV } from "./_child.ts";
 import { emulate } from "./_emulate.ts";
 
 /** The project's folder. */
@@ -200,6 +201,7 @@ async function run(
 ): Promise<{ success: boolean; stdout: string; stderr: string }> {
   try {
     const { success, stdout, stderr } = await new Deno.Command(compiler, {
+      env: CHILD_ENV,
       args,
       cwd: ROOT,
       stdin: "null",

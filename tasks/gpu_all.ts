@@ -14,6 +14,7 @@
  */
 import { parseArgs } from "@std/cli/parse-args";
 import { join, resolve } from "@std/path";
+import { CHILD_ENV } from "./_child.ts";
 import { readModelConfig } from "../models/mod.ts";
 import { BuildError, reportBuildErrors, ROOT, say } from "./build.ts";
 import { type Measurement, table } from "./gpu/_table.ts";
@@ -157,6 +158,7 @@ async function take(
     truncate: true,
   });
   const child = new Deno.Command("timeout", {
+    env: CHILD_ENV,
     args: ["-k", "5", String(most), ...command],
     cwd: ROOT,
     stdin: "null",

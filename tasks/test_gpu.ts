@@ -17,6 +17,7 @@
  */
 import { parseArgs } from "@std/cli/parse-args";
 import { join } from "@std/path";
+import { CHILD_ENV } from "./_child.ts";
 import {
   BuildError,
   CUDA_ARCHITECTURES,
@@ -178,6 +179,7 @@ async function benches(options: Options, skipped: string[]): Promise<Bench[]> {
 async function hasSanitizer(): Promise<boolean> {
   try {
     const { success } = await new Deno.Command("compute-sanitizer", {
+      env: CHILD_ENV,
       args: ["--version"],
       stdout: "null",
       stderr: "null",
@@ -193,6 +195,7 @@ async function hasSanitizer(): Promise<boolean> {
 async function runDeno(options: Options): Promise<number> {
   const deno = async (args: string[], limit?: number) => {
     const child = new Deno.Command("deno", {
+      env: CHILD_ENV,
       args,
       cwd: ROOT,
       stdin: "null",

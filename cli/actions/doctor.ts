@@ -1,4 +1,5 @@
 // deno-lint-ignore-file no-console -- the command line prints
+import { CHILD_ENV } from "../../tasks/_child.ts";
 import { Device } from "../../ffi/mod.ts";
 import config from "../../deno.json" with { type: "json" };
 import { type Call, text, UsageError } from "../spec.ts";
@@ -35,6 +36,7 @@ async function version(
 ): Promise<Check> {
   try {
     const { stdout, success } = await new Deno.Command(program, {
+      env: CHILD_ENV,
       args,
       stderr: "null",
     }).output();

@@ -1,5 +1,6 @@
 // deno-lint-ignore-file no-console -- the command line prints
 import { basename, fromFileUrl, resolve } from "@std/path";
+import { CHILD_ENV } from "../../tasks/_child.ts";
 import { recordsOfKeys } from "../../eval/collect.ts";
 import { labelsOf, type LanguageModel } from "../../eval/engine/mod.ts";
 import {
@@ -284,6 +285,7 @@ async function writeJob(call: Call, plan: Plan): Promise<number> {
 /** Submits a job; resolves to what sbatch said. */
 async function submit(path: string): Promise<string> {
   const { code, stdout, stderr } = await new Deno.Command("sbatch", {
+    env: CHILD_ENV,
     args: [path],
     stdin: "null",
   }).output();

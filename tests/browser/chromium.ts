@@ -6,6 +6,7 @@
  */
 import { fromFileUrl } from "@std/path";
 import type { Browser, BrowserContextOptions, Page } from "playwright-core";
+import { CHILD_ENV } from "../../tasks/_child.ts";
 
 /** Debian's Chromium. */
 const CHROMIUM = "/usr/bin/chromium";
@@ -21,7 +22,10 @@ export const FOLDER = fromFileUrl(
  */
 export async function skipped(): Promise<string> {
   try {
-    const { success } = new Deno.Command(CHROMIUM, { args: ["--version"] })
+    const { success } = new Deno.Command(CHROMIUM, {
+      args: ["--version"],
+      env: CHILD_ENV,
+    })
       .outputSync();
     if (!success) return " (SKIPPED: chromium does not start)";
     await using _browser = await startBrowser();

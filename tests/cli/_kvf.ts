@@ -1,5 +1,6 @@
 /** The command line in a process of its own. */
 import { fromFileUrl } from "@std/path";
+import { CHILD_ENV } from "../../tasks/_child.ts";
 
 /** The project's folder. */
 export const ROOT = fromFileUrl(new URL("../..", import.meta.url))
@@ -18,6 +19,7 @@ export interface Outcome {
 /** Runs Deno in the project's folder. */
 export async function deno(...args: string[]): Promise<Outcome> {
   const { code, stdout, stderr } = await new Deno.Command("deno", {
+    env: CHILD_ENV,
     args,
     cwd: ROOT,
     stdin: "null",

@@ -1,6 +1,7 @@
 // deno-lint-ignore-file no-console -- what is told is looked at
 /** Mistakes that people make at the command line: each is told in one line that says what must hold, with status 2. */
 import { assert, assertEquals, assertStringIncludes } from "@std/assert";
+import { CHILD_ENV } from "../../tasks/_child.ts";
 import { report } from "../../cli/main.ts";
 import { deno, kvf, ROOT } from "./_kvf.ts";
 
@@ -67,6 +68,7 @@ Deno.test("kvf takes a configuration that is named twice once", async () => {
 
 Deno.test("kvf ends without a word when nobody reads on, as in kvf run | head -c 5", async () => {
   const child = new Deno.Command("deno", {
+    env: CHILD_ENV,
     args: [
       ...["run", "-q", "--no-prompt", "-P=launcher", "cli/kvf.ts", ...RUN],
       // So many that it is not done before anybody reads.
@@ -118,4 +120,20 @@ Deno.test("the build says which folder must be writable, without a stack", async
     1,
     "error: Cannot build as the folder build must be yours to write: no\n",
   ]);
+});
+
+Deno.test("kvf runs where LD_LIBRARY_PATH is set, as CUDA's instructions advise", async () => {
+  // A process that may do so sets it; none of its children may be refused for it.
+  const { code, out, err } = await deno(
+    "eval",
+    `const child = new Deno.Command("deno", { args: ${
+      JSON.stringify([
+        ...["run", "-q", "--no-prompt", "-P=launcher", "cli/kvf.ts"],
+        ...RUN,
+        ...["--max-new-tokens", "1", "--json"],
+      ])
+    }, env: { LD_LIBRARY_PATH: "/usr/local/cuda/lib64" } }); Deno.exit((await child.spawn().status).code);`,
+  );
+  assertEquals(code, 0, err);
+  assertEquals(JSON.parse(out).tokens.length, 1);
 });

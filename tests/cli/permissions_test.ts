@@ -1,6 +1,7 @@
 /** Every entry of every permission set in deno.json is needed: without it, a task of that set fails. */
 import { assert, assertEquals } from "@std/assert";
 import { fromFileUrl } from "@std/path";
+import { CHILD_ENV } from "../../tasks/_child.ts";
 import { entriesOf, type PermissionSet, REASONS } from "../../cli/_reasons.ts";
 import config from "../../deno.json" with { type: "json" };
 import { sampleFolder, writeRecords } from "../eval/sample_records.ts";
@@ -219,6 +220,7 @@ function exists(path: string): boolean {
 /** Whether a program is on PATH and starts; asked by a process of its own, as the tests may not start it. */
 function has(program: string): boolean {
   return new Deno.Command("deno", {
+    env: CHILD_ENV,
     args: [
       "eval",
       `try { Deno.exit(new Deno.Command('${program}', { args: ['--version'] }).outputSync().code) } catch { Deno.exit(1) }`,
@@ -289,6 +291,7 @@ async function attempt(
   }
   try {
     const { code, stdout, stderr } = await new Deno.Command("deno", {
+      env: CHILD_ENV,
       args: [
         ...[verb!, "-q", "--no-prompt", "--config", `${ROOT}/deno.json`],
         ...[...flags, ...rest.map(place)],

@@ -1,5 +1,6 @@
 /** `kvf sandbox` against scripts that mean harm: each attempt must be refused, and the folders stay as they were. */
 import { assert, assertEquals, assertStringIncludes } from "@std/assert";
+import { CHILD_ENV } from "../../tasks/_child.ts";
 import { kvf, ROOT } from "./_kvf.ts";
 
 const sandbox = (script: string, ...args: string[]) =>
@@ -216,6 +217,7 @@ setInterval(() => {}, 1000);
 `,
   );
   const child = new Deno.Command("deno", {
+    env: CHILD_ENV,
     args: [
       ...["run", "-q", "--no-prompt", "-P=launcher", "cli/kvf.ts"],
       ...["sandbox", `${here.root}/deaf.ts`],

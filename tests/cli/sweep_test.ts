@@ -1,6 +1,7 @@
 /** Sweeps as processes: killed at any moment, sharing a folder, on a full disk, with broken input. */
 import { assert, assertEquals, assertStringIncludes } from "@std/assert";
 import { fromFileUrl } from "@std/path";
+import { CHILD_ENV } from "../../tasks/_child.ts";
 import {
   comparableRecord,
   parseRecord,
@@ -21,6 +22,7 @@ const RECORDS = 2 * 2 * 4 * 5;
 
 function start(args: string[]): Deno.ChildProcess {
   return new Deno.Command("deno", {
+    env: CHILD_ENV,
     args: [
       ...["run", "-q", "--no-prompt", "-P=sweep", "cli/main.ts", "sweep"],
       ...args,
@@ -195,6 +197,7 @@ Deno.test("a sweep on a full disk says so, keeps what is finished and goes on wh
       [...SWEEP, "--out", folder.path].join(" ")
     }`;
   const { code, stderr } = await new Deno.Command("deno", {
+    env: CHILD_ENV,
     args: [
       "eval",
       `const { code } = new Deno.Command("bash", { args: ["-c", ${
@@ -274,6 +277,7 @@ Deno.test("a sweep that cannot fit in memory is refused before any work", async 
 /** Through the launcher, which works out what a plan needs. */
 function spawnLauncher(args: string[]): Deno.ChildProcess {
   return new Deno.Command("deno", {
+    env: CHILD_ENV,
     args: [
       ...["run", "-q", "--no-prompt", "-P=launcher", "cli/kvf.ts", "sweep"],
       ...args,

@@ -6,6 +6,7 @@
 import { assert, assertEquals } from "@std/assert";
 import type { CommandUnknownOpts } from "@commander-js/extra-typings";
 import { fromFileUrl } from "@std/path";
+import { CHILD_ENV } from "../../tasks/_child.ts";
 import { createProgram } from "../../cli/program.ts";
 import { METHODS, optionFlags } from "../../methods/mod.ts";
 import { type Block, blocksOf, commandsOf } from "./_blocks.ts";
@@ -39,7 +40,7 @@ class Scratch implements Disposable {
     const { code, stdout, stderr } = await new Deno.Command("deno", {
       args,
       cwd,
-      env: { INIT_CWD: this.path, NO_COLOR: "1" },
+      env: { ...CHILD_ENV, INIT_CWD: this.path, NO_COLOR: "1" },
       stdin: "null",
     }).output();
     const decoder = new TextDecoder();

@@ -1,6 +1,7 @@
 /** Memory while a model loads, seen from outside: a process of its own, and what the system says of it. */
 import { assert } from "@std/assert";
 import { fromFileUrl } from "@std/path";
+import { CHILD_ENV } from "../../tasks/_child.ts";
 
 const ROOT = fromFileUrl(new URL("../..", import.meta.url));
 const SHAPE = { hidden: 2048, kv: 512, inner: 5632, vocab: 4096, layers: 2 };
@@ -73,6 +74,7 @@ Deno.test({
     try {
       writeFolder(folder);
       const { code, stdout, stderr } = await new Deno.Command("deno", {
+        env: CHILD_ENV,
         args: [
           "run",
           "-q",

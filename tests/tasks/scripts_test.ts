@@ -1,6 +1,7 @@
 /** The example scripts, copied to a folder outside of the project's sources and started as their first line says. */
 import { assert, assertEquals, assertStringIncludes } from "@std/assert";
 import { fromFileUrl } from "@std/path";
+import { CHILD_ENV } from "../../tasks/_child.ts";
 import { RunMetaSchema } from "../../eval/records/schema.ts";
 import { writeSafetensors } from "../../models/mod.ts";
 
@@ -27,6 +28,7 @@ async function run(
       .replaceAll("${KVF_HOME}", ROOT).split(" ");
     assertEquals(program, "deno");
     const { code, stdout, stderr } = await new Deno.Command("deno", {
+      env: CHILD_ENV,
       args: [...flags, name, ...args(folder)],
       cwd: folder,
       stdin: "null",
