@@ -215,7 +215,11 @@ async function runDeno(options: Options): Promise<number> {
   const build = options.emulated
     ? ["-P=build-emulated", "tasks/build.ts", "emulated"]
     : ["-P=build-cuda", "tasks/build.ts", "cuda", `--arch=${options.arch}`];
-  if (!await deno(["run", ...common, ...build])) return 1;
+  // One of the tests reads the CPU library.
+  const cpu = ["-P=build", "tasks/build.ts", "cpu"];
+  for (const target of [cpu, build]) {
+    if (!await deno(["run", ...common, ...target])) return 1;
+  }
   const permissions = options.emulated ? "-P=test-emulated" : "-P=test-cuda";
   let failed = 0;
   for (const path of DENO_TESTS) {

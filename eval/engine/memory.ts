@@ -210,10 +210,15 @@ export function workBytes(
   const masses = observation.columnMasses.length;
   const tokens = Math.min(length, CHUNKS[kind].tokens);
   const queries = Math.min(length, CHUNKS[kind].queries);
+  const whole = length * (hidden + width);
+  // In pieces: not less for a prompt that is shorter than a piece.
   const kept = least && kind === "cuda"
-    ? tokens * hidden + queries * width +
-      Math.max(64, observation.windowQueries) * width
-    : length * (hidden + width);
+    ? Math.min(
+      whole,
+      tokens * hidden + queries * width +
+        Math.max(64, observation.windowQueries) * width,
+    )
+    : whole;
   const floats = kept + queries * width +
     (kind === "cpu" ? length : 0) * headDim +
     tokens *
