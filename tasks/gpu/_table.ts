@@ -133,7 +133,7 @@ export function table(
       ]);
       rows.push([
         `${name}: peak memory`,
-        `${(Number(line.peak_bytes) / 2 ** 30).toFixed(2)} GiB`,
+        gib(line.peak_bytes),
         "",
         "",
       ]);
@@ -141,11 +141,25 @@ export function table(
   }
   for (const line of peers) {
     if (line.what !== "decode" && line.what !== "prefill") continue;
+    const own = ours.find((o) =>
+      o.what === line.what && o.n === line.n &&
+      (line.what === "prefill" ||
+        o.batch === line.batch && o.rows === line.rows)
+    );
+    const cut = line.rows ? `, cut to ${line.rows} rows` : "";
+    const ms = Number(own?.ms);
     rows.push([
-      `${line.peer}: ${line.what}, ${line.n} tokens`,
+      `${line.what}, ${line.n} tokens${cut}: against ${line.peer}`,
+      time(ms),
       time(Number(line.ms)),
-      "",
-      "",
+      `${ratio(Number(line.ms) / ms)} times as fast`,
+    ]);
+    if (line.peak_bytes === undefined) continue;
+    rows.push([
+      `prefill, ${line.n} tokens: peak memory of ${line.peer}`,
+      gib(own?.peak_bytes),
+      gib(line.peak_bytes),
+      ratio(Number(own?.peak_bytes) / Number(line.peak_bytes)),
     ]);
   }
   const device = one("device");
@@ -172,6 +186,10 @@ function ratio(x: number): string {
 
 function rate(flop: unknown): string {
   return `${(Number(flop) / 1e12).toFixed(0)} TFLOP/s`;
+}
+
+function gib(bytes: unknown): string {
+  return `${(Number(bytes) / 2 ** 30).toFixed(2)} GiB`;
 }
 
 function bandwidth(bytes: number): string {

@@ -1,8 +1,8 @@
 """Times what the CUDA build is compared with, on the same shapes: torch's attention (FlashAttention-2 and cuDNN) and, where
-it is installed, transformers' prefill and decode with random weights. Prints JSON lines; deno task bench:gpu --peer=FILE
+it is installed, transformers' prefill and decode with random weights, its cache whole and cut to --rows rows. Prints JSON lines; deno task bench:gpu --peer=FILE
 puts them beside its own numbers.
 
-    python3 tasks/gpu/peer_torch.py [--config tasks/gpu/llama-3-8b.json] [--lengths 8192,32768] > peer.jsonl
+    python3 tasks/gpu/peer_torch.py [--config tasks/gpu/llama-3-8b.json] [--lengths 8192,32768] [--rows 1024] > peer.jsonl
 """
 
 import argparse
@@ -16,6 +16,7 @@ from torch.nn.attention import SDPBackend, sdpa_kernel
 parser = argparse.ArgumentParser()
 parser.add_argument("--config", default="tasks/gpu/llama-3-8b.json")
 parser.add_argument("--lengths", default="8192,32768")
+parser.add_argument("--rows", type=int, default=1024)
 parser.add_argument("--repeats", type=int, default=20)
 arguments = parser.parse_args()
 with open(arguments.config) as file:
@@ -55,6 +56,19 @@ def attention(n):
         say(what="attention", peer=name, n=n, ms=ms, flop_per_s=2.0 * n * n * heads * head_dim / ms * 1e3)
 
 
+def step_ms(model, cache, token):
+    """Median time of a greedy step, after four that do not count."""
+    steps = []
+    for _ in range(24):
+        torch.cuda.synchronize()
+        start = time.perf_counter()
+        out = model(token, past_key_values=cache, use_cache=True)
+        token = out.logits[:, -1:].argmax(-1)
+        torch.cuda.synchronize()
+        steps.append((time.perf_counter() - start) * 1e3)
+    return statistics.median(steps[4:])
+
+
 def model_times():
     try:
         import transformers
@@ -68,24 +82,24 @@ def model_times():
     with torch.inference_mode():
         for n in lengths:
             ids = torch.randint(0, config["vocab_size"], (1, n), device="cuda")
-            prefills, steps = [], []
+            prefills = []
+            torch.cuda.reset_peak_memory_stats()
             for i in range(3):
                 torch.cuda.synchronize()
                 start = time.perf_counter()
                 out = model(ids, use_cache=True, logits_to_keep=1)
                 torch.cuda.synchronize()
                 prefills.append((time.perf_counter() - start) * 1e3)
-                cache, token = out.past_key_values, out.logits[:, -1:].argmax(-1)
-                for _ in range(24 if i == 2 else 0):
-                    torch.cuda.synchronize()
-                    start = time.perf_counter()
-                    out = model(token, past_key_values=cache, use_cache=True)
-                    token = out.logits[:, -1:].argmax(-1)
-                    torch.cuda.synchronize()
-                    steps.append((time.perf_counter() - start) * 1e3)
-                del out, cache
-            say(what="prefill", peer="transformers", n=n, ms=statistics.median(prefills[1:]))
-            say(what="decode", peer="transformers", batch=1, n=n, rows=0, ms=statistics.median(steps[4:]))
+            peak = torch.cuda.max_memory_allocated()
+            say(what="prefill", peer="transformers", n=n, ms=statistics.median(prefills[1:]), peak_bytes=peak)
+            cache, token = out.past_key_values, out.logits[:, -1:].argmax(-1)
+            # The rows of a cut cache are read like any others, so which rows were kept makes no difference to the time.
+            for rows in (0, arguments.rows):
+                if rows > 0:
+                    cache.crop(rows)
+                ms = step_ms(model, cache, token)
+                say(what="decode", peer="transformers", batch=1, n=n, rows=rows, ms=ms)
+            del out, cache
 
 
 say(what="device", peer="torch", name=torch.cuda.get_device_name(), torch=torch.__version__)

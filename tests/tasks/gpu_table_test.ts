@@ -64,3 +64,28 @@ Deno.test("table() sets packed rows against their bytes and against plain rows o
     text,
   );
 });
+
+Deno.test("table() sets a peer's decode and prefill against the same of ours", () => {
+  const text = table(LLAMA_8B, [
+    { what: "decode", batch: 1, n: 8192, rows: 0, ms: 5, bytes: 16e9 },
+    { what: "decode", batch: 1, n: 8192, rows: 1024, ms: 4, bytes: 15e9 },
+    {
+      what: "prefill",
+      n: 8192,
+      rows: 1024,
+      ms: 200,
+      "peak_bytes": 16 * 2 ** 30,
+    },
+  ], [
+    { what: "prefill", peer: "hf", n: 8192, ms: 300, "peak_bytes": 2 ** 35 },
+    { what: "decode", peer: "hf", batch: 1, n: 8192, rows: 0, ms: 25 },
+    { what: "decode", peer: "hf", batch: 1, n: 8192, rows: 1024, ms: 24 },
+  ]);
+  const lines = [
+    "| prefill, 8192 tokens: against hf | 200 ms | 300 ms | 1.50 times as fast |",
+    "| prefill, 8192 tokens: peak memory of hf | 16.00 GiB | 32.00 GiB | 0.50 |",
+    "| decode, 8192 tokens: against hf | 5.00 ms | 25.0 ms | 5.00 times as fast |",
+    "| decode, 8192 tokens, cut to 1024 rows: against hf | 4.00 ms | 24.0 ms | 6.00 times as fast |",
+  ];
+  for (const line of lines) assert(text.includes(line), text);
+});
