@@ -140,6 +140,9 @@ function drawLimit(random: Random, room: number, row: number): number {
   );
 }
 
+/** As long in tokens as any other, nearly: how a tokenizer cuts them is its own. */
+const UUID = " 4b0e61d7-2a9c-4f35-8ed1-7c58a3f09b26";
+
 /** Tokens for the context of a list: also next to no haystack. */
 function drawDense(random: Random, room: number): number {
   return random.float() < 0.5 ? room : random.between(room >> 2, room);
@@ -148,8 +151,10 @@ function drawDense(random: Random, room: number): number {
 function niahRow(random: Random, codec: PieceCodec, row: number): Row {
   const config = drawConfig(random, row);
   const { keyType, valueType, values, queries } = config;
-  const answer = queries * values * (valueType === "uuids" ? 17 : 5) + 1;
-  const ask = answer + 20 + queries * 10 + (keyType === "uuids" ? 32 : 0);
+  const uuid = codec.encode(UUID).length;
+  const answer = queries * values * (valueType === "uuids" ? uuid + 1 : 5) + 1;
+  const ask = answer + 20 + queries * 10 +
+    (keyType === "uuids" ? 2 * uuid : 0);
   const extras = Math.min(
     random.below(24),
     Math.floor((row > 1000 ? 0.25 : 0.5) * row / ask),
@@ -308,7 +313,10 @@ function encodeRow(
     kinds.fill(kind, at, at + answer.length + 1);
     if (list) {
       answer.forEach((id, i) => {
-        if (codec.decode([id]).startsWith(" ")) kinds[at + i] = ENTRY;
+        const begin = codec.decode([id]);
+        if (begin.startsWith(" ")) kinds[at + i] = ENTRY;
+        // A space of its own tells nothing: what follows it does.
+        if (begin === " " && i + 1 < answer.length) kinds[at + i + 1] = ENTRY;
       });
     }
     at += answer.length + 1;
