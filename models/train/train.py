@@ -29,6 +29,7 @@ import torch
 from answers import evaluate
 from model import CONFIG, Model, decoder_layer, put, read, snapshot, weighted_loss, write
 from rows import CHUNK, Rows, split
+from start import copies, under_tokenizer, vocabulary
 
 TASKS = [
     "needle", "niah_single_1", "niah_single_2", "niah_single_3", "niah_multikey_1", "niah_multikey_2",
@@ -36,18 +37,22 @@ TASKS = [
 ]
 # Tasks whose loss decides when a stage is over.
 CORE = range(0, 10)
+# Tasks with one value to find.
+SINGLE = range(0, 7)
 # Tasks that need counting, which a small model learns badly.
 COUNTING = (10, 11)
-# Padding, text, answers, answers of counting tasks, first tokens of a list's entries.
-CLASS_WEIGHTS = [0.0, 0.01, 1.0, 0.2, 5.0]
-ENTRY = 4
+# Padding, text, answers, answers of counting tasks, first tokens of a list's entries: these count more where the other
+# answers are known. Which entry follows can only be learnt by a model that copies.
+CLASS_WEIGHTS = [0.0, 0.01, 1.0, 0.2, 1.0]
+ENTRY, ENTRY_WEIGHT, ENTRY_LOSS = 4, 5.0, 0.7
 
 # Tokens a row, rows a batch, share of the training time at most; the last stage takes all that is left.
 STAGES = "256x128:0.28,512x128:0.2,1280x48:0.2,4736x16:1"
 LEAVE_LOSS = 0.02
 # Rows of a task are kept with a probability of its loss over LEAVE_LOSS, and not less than this.
 KEEP = 0.25
-LEARNING_RATE = 2e-3
+# Every other batch of the first stage is of copies until their loss is below this, where they are asked for.
+COPY_LOSS = 0.3
 # Every MIX-th batch has rows of one of the two lengths before.
 MIX = 4
 
@@ -92,7 +97,7 @@ class Trainer:
         self.table = torch.tensor(CLASS_WEIGHTS, device=device)
         self.layer_of, self.loss_of = decoder_layer, weighted_loss
         self.optimizer = self.make_optimizer()
-        self.average, self.entries = {}, {}
+        self.average, self.entries, self.copying = {}, {}, None
         self.best, self.best_weights, self.last_save = math.inf, None, time.time()
 
     def make_optimizer(self):
@@ -100,7 +105,7 @@ class Trainer:
         vectors = [p for p in self.model.parameters() if p.dim() == 1]
         groups = [{"params": matrices, "weight_decay": 0.01}, {"params": vectors, "weight_decay": 0.0}]
         options = {"fused": True} if self.device.type == "cuda" else {}
-        return torch.optim.AdamW(groups, lr=LEARNING_RATE, betas=(0.9, 0.95), **options)
+        return torch.optim.AdamW(groups, lr=self.args.rate, betas=(0.9, 0.95), **options)
 
     def losses(self, ids, classes):
         """The loss of a batch, the loss of each token, and which are answers."""
@@ -163,6 +168,7 @@ class Trainer:
 
     def note(self, tasks, losses, kinds):
         """Takes a batch's losses into the averages: of answers, and of the entries of lists."""
+        self.table[ENTRY] = ENTRY_WEIGHT if self.single() < ENTRY_LOSS else CLASS_WEIGHTS[ENTRY]
         for table, mask in ((self.average, kinds >= 2), (self.entries, kinds == ENTRY)):
             mask = mask.float()
             sums, counts = (losses * mask).sum(1).cpu(), mask.sum(1).cpu()
@@ -172,6 +178,16 @@ class Trainer:
                     continue
                 value = float(sums[here].sum() / counts[here].sum())
                 table[task] = value if task not in table else 0.8 * table[task] + 0.2 * value
+
+    def note_copies(self, losses, kinds):
+        """Takes a batch of copies into their average."""
+        value = float(losses[kinds >= 2].mean())
+        self.copying = value if self.copying is None else 0.5 * self.copying + 0.5 * value
+
+    def single(self):
+        """Mean loss of the tasks with one value to find; infinite before they are met."""
+        single = [self.average[t] for t in SINGLE if t in self.average]
+        return sum(single) / len(single) if single else math.inf
 
     def core(self):
         """Mean and largest loss of the tasks that count; those not met yet are left out, infinite before the first."""
@@ -211,7 +227,8 @@ def train(args, model, device, begin, deadline, stopped):
     feeds, log = {}, []
     seed = args.seed * 1000
     step = tokens = log_tokens = 0
-    last_log = time.time()
+    last_log = start = time.time()
+    random = np.random.default_rng(seed)
     try:
         for number, (row, _, share) in enumerate(stages):
             final = number == len(stages) - 1
@@ -233,9 +250,15 @@ def train(args, model, device, begin, deadline, stopped):
             stage_step = 0
             while time.time() < stage_end and not stopped:
                 here = mixed[(step // MIX) % len(mixed)] if mixed and step % MIX == MIX - 1 else row
-                tasks, ids, classes = feeds[here].batch(sizes[here])
-                rate = LEARNING_RATE * min(1.0, (step + 1) / 300)
-                if final:
+                copying = args.copies and number == 0 and step % 2 == 1 and (trainer.copying is None or trainer.copying > COPY_LOSS)
+                if copying:
+                    ids, classes = copies(random, sizes[row], row, CONFIG["vocab_size"])
+                else:
+                    tasks, ids, classes = feeds[here].batch(sizes[here])
+                rate = args.rate * min(1.0, (step + 1) / args.warmup)
+                if args.decay == "all":
+                    rate *= max(0.0, (deadline - time.time()) / max(1e-6, deadline - start))
+                elif final:
                     left = (deadline - time.time()) / max(1e-6, deadline - stage_start)
                     rate *= max(0.0, min(1.0, left / 0.85)) * (1.0 if number == 0 else 0.8)
                 loss, losses, kinds = trainer.step(ids, classes, rate)
@@ -243,6 +266,10 @@ def train(args, model, device, begin, deadline, stopped):
                 stage_step += 1
                 tokens += ids.numel()
                 log_tokens += ids.numel()
+                if copying:
+                    if step % 20 == 0:
+                        trainer.note_copies(losses, kinds)
+                    continue
                 if step > 2 and step % 25:
                     continue
                 if here == row:
@@ -258,7 +285,8 @@ def train(args, model, device, begin, deadline, stopped):
                     print(
                         f"{now - begin:6.1f}s row {row} step {step} loss {float(loss):.4f} core {mean:.4f} lr {rate:.1e} "
                         f"{log_tokens / max(1e-6, now - last_log) / 1e6:.2f} Mtok/s waited {sum(f.rows.waited for f in feeds.values()):.1f} s "
-                        f"| {parts} | entries {entries}",
+                        f"| {parts} | entries {entries}"
+                        + ("" if trainer.copying is None else f" | copies {trainer.copying:.3f}"),
                         flush=True,
                     )
                     last_log, log_tokens = now, 0
@@ -321,6 +349,11 @@ def parse_args():
     p.add_argument("--stages", default=STAGES, help="tokens a row x rows a batch : share of the time, ...")
     p.add_argument("--first-stage", type=int, default=0, help="stages to leave out, where --init has been through them")
     p.add_argument("--init", help="model.safetensors to start from")
+    p.add_argument("--init-tokenizer", help="tokenizer.json of --init, where it is another")
+    p.add_argument("--copies", action="store_true", help="rows of copies in the first stage, until they are learnt")
+    p.add_argument("--rate", type=float, default=2e-3, help="learning rate at its peak")
+    p.add_argument("--warmup", type=int, default=300, help="steps up to the peak")
+    p.add_argument("--decay", choices=("last", "all"), default="last", help="stages in which the learning rate falls to zero")
     p.add_argument("--layers", type=int, default=6)
     p.add_argument("--hidden", type=int, default=256)
     p.add_argument("--count", type=int, default=32, help="evaluation examples per task and length")
@@ -346,16 +379,18 @@ def main():
     os.makedirs(args.out, exist_ok=True)
     for name in ("tokenizer.json", "tokenizer_config.json"):
         shutil.copy(os.path.join(os.path.dirname(args.tokenizer) or ".", name), args.out)
-    with open(args.tokenizer) as f:
-        vocabulary = json.load(f)["model"]["vocab"]
-    CONFIG["vocab_size"] = (len(vocabulary) + 63) // 64 * 64
+    known = vocabulary(args.tokenizer)
+    CONFIG["vocab_size"] = (len(known) + 63) // 64 * 64
     CONFIG["num_hidden_layers"], CONFIG["hidden_size"] = args.layers, args.hidden
     CONFIG["intermediate_size"] = 704 * args.hidden // 256
     torch.manual_seed(args.seed)
     torch.backends.cuda.matmul.allow_tf32 = False
     model = Model(CONFIG).to(device)
     if args.init:
-        put(model, read(args.init))
+        weights = read(args.init)
+        if args.init_tokenizer:
+            weights = under_tokenizer(weights, vocabulary(args.init_tokenizer), known, CONFIG["vocab_size"])
+        put(model, weights)
     where = torch.cuda.get_device_name() if device.type == "cuda" else "a processor"
     print(f"{sum(p.numel() for p in model.parameters()) / 1e6:.2f} M parameters, PyTorch {torch.__version__} on {where}", flush=True)
 
