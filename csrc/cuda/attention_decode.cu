@@ -166,7 +166,7 @@ static __global__ void __launch_bounds__(THREADS) attention_step_kernel(const st
 }
 
 size_t cu_partial_bytes(const kvf_model_config *c, uint32_t n, uint32_t n_chunk) {
-    return (size_t)n * c->n_head * n_chunk * (c->head_dim + 2) * sizeof(float);
+    return (size_t)n * c->n_head * n_chunk * partial_stride(c->head_dim) * sizeof(float);
 }
 
 uint32_t cu_attention_chunks(uint32_t n_row) {

@@ -11,7 +11,7 @@
 typedef struct step_args {
     const cu_slot *slot;
     const float *q;    /* [n, n_head, head_dim] */
-    float *partial;    /* [n, n_head, n_chunk, head_dim + 2]: sums, then maximum and sum of weights */
+    float *partial;    /* [n, n_head, n_chunk, partial_stride]: sums, then maximum and sum of weights */
     uint32_t *arrived; /* [n, n_head]: blocks that are done, 0 between launches */
     void *out;         /* [n, ldo] in out_dtype */
     float scale;       /* with log2(e) folded in */
@@ -84,9 +84,11 @@ static __device__ __forceinline__ uint32_t chunk_rows(uint32_t n_row) {
     return rows;
 }
 
+/* Floats of a partial result; whole groups of 16 bytes. */
+static __host__ __device__ __forceinline__ uint32_t partial_stride(uint32_t head_dim) { return (head_dim + 2 + 3) / 4 * 4; }
 /* Partial result of a chunk of one query head. */
 static __device__ __forceinline__ float *partial_of(const step_args &a, uint32_t slot, uint32_t head, uint32_t chunk) {
-    return a.partial + (((size_t)slot * a.n_head + head) * a.n_chunk + chunk) * (a.head_dim + 2);
+    return a.partial + (((size_t)slot * a.n_head + head) * a.n_chunk + chunk) * partial_stride(a.head_dim);
 }
 
 /*
@@ -95,40 +97,84 @@ static __device__ __forceinline__ float *partial_of(const step_args &a, uint32_t
  */
 static __device__ __forceinline__ void finish_head(const step_args &a, uint32_t stored, uint32_t readers, uint32_t n_chunk,
                                                    uint32_t n_block, float *weight) {
+    constexpr int FIRST = 8; /* chunks whose sums are on their way while the weights are found */
     __shared__ bool last;
-    const uint32_t slot = blockIdx.z, head0 = stored * readers, lane = threadIdx.x % 32;
-    __threadfence();
+    const uint32_t slot = blockIdx.z, head0 = stored * readers, lane = threadIdx.x % 32, stride = partial_stride(a.head_dim);
     __syncthreads();
     if (threadIdx.x == 0) {
         uint32_t *arrived = &a.arrived[(size_t)slot * a.n_head + stored];
+        __threadfence(); /* for what the whole block wrote */
         last = atomicAdd(arrived, 1u) == n_block - 1;
         if (last) *arrived = 0;
+        __threadfence();
     }
     __syncthreads();
     if (!last) return;
-    __threadfence();
+    const bool fours = a.head_dim % 4 == 0;
+    const uint32_t width = fours ? a.head_dim / 4 : a.head_dim, n_item = readers * width;
+    const float *mine = partial_of(a, slot, head0 + threadIdx.x / width, 0) + threadIdx.x % width * 4;
+    float4 early[FIRST];
+#pragma unroll
+    for (uint32_t c = 0; c < FIRST; c++) {
+        early[c] = make_float4(0, 0, 0, 0);
+        if (fours && threadIdx.x < n_item && c < n_chunk) early[c] = __ldcg((const float4 *)(mine + (size_t)c * stride));
+    }
     for (uint32_t r = threadIdx.x / 32; r < readers; r += blockDim.x / 32) {
+        const float *p = partial_of(a, slot, head0 + r, 0) + a.head_dim;
         float max = -INFINITY, total = 0;
-        for (uint32_t c = lane; c < n_chunk; c += 32) max = fmaxf(max, __ldcg(partial_of(a, slot, head0 + r, c) + a.head_dim));
+        float2 stat[CU_ATTENTION_CHUNKS / 32 + 1]; /* a kernel may have one chunk more */
+#pragma unroll
+        for (uint32_t i = 0; i < CU_ATTENTION_CHUNKS / 32 + 1; i++) {
+            stat[i] = make_float2(-INFINITY, 0);
+            if (32 * i + lane < n_chunk) stat[i] = __ldcg((const float2 *)(p + (size_t)(32 * i + lane) * stride));
+            max = fmaxf(max, stat[i].x);
+        }
         max = warp_max(max);
-        for (uint32_t c = lane; c < n_chunk; c += 32) {
-            const float *p = partial_of(a, slot, head0 + r, c) + a.head_dim;
-            const float factor = exp2f(__ldcg(p) - max);
-            weight[r * n_chunk + c] = factor;
-            total += factor * __ldcg(p + 1);
+#pragma unroll
+        for (uint32_t i = 0; i < CU_ATTENTION_CHUNKS / 32 + 1; i++) {
+            stat[i].x = exp2f(stat[i].x - max);
+            total += stat[i].x * stat[i].y;
         }
         total = warp_sum(total);
         if (lane == 0 && a.work.acts & CU_WATCHES) a.work.norm[(size_t)slot * a.n_head + head0 + r] = make_float2(max, total);
-        for (uint32_t c = lane; c < n_chunk; c += 32) weight[r * n_chunk + c] /= total;
+#pragma unroll
+        for (uint32_t i = 0; i < CU_ATTENTION_CHUNKS / 32 + 1; i++) {
+            if (32 * i + lane < n_chunk) weight[r * n_chunk + 32 * i + lane] = stat[i].x / total;
+        }
     }
     __syncthreads();
-    for (uint32_t i = threadIdx.x; i < readers * a.head_dim; i += blockDim.x) {
-        const uint32_t r = i / a.head_dim, d = i % a.head_dim;
-        const float *p = partial_of(a, slot, head0 + r, 0) + d;
-        float sum = 0;
+    for (uint32_t i = threadIdx.x; i < n_item; i += blockDim.x) {
+        const uint32_t r = i / width;
+        const float *w = weight + r * n_chunk;
+        const size_t to = (size_t)slot * a.ldo + (head0 + r) * a.head_dim;
+        const float *p = partial_of(a, slot, head0 + r, 0);
+        if (!fours) {
+            float sum = 0;
 #pragma unroll 8
-        for (uint32_t c = 0; c < n_chunk; c++) sum = fmaf(__ldcg(p + (size_t)c * (a.head_dim + 2)), weight[r * n_chunk + c], sum);
-        store_as(a.out, a.out_dtype, (size_t)slot * a.ldo + (head0 + r) * a.head_dim + d, sum);
+            for (uint32_t c = 0; c < n_chunk; c++) sum = fmaf(__ldcg(p + (size_t)c * stride + i % width), w[c], sum);
+            store_as(a.out, a.out_dtype, to + i % width, sum);
+            continue;
+        }
+        float4 sum = make_float4(0, 0, 0, 0);
+        const auto add = [&](float4 x, float factor) {
+            sum.x = fmaf(x.x, factor, sum.x), sum.y = fmaf(x.y, factor, sum.y);
+            sum.z = fmaf(x.z, factor, sum.z), sum.w = fmaf(x.w, factor, sum.w);
+        };
+        const float4 *four = (const float4 *)(p + i % width * 4);
+        uint32_t c = 0;
+        if (i == threadIdx.x) {
+#pragma unroll
+            for (uint32_t k = 0; k < FIRST; k++) {
+                if (k < n_chunk) add(early[k], w[k]);
+            }
+            c = FIRST;
+        }
+#pragma unroll 8
+        for (; c < n_chunk; c++) add(__ldcg(four + (size_t)c * (stride / 4)), w[c]);
+        store_as(a.out, a.out_dtype, to + i % width * 4, sum.x);
+        store_as(a.out, a.out_dtype, to + i % width * 4 + 1, sum.y);
+        store_as(a.out, a.out_dtype, to + i % width * 4 + 2, sum.z);
+        store_as(a.out, a.out_dtype, to + i % width * 4 + 3, sum.w);
     }
 }
 
