@@ -1,239 +1,318 @@
 /*
- * Attention of one step over 16-bit rows. A warp takes a page at a time and its loads go straight from memory into the
- * operands of the tensor cores: rows of keys are the m side, query heads the n side. A query is split into two 16-bit
- * numbers that add up to it, in neighbouring columns, so it loses nothing by the rounding and the two scores of a row lie
- * in one thread. Values are added by plain arithmetic: a thread owns eight columns and every head. The keys of the next
- * page are on their way while a page's values are added.
+ * Attention of one step over 16-bit rows. A warp takes half a page at a time and its loads go straight from memory into the
+ * operands of the tensor cores; the next half page is on its way while one is worked on. Scores: query heads are the m side,
+ * rows the n side. A query is split into two 16-bit numbers that add up to it, eight rows apart, so it loses nothing by the
+ * rounding and the two parts of a score lie in one thread. Those scores lie as the weights of the second product need them:
+ * columns of values are the m side, heads the n side. Weights are split in the same way; up to four heads take both halves
+ * of the n side, beyond that there are two products.
  */
 #include "attention_tile.cuh"
+#include "ptx_hopper.cuh"
 
-enum { WARPS = 8, THREADS = 32 * WARPS };
+enum { WARPS = 4, THREADS = 32 * WARPS, UNIT = KVF_PAGE_ROWS / 2, LEAST = 3 /* pages of the smallest chunk: 2^3 */ };
 
-/* TILES: groups of four readers. WATCHED: step programs choose pages, or want to know the scores; results are the same. */
-template <typename R, int DIM, int TILES, bool WATCHED>
-static __global__ void __launch_bounds__(THREADS, 1) tile_kernel(const step_args a) {
-    constexpr int READERS = 4 * TILES, STEPS = DIM / 32, LANES = DIM / 8, PER = 32 / LANES;
-    constexpr int PART = LANES < 16 ? LANES : 16;   /* loads of values in flight */
-    constexpr bool AHEAD = DIM <= 128;              /* room for the next page's keys */
-    extern __shared__ float4 shared4[];
+/* Weights of f16 are that many powers of two larger, so that small ones keep their digits. */
+static __device__ __forceinline__ float raise_of(__half) { return 14; }
+static __device__ __forceinline__ float raise_of(__nv_bfloat16) { return 0; }
+
+static __device__ __forceinline__ float2 unpack_pair(uint32_t pair, __nv_bfloat16) {
+    return make_float2(__uint_as_float(pair << 16), __uint_as_float(pair & 0xffff0000u));
+}
+static __device__ __forceinline__ float2 unpack_pair(uint32_t pair, __half) {
+    __half2 half;
+    memcpy(&half, &pair, sizeof half);
+    return __half22float2(half);
+}
+
+/* The warps' shares of a chunk, in order: its partial result, or where there is no other one, the result. */
+template <int READERS, int DIM>
+static __device__ __forceinline__ void store_shares(const step_args &a, uint32_t stored, uint32_t readers, uint32_t chunk,
+                                                    bool alone, const float *sums, const float *stat) {
+    for (uint32_t i = threadIdx.x; i < readers * (DIM / 4); i += THREADS) {
+        const uint32_t r = i / (DIM / 4), d = i % (DIM / 4) * 4, head = stored * readers + r;
+        float most = -INFINITY, total[4] = {}, weights = 0;
+#pragma unroll
+        for (int w = 0; w < WARPS; w++) most = fmaxf(most, stat[(w * READERS + r) * 2]);
+        const float base = most == -INFINITY ? 0.0f : most;
+#pragma unroll
+        for (int w = 0; w < WARPS; w++) {
+            const float factor = exp2f(stat[(w * READERS + r) * 2] - base);
+            const float4 four = *(const float4 *)&sums[(w * READERS + r) * DIM + d];
+            const float x[4] = {four.x, four.y, four.z, four.w};
+#pragma unroll
+            for (int k = 0; k < 4; k++) total[k] = fmaf(factor, x[k], total[k]);
+            weights = fmaf(factor, stat[(w * READERS + r) * 2 + 1], weights);
+        }
+        if (alone) {
+            const size_t to = (size_t)blockIdx.z * a.ldo + head * DIM + d;
+#pragma unroll
+            for (int k = 0; k < 4; k++) store_as(a.out, a.out_dtype, to + k, total[k] / weights);
+            if (d != 0 || !(a.work.acts & CU_WATCHES)) continue;
+            a.work.norm[(size_t)blockIdx.z * a.n_head + head] = make_float2(most, weights);
+        } else {
+            float *to = partial_of(a, blockIdx.z, head, chunk);
+            *(float4 *)(to + d) = make_float4(total[0], total[1], total[2], total[3]);
+            if (d == 0) *(float2 *)(to + DIM) = make_float2(most, weights);
+        }
+    }
+}
+
+/* PAIRED: at most four readers. WATCHED: step programs choose pages, or want to know the scores; results are the same. */
+template <typename R, int DIM, bool PAIRED, bool WATCHED>
+static __global__ void __launch_bounds__(THREADS, DIM == 256 ? 2 : DIM == 128 ? 3 : 4) tile_kernel(const step_args a) {
+    constexpr int READERS = PAIRED ? 4 : 8, STEPS = DIM / 32, WORDS = DIM / 16; /* WORDS: pairs of columns of a thread */
+    __shared__ uint4 query[STEPS * 2][32]; /* parts of eight columns: rounded, and what the rounding lost */
+    __shared__ __align__(16) float sums[WARPS * READERS * DIM];
+    __shared__ float stat[WARPS * READERS * 2], weight[READERS * CU_ATTENTION_CHUNKS];
     const uint32_t lane = threadIdx.x % 32, warp = threadIdx.x / 32, g = lane / 4, t = lane % 4;
-    float *weight = (float *)shared4 + warp * 32 * READERS;          /* [32, READERS] */
-    float *sums = (float *)shared4 + WARPS * 32 * READERS;           /* [WARPS, READERS, DIM] */
-    float *stat = sums + WARPS * READERS * DIM;                      /* [WARPS, READERS, 2] */
+    const float raise = raise_of(R());
+    /*
+     * Without step programs, the kernel before this one writes the queries and the row that is new. All else was there when
+     * it began, as kernels allow the next one only after they have waited: tables and whole pages are loaded while it runs.
+     */
+    if (a.work.acts != 0) wait_previous();
+    const cu_slot *s = &a.slot[blockIdx.z];
+    const uint32_t stored = blockIdx.y, n_stored = s->n_stored, cap = s->cap, run = s->run;
+    void *const *pages = s->pages;
+    const uint32_t *rows = s->rows;
+    const cu_packing *packing = s->packing;
+    if (!run || stored >= n_stored) {
+        wait_previous();
+        return;
+    }
+    const size_t table = (size_t)a.layer * n_stored + stored;
+    pages += table * cap;
+    /* A block's pages, its chunks one after the other: lanes hold the places of 32 of them. */
+    const auto page_at = [](uint32_t i, uint32_t shift) {
+        return ((blockIdx.x + (i >> shift) * gridDim.x) << shift) + (i & ((1u << shift) - 1));
+    };
+    const uint32_t last_rows = rows[table], kernel = packing[table].kernel;
+    void *mine = NULL, *ahead = NULL;
+    if (!WATCHED && page_at(lane, LEAST) < cap) mine = pages[page_at(lane, LEAST)]; /* right unless chunks have grown */
+    const uint32_t n_row = last_rows + 1, readers = a.n_head / n_stored;
+    watched w = {};
+    if (WATCHED && kernel == CU_ATTEND_PLAIN) w = watch(a, s, stored, table, n_row);
+    const uint32_t n_page = WATCHED ? w.n_page : (n_row - 1) / KVF_PAGE_ROWS + 1;
+    uint32_t shift = LEAST; /* pages of a chunk: two to the power of it */
+    while ((n_page - 1) >> shift >= CU_ATTENTION_CHUNKS) shift++;
+    const uint32_t n_chunk = ((n_page - 1) >> shift) + 1;
+    if (kernel != CU_ATTEND_PLAIN || blockIdx.x >= n_chunk) {
+        wait_previous();
+        return;
+    }
+
+    uint32_t unit = warp;         /* the half page to be loaded next, of the block's pages */
+    uint32_t valid = 0, row0 = 0; /* its rows that count, and the place of the first one */
+    const R *next = NULL;
+    uint2 entry = make_uint2(0, 0), entry_ahead = make_uint2(0, 0); /* WATCHED: index of the page, and its rows */
+    const auto look_up = [&](uint32_t i, void **page, uint2 *what) {
+        const uint32_t at = page_at(i + lane, shift);
+        if (at >= n_page) return;
+        if (WATCHED) *what = watched_page(w, at, n_row);
+        *page = pages[WATCHED ? what->x : at];
+    };
+    const auto settle_unit = [&] {
+        const uint32_t at = page_at(unit / 2, shift), half = unit % 2 * UNIT;
+        valid = 0;
+        if (at >= n_page) { /* only the last chunk is not full */
+            unit = UINT32_MAX;
+            return;
+        }
+        next = (const R *)__shfl_sync(0xffffffffu, (unsigned long long)mine, unit / 2 % 32) + half * DIM;
+        if (WATCHED) {
+            row0 = __shfl_sync(0xffffffffu, entry.x, unit / 2 % 32) * KVF_PAGE_ROWS + half;
+            valid = __shfl_sync(0xffffffffu, entry.y, unit / 2 % 32) >> half & 0xffffu;
+        } else {
+            row0 = at * KVF_PAGE_ROWS + half;
+            valid = row0 >= n_row ? 0 : n_row - row0 >= UNIT ? 0xffffu : (1u << (n_row - row0)) - 1;
+        }
+    };
+    const auto next_unit = [&] {
+        unit += WARPS;
+        if (unit % 64 < WARPS) { /* the next 32 pages */
+            mine = ahead, entry = entry_ahead;
+            look_up(unit / 64 * 32 + 32, &ahead, &entry_ahead);
+        }
+        settle_unit();
+    };
+    uint4 key[2][STEPS];         /* rows g and g + 8 */
+    uint32_t value[4][WORDS];    /* rows 2 t, 2 t + 1 and those eight further */
+    const auto load_keys = [&] {
+        if (valid == 0) return;
+#pragma unroll
+        for (int n = 0; n < 2; n++) {
+#pragma unroll
+            for (int i = 0; i < STEPS; i++) {
+                if (WATCHED && !(valid >> (8 * n + g) & 1)) continue; /* rows that were not chosen cost nothing */
+                key[n][i] = load_rows(next + (8 * n + g) * DIM + i * 32 + t * 8);
+            }
+        }
+    };
+    const auto load_values = [&] {
+#pragma unroll
+        for (int j = 0; j < 4; j++) {
+            const uint32_t row = j / 2 * 8 + 2 * t + j % 2;
+            const bool there = valid >> row & 1; /* what lies beyond the rows may be anything */
+            if constexpr (DIM == 32) {
+                uint2 two = make_uint2(0, 0);
+                if (there) two = *(const uint2 *)(next + (KVF_PAGE_ROWS + row) * DIM + g * 4);
+                value[j][0] = two.x, value[j][1] = two.y;
+            } else {
+#pragma unroll
+                for (int i = 0; i < WORDS / 4; i++) {
+                    uint4 four = make_uint4(0, 0, 0, 0);
+                    if (there) four = load_rows(next + (KVF_PAGE_ROWS + row) * DIM + i * 64 + g * 8);
+                    value[j][4 * i] = four.x, value[j][4 * i + 1] = four.y;
+                    value[j][4 * i + 2] = four.z, value[j][4 * i + 3] = four.w;
+                }
+            }
+        }
+    };
+#pragma unroll
+    for (int n = 0; n < 2; n++) {
+#pragma unroll
+        for (int i = 0; i < STEPS; i++) key[n][i] = make_uint4(0, 0, 0, 0);
+    }
+    if (WATCHED || shift != LEAST) look_up(0, &mine, &entry);
+    settle_unit();
+    const bool whole = !WATCHED && row0 / KVF_PAGE_ROWS + 1 < n_page;
+    if (whole) load_keys(), load_values();
+    look_up(32, &ahead, &entry_ahead);
     wait_previous();
     allow_next();
-    const cu_slot *s = &a.slot[blockIdx.z];
-    const uint32_t stored = blockIdx.y;
-    if (!s->run || stored >= s->n_stored) return;
-    const size_t table = (size_t)a.layer * s->n_stored + stored;
-    if (s->packing[table].kernel != CU_ATTEND_PLAIN) return;
-    const uint32_t n_row = s->rows[table] + 1, readers = a.n_head / s->n_stored;
-    watched w = {};
-    if (WATCHED) w = watch(a, s, stored, table, n_row);
-    const uint32_t n_page = WATCHED ? w.n_page : (n_row - 1) / KVF_PAGE_ROWS + 1;
-    const uint32_t per_chunk = chunk_rows(n_page * KVF_PAGE_ROWS) / KVF_PAGE_ROWS, n_chunk = (n_page - 1) / per_chunk + 1;
-    if (blockIdx.x >= n_chunk) return;
-    void *const *pages = s->pages + table * s->cap;
+    if (!whole) load_keys(), load_values();
+
     const float *q = a.q + ((size_t)blockIdx.z * a.n_head + stored * readers) * DIM;
+    for (uint32_t i = threadIdx.x; i < STEPS * 32; i += THREADS) {
+        const uint32_t reader = PAIRED ? i % 16 / 4 : i % 32 / 4;
+        const float *from = q + reader * DIM + i / 32 * 32 + i % 4 * 8;
+        uint4 part[2] = {make_uint4(0, 0, 0, 0), make_uint4(0, 0, 0, 0)};
+        if (reader < readers) part[0] = query_part<R>(from, 0), part[1] = query_part<R>(from, 1);
+        query[i / 32 * 2][i % 32] = part[0], query[i / 32 * 2 + 1][i % 32] = part[1];
+    }
+    __syncthreads();
 
-    walk next = {blockIdx.x, blockIdx.x * per_chunk + warp};
-    settle(&next, n_chunk, n_page, per_chunk, warp);
-    const R *next_keys;
-    uint2 next_entry; /* WATCHED: index of the page, and its rows */
-    const auto look_ahead = [&] {
-        next_keys = NULL;
-        if (next.chunk >= n_chunk) return;
-        if (WATCHED) next_entry = watched_page(w, next.page, n_row);
-        next_keys = (const R *)pages[WATCHED ? next_entry.x : next.page];
-    };
-    look_ahead();
-    uint4 low[2][STEPS], high[2][STEPS];
-    const auto load_keys = [&] {
-#pragma unroll
-        for (int m = 0; m < 2; m++) {
+    for (uint32_t chunk = blockIdx.x, turn = 0; chunk < n_chunk; chunk += gridDim.x, turn++) {
+        /* Of reader g (PAIRED: g % 4) and this thread's rows: */
+        float max = -INFINITY, sum = 0;
+        float acc[WORDS][4] = {}; /* two columns of readers 2 t and 2 t + 1 each */
+        while (unit >> (shift + 1) == turn) {
+            if (DIM == 256 || (DIM == 128 && !PAIRED)) __syncwarp(); /* queries stay in shared memory: too few registers */
+            float c[2][4] = {};
 #pragma unroll
             for (int i = 0; i < STEPS; i++) {
-                const R *at = next_keys + (m * 16 + g) * DIM + i * 32 + t * 8;
-                if (WATCHED) low[m][i] = high[m][i] = make_uint4(0, 0, 0, 0); /* rows that were not chosen cost nothing */
-                if (!WATCHED || next_entry.y >> (m * 16 + g) & 1) low[m][i] = load_rows(at);
-                if (!WATCHED || next_entry.y >> (m * 16 + g + 8) & 1) high[m][i] = load_rows(at + 8 * DIM);
+                const uint4 high = query[2 * i][lane], low = query[2 * i + 1][lane];
+                const uint32_t left[4] = {high.x, low.x, high.y, low.y}, right[4] = {high.z, low.z, high.w, low.w};
+#pragma unroll
+                for (int n = 0; n < 2; n++) {
+                    mma_16x8x16(c[n], left, key[n][i].x, key[n][i].y, R());
+                    mma_16x8x16(c[n], right, key[n][i].z, key[n][i].w, R());
+                }
             }
+
+            float x[4], most = -INFINITY;
+#pragma unroll
+            for (int k = 0; k < 4; k++) {
+                const uint32_t row = k / 2 * 8 + 2 * t + k % 2, in_page = row0 % KVF_PAGE_ROWS + row;
+                void *page = (void *)(next - row0 % KVF_PAGE_ROWS * DIM);
+                bool seen = valid >> row & 1;
+                x[k] = (c[k / 2][k % 2] + c[k / 2][k % 2 + 2]) * a.scale;
+                if (seen && a.window != 0) seen = s->position - page_positions<R>(page, DIM)[in_page] < a.window;
+                if (!seen) x[k] = -INFINITY;
+                if (WATCHED && w.line != NULL && valid >> row & 1 && g % READERS < readers) {
+                    const uint32_t position = w.moves > 0 ? page_positions<R>(page, DIM)[in_page] : 0;
+                    x[k] = noted(w, g % READERS, row0 + row, position, x[k]);
+                }
+                most = fmaxf(most, x[k]);
+            }
+            next_unit();
+            load_keys();
+            most = fmaxf(most, __shfl_xor_sync(0xffffffffu, most, 1));
+            most = fmaxf(most, __shfl_xor_sync(0xffffffffu, most, 2));
+            if (__ballot_sync(0xffffffffu, most > max) != 0) { /* seldom after the first rows */
+                most = fmaxf(most, max);
+                const float shrink = max == -INFINITY ? 0.0f : exp2_fast(max - most);
+                const float factor[2] = {__shfl_sync(0xffffffffu, shrink, 8 * t), __shfl_sync(0xffffffffu, shrink, 8 * t + 4)};
+                sum *= shrink;
+                max = most;
+#pragma unroll
+                for (int i = 0; i < WORDS; i++) {
+#pragma unroll
+                    for (int e = 0; e < 4; e++) acc[i][e] *= factor[e % 2];
+                }
+            }
+            const float base = max == -INFINITY ? 0.0f : max - raise;
+            uint32_t p[2], rest[2];
+#pragma unroll
+            for (int n = 0; n < 2; n++) {
+                const float y[2] = {exp2_fast(x[2 * n] - base), exp2_fast(x[2 * n + 1] - base)};
+                sum += y[0] + y[1];
+                p[n] = pack_pair(y[0], y[1], R());
+                const float2 rounded = unpack_pair(p[n], R());
+                rest[n] = pack_pair(y[0] - rounded.x, y[1] - rounded.y, R());
+                if (PAIRED && g >= 4) p[n] = rest[n];
+            }
+#pragma unroll
+            for (int i = 0; i < WORDS; i++) {
+                uint32_t v[4];
+#pragma unroll
+                for (int j = 0; j < 4; j += 2) {
+                    v[j] = __byte_perm(value[j][i], value[j + 1][i], 0x5410);
+                    v[j + 1] = __byte_perm(value[j][i], value[j + 1][i], 0x7632);
+                }
+                mma_16x8x16(acc[i], v, p[0], p[1], R());
+                if (!PAIRED) mma_16x8x16(acc[i], v, rest[0], rest[1], R());
+            }
+            load_values();
         }
-    };
-    if (next_keys != NULL) load_keys();
-
-    uint4 query[TILES][STEPS];
-#pragma unroll
-    for (int j = 0; j < TILES; j++) {
-        const uint32_t reader = j * 4 + g / 2;
-#pragma unroll
-        for (int i = 0; i < STEPS; i++) {
-            query[j][i] = make_uint4(0, 0, 0, 0);
-            if (reader < readers) query[j][i] = query_part<R>(q + reader * DIM + i * 32 + t * 8, g % 2);
-        }
-    }
-
-    for (uint32_t chunk = blockIdx.x; chunk < n_chunk; chunk += gridDim.x) {
-        float acc[READERS][8] = {}, max[TILES], sum[TILES];
-#pragma unroll
-        for (int j = 0; j < TILES; j++) max[j] = -INFINITY, sum[j] = 0;
-        while (next.chunk == chunk) {
-            const R *page = next_keys;
-            const uint32_t in_page = WATCHED ? 0 : min((uint32_t)KVF_PAGE_ROWS, n_row - next.page * KVF_PAGE_ROWS);
-            const uint2 entry = next_entry;
-            const auto there = [=](uint32_t row) { return WATCHED ? (entry.y >> row & 1) != 0 : row < in_page; };
-            const R *values = page + KVF_PAGE_ROWS * DIM;
-            next.page += WARPS;
-            settle(&next, n_chunk, n_page, per_chunk, warp);
-            look_ahead();
-
-            uint4 value[PART];
-            const auto load_values = [&](uint32_t first) {
-#pragma unroll
-                for (int i = 0; i < PART; i++) {
-                    const uint32_t row = (first + i) * PER + lane / LANES;
-                    value[i] = make_uint4(0, 0, 0, 0); /* what lies beyond the rows may be anything */
-                    if (there(row)) value[i] = load_rows(values + row * DIM + lane % LANES * 8);
-                }
-            };
-            if (AHEAD) load_values(0);
-            float c[2][TILES][4] = {};
-#pragma unroll
-            for (int i = 0; i < STEPS; i++) {
-#pragma unroll
-                for (int m = 0; m < 2; m++) {
-                    const uint32_t first[4] = {low[m][i].x, high[m][i].x, low[m][i].y, high[m][i].y};
-                    const uint32_t second[4] = {low[m][i].z, high[m][i].z, low[m][i].w, high[m][i].w};
-#pragma unroll
-                    for (int j = 0; j < TILES; j++) {
-                        mma_16x8x16(c[m][j], first, query[j][i].x, query[j][i].y, R());
-                        mma_16x8x16(c[m][j], second, query[j][i].z, query[j][i].w, R());
-                    }
-                }
-            }
-            if (AHEAD && next_keys != NULL) load_keys();
-
-            float shrink[TILES];
-#pragma unroll
-            for (int j = 0; j < TILES; j++) {
-                float x[4], most = -INFINITY, total = 0;
-#pragma unroll
-                for (int k = 0; k < 4; k++) { /* row g + 8 * k, reader 4 * j + t */
-                    const uint32_t row = g + 8 * k;
-                    bool seen = there(row);
-                    if (seen && a.window != 0) {
-                        seen = s->position - page_positions<R>((void *)page, DIM)[row] < a.window;
-                    }
-                    x[k] = seen ? (c[k / 2][j][k % 2 * 2] + c[k / 2][j][k % 2 * 2 + 1]) * a.scale : -INFINITY;
-                    if (WATCHED && w.line != NULL && there(row) && 4 * j + t < readers) {
-                        const uint32_t position = w.moves > 0 ? page_positions<R>((void *)page, DIM)[row] : 0;
-                        x[k] = noted(w, 4 * j + t, entry.x * KVF_PAGE_ROWS + row, position, x[k]);
-                    }
-                    most = fmaxf(most, x[k]);
-                }
-#pragma unroll
-                for (int step = 4; step < 32; step *= 2) most = fmaxf(most, __shfl_xor_sync(0xffffffffu, most, step));
-                most = fmaxf(most, max[j]);
-                const float base = most == -INFINITY ? 0.0f : most;
-#pragma unroll
-                for (int k = 0; k < 4; k++) {
-                    x[k] = exp2f(x[k] - base);
-                    total += x[k];
-                    weight[(g + 8 * k) * READERS + 4 * j + t] = x[k];
-                }
-#pragma unroll
-                for (int step = 4; step < 32; step *= 2) total += __shfl_xor_sync(0xffffffffu, total, step);
-                shrink[j] = exp2f(max[j] - base);
-                sum[j] = fmaf(sum[j], shrink[j], total);
-                max[j] = most;
-            }
-#pragma unroll
-            for (int r = 0; r < READERS; r++) {
-                const float factor = __shfl_sync(0xffffffffu, shrink[r / 4], r % 4);
-#pragma unroll
-                for (int k = 0; k < 8; k++) acc[r][k] *= factor;
-            }
-            __syncwarp();
-#pragma unroll
-            for (int first = 0; first < LANES; first += PART) {
-                if (!AHEAD || first > 0) load_values(first);
-#pragma unroll
-                for (int i = 0; i < PART; i++) {
-                    const uint32_t row = (first + i) * PER + lane / LANES;
-                    float v[8];
-                    unpack8(value[i], v, R());
-#pragma unroll
-                    for (int j = 0; j < TILES; j++) {
-                        const float4 p = *(const float4 *)&weight[row * READERS + 4 * j];
-                        const float four[4] = {p.x, p.y, p.z, p.w};
-#pragma unroll
-                        for (int r = 0; r < 4; r++) {
-#pragma unroll
-                            for (int k = 0; k < 8; k++) acc[4 * j + r][k] = fmaf(four[r], v[k], acc[4 * j + r][k]);
-                        }
-                    }
-                }
-            }
-            __syncwarp();
-            if (!AHEAD && next_keys != NULL) load_keys();
-        }
-        /* The warps' shares of the chunk, in order. */
-#pragma unroll
-        for (int r = 0; r < READERS; r++) {
-#pragma unroll
-            for (int k = 0; k < 8; k++) {
-#pragma unroll
-                for (int step = LANES; step < 32; step *= 2) acc[r][k] += __shfl_xor_sync(0xffffffffu, acc[r][k], step);
-            }
-            if (lane < LANES) {
-                float4 *to = (float4 *)&sums[(warp * READERS + r) * DIM + lane * 8];
-                to[0] = make_float4(acc[r][0], acc[r][1], acc[r][2], acc[r][3]);
-                to[1] = make_float4(acc[r][4], acc[r][5], acc[r][6], acc[r][7]);
-            }
+        sum += __shfl_xor_sync(0xffffffffu, sum, 1);
+        sum += __shfl_xor_sync(0xffffffffu, sum, 2);
+        if (t == 0 && g < READERS) {
+            stat[(warp * READERS + g) * 2] = max - raise;
+            stat[(warp * READERS + g) * 2 + 1] = sum;
         }
 #pragma unroll
-        for (int j = 0; j < TILES; j++) {
-            if (g != 0) continue;
-            stat[(warp * READERS + 4 * j + t) * 2] = max[j];
-            stat[(warp * READERS + 4 * j + t) * 2 + 1] = sum[j];
+        for (int i = 0; i < WORDS; i++) {
+            if (PAIRED) {
+#pragma unroll
+                for (int e = 0; e < 4; e++) acc[i][e] += __shfl_xor_sync(0xffffffffu, acc[i][e], 2);
+            }
+            if (2 * t >= READERS) continue;
+            const uint32_t column = DIM == 32 ? g * 4 + i * 2 : i / 4 * 64 + g * 8 + i % 4 * 2;
+            float *to = &sums[(warp * READERS + 2 * t) * DIM + column];
+            *(float2 *)to = make_float2(acc[i][0], acc[i][2]);
+            *(float2 *)(to + DIM) = make_float2(acc[i][1], acc[i][3]);
         }
         __syncthreads();
-        store_chunk<READERS, DIM, WARPS>(a, stored, readers, chunk, sums, stat);
+        store_shares<READERS, DIM>(a, stored, readers, chunk, n_chunk == 1, sums, stat);
+        if (n_chunk == 1) return;
         __syncthreads();
     }
-    finish_head(a, stored, readers, n_chunk, min(gridDim.x, n_chunk), (float *)shared4);
+    finish_head(a, stored, readers, n_chunk, min(gridDim.x, n_chunk), weight);
 }
 
-template <typename R, int DIM, int TILES, bool WATCHED>
-static cudaError_t launch_kernel(const cu_device *d, const step_args &a, dim3 grid) {
-    constexpr size_t bytes = (size_t)WARPS * 4 * TILES * (32 + DIM + 2) * sizeof(float);
-    static_assert(bytes >= 4 * TILES * CU_ATTENTION_CHUNKS * sizeof(float), "the last block's weights fit");
-    const cudaError_t e = cudaFuncSetAttribute(tile_kernel<R, DIM, TILES, WATCHED>, cudaFuncAttributeMaxDynamicSharedMemorySize,
-                                               (int)bytes);
-    return e != cudaSuccess ? e : cu_launch_next(d, tile_kernel<R, DIM, TILES, WATCHED>, grid, dim3(THREADS), bytes, a);
-}
-
-template <typename R, int DIM, int TILES>
+template <typename R, int DIM, bool PAIRED>
 static cudaError_t launch(const cu_device *d, const step_args &a, dim3 grid) {
-    return a.work.acts & CU_WATCHES ? launch_kernel<R, DIM, TILES, true>(d, a, grid) : launch_kernel<R, DIM, TILES, false>(d, a, grid);
-}
-
-template <typename R, int DIM>
-static cudaError_t launch_tiles(const cu_device *d, uint32_t readers, const step_args &a, dim3 grid) {
-    return readers <= 4 ? launch<R, DIM, 1>(d, a, grid) : launch<R, DIM, 2>(d, a, grid);
+    const bool watches = (a.work.acts & CU_WATCHES) != 0;
+    void (*kernel)(step_args) = watches ? tile_kernel<R, DIM, PAIRED, true> : tile_kernel<R, DIM, PAIRED, false>;
+    return cu_launch_next(d, kernel, grid, dim3(THREADS), 0, a);
 }
 
 template <typename R>
 static cudaError_t launch_dim(const cu_device *d, uint32_t readers, const step_args &a, dim3 grid) {
-    if (a.head_dim == 32) return launch_tiles<R, 32>(d, readers, a, grid);
-    if (a.head_dim == 64) return launch_tiles<R, 64>(d, readers, a, grid);
-    if (a.head_dim == 128) return launch_tiles<R, 128>(d, readers, a, grid);
-    return launch_tiles<R, 256>(d, readers, a, grid);
+    const bool paired = readers <= 4;
+    if (a.head_dim == 32) return paired ? launch<R, 32, true>(d, a, grid) : launch<R, 32, false>(d, a, grid);
+    if (a.head_dim == 64) return paired ? launch<R, 64, true>(d, a, grid) : launch<R, 64, false>(d, a, grid);
+    if (a.head_dim == 128) return paired ? launch<R, 128, true>(d, a, grid) : launch<R, 128, false>(d, a, grid);
+    return paired ? launch<R, 256, true>(d, a, grid) : launch<R, 256, false>(d, a, grid);
 }
 
 bool cu_attention_tile(const cu_device *d, uint32_t row_dtype, uint32_t readers, const step_args &a, dim3 grid,
                        cudaError_t *status) {
     const uint32_t dim = a.head_dim;
+    /* Blocks are small, and more of them than there is room for keep every multiprocessor busy to the end. */
+    const uint32_t wanted = cu_div_up((size_t)16 * d->n_sm, (size_t)grid.y * grid.z);
+    grid.x = wanted < a.n_chunk ? wanted : a.n_chunk;
     if (row_dtype == KVF_F32 || readers > 8 || (dim != 32 && dim != 64 && dim != 128 && dim != 256)) return false;
     *status = row_dtype == KVF_F16 ? launch_dim<__half>(d, readers, a, grid) : launch_dim<__nv_bfloat16>(d, readers, a, grid);
     return true;
