@@ -13,8 +13,7 @@
 
 /* What becomes of one head. */
 typedef struct keep {
-    uint32_t *rows;  /* backend memory, ascending */
-    uint32_t n_row;
+    kv_row_list kept;
     kv_table fresh;  /* pages to gather into; empty when nothing moves or rows move in place */
     float *merged;   /* backend memory: keys, then values of the kept rows; NULL when nothing is merged into them */
     kv_packing was;  /* how the rows were packed, while they are plain for merging */
@@ -48,25 +47,24 @@ static int32_t check_selection(const kv_sequence *s, uint32_t layer, const kv_ob
     return KVF_OK;
 }
 
-/* Fills keeps[h].n_row and rows; rows lie in `room`, one head's after the other's. */
+/* Fills keeps[h].kept; rows lie in `room`, one head's after the other's. */
 static int32_t choose(kvf_cache *cache, const kv_sequence *s, uint32_t layer, const kv_object *sel, uint32_t first,
                       uint32_t last, keep *keeps, uint32_t *room, kv_err err) {
     const uint32_t *list = sel == NULL ? NULL : sel->rows;
+    kv_union *heads = calloc(s->n_stored_head, sizeof *heads);
+    if (heads == NULL) return kv_fail(err, KVF_ERR_MEMORY, "Cannot retain rows as memory ran out");
     for (uint32_t h = 0; h < s->n_stored_head; h++) {
         const uint32_t rows = kv_table_of(s, layer, h)->rows;
         const uint32_t n_sel = sel == NULL ? 0 : sel->counts[sel->n_head == 1 ? 0 : h];
         const uint32_t end = sel == NULL ? 0 : sel->ends[sel->n_head == 1 ? 0 : h];
-        keeps[h].rows = room;
-        if (rows > 0) {
-            const int32_t n = be_rows_union(cache->dev, list, n_sel, end, first < rows ? first : rows,
-                                            last < rows ? last : rows, rows, room, err);
-            if (n < 0) return n;
-            keeps[h].n_row = (uint32_t)n;
-            room += rows;
-        }
+        heads[h] = (kv_union){list, n_sel, end, first < rows ? first : rows, last < rows ? last : rows, rows, {room, 0}};
+        room += rows;
         if (sel != NULL && sel->n_head > 1) list += n_sel;
     }
-    return KVF_OK;
+    const int32_t status = be_rows_union(cache->dev, heads, s->n_stored_head, err);
+    for (uint32_t h = 0; h < s->n_stored_head; h++) keeps[h].kept = heads[h].out;
+    free(heads);
+    return status;
 }
 
 /* Takes the pages of all heads that cannot move their rows in place. */
@@ -74,11 +72,11 @@ static int32_t take_pages(kvf_cache *cache, const kv_sequence *s, uint32_t layer
     uint64_t n_page = 0;
     for (uint32_t h = 0; h < s->n_stored_head; h++) {
         const kv_table *t = kv_table_of(s, layer, h);
-        const uint32_t need = pages_for(keeps[h].n_row);
-        if (keeps[h].n_row == t->rows || t->format != NULL || owns(cache, t, need)) continue;
+        const uint32_t need = pages_for(keeps[h].kept.n);
+        if (keeps[h].kept.n == t->rows || t->format != NULL || owns(cache, t, need)) continue;
         const int32_t status = kv_table_grow(&keeps[h].fresh, need, err);
         if (status != KVF_OK) return status;
-        keeps[h].fresh.rows = keeps[h].n_row;
+        keeps[h].fresh.rows = keeps[h].kept.n;
         n_page += need;
     }
     if (n_page == 0) return KVF_OK;
@@ -99,12 +97,31 @@ static int32_t take_pages(kvf_cache *cache, const kv_sequence *s, uint32_t layer
 
 /* A table with a format: its rows are packed, or will be. */
 static int32_t repack(kvf_cache *cache, kv_table *t, const keep *k, kv_err err) {
-    const size_t bytes = k->n_row * sizeof *k->rows;
+    const size_t bytes = k->kept.n * sizeof *k->kept.rows;
     uint32_t *rows = malloc(bytes > 0 ? bytes : 1);
     if (rows == NULL) return kv_fail(err, KVF_ERR_MEMORY, "Cannot retain rows as %zu bytes must be available", bytes);
-    int32_t status = bytes > 0 ? be_download(cache->dev, rows, k->rows, bytes, err) : KVF_OK;
-    if (status == KVF_OK) status = kv_table_repack(cache, t, rows, k->n_row, err);
+    int32_t status = bytes > 0 ? be_download(cache->dev, rows, k->kept.rows, bytes, err) : KVF_OK;
+    if (status == KVF_OK) status = kv_table_repack(cache, t, rows, k->kept.n, err);
     free(rows);
+    return status;
+}
+
+/* Whether the head's rows move to the front of its own pages. */
+static bool moves_in_place(const kv_table *t, const keep *k) {
+    return k->kept.n < t->rows && t->format == NULL && k->fresh.n_page == 0;
+}
+
+/* Of all heads whose rows move in place, at once. */
+static int32_t move_in_place(kvf_cache *cache, kv_sequence *s, uint32_t layer, const keep *keeps, kv_err err) {
+    kv_row_list *list = calloc(s->n_stored_head, sizeof *list);
+    bool any = false;
+    if (list == NULL) return kv_fail(err, KVF_ERR_MEMORY, "Cannot retain rows as memory ran out");
+    for (uint32_t h = 0; h < s->n_stored_head; h++) {
+        if (moves_in_place(kv_table_of(s, layer, h), &keeps[h])) list[h] = keeps[h].kept;
+        any = any || list[h].n > 0;
+    }
+    const int32_t status = any ? be_compact_rows(cache, s, layer, list, err) : KVF_OK;
+    free(list);
     return status;
 }
 
@@ -114,26 +131,25 @@ static int32_t move_rows(kvf_cache *cache, kv_sequence *s, uint32_t layer, keep 
     for (uint32_t h = 0; h < s->n_stored_head && status == KVF_OK; h++) {
         kv_table *fresh = &keeps[h].fresh;
         if (fresh->n_page > 0) {
-            status = be_gather_rows(cache, fresh, kv_table_of(s, layer, h), keeps[h].rows, keeps[h].n_row, err);
+            status = be_gather_rows(cache, fresh, kv_table_of(s, layer, h), keeps[h].kept.rows, keeps[h].kept.n, err);
         }
     }
+    if (status == KVF_OK) status = move_in_place(cache, s, layer, keeps, err);
     for (uint32_t h = 0; h < s->n_stored_head && status == KVF_OK; h++) {
         kv_table *t = kv_table_of(s, layer, h);
-        if (keeps[h].n_row == t->rows) continue;
+        if (keeps[h].kept.n == t->rows) continue;
         if (t->format != NULL) {
             status = repack(cache, t, &keeps[h], err);
             if (status != KVF_OK) return status;
-        } else if (keeps[h].fresh.n_page > 0) {
+        } else if (moves_in_place(t, &keeps[h])) {
+            t->rows = keeps[h].kept.n;
+            kv_table_trim(cache, t);
+        } else {
             kv_table_free(cache, t);
             *t = keeps[h].fresh;
             keeps[h].fresh = (kv_table){0};
-        } else {
-            if (keeps[h].n_row > 0) status = be_compact_rows(cache, t, keeps[h].rows, keeps[h].n_row, err);
-            if (status != KVF_OK) return status;
-            t->rows = keeps[h].n_row;
-            kv_table_trim(cache, t);
         }
-        status = kv_step_retain(cache, s, layer, h, keeps[h].rows, keeps[h].n_row, err);
+        status = kv_step_retain(cache, s, layer, h, keeps[h].kept.rows, keeps[h].kept.n, err);
     }
     return status;
 }
@@ -143,14 +159,14 @@ static int32_t merge_rows(kvf_cache *cache, const kv_sequence *s, uint32_t layer
     int32_t status = KVF_OK;
     for (uint32_t h = 0; h < s->n_stored_head && status == KVF_OK; h++) {
         const kv_table *t = kv_table_of(s, layer, h);
-        const uint32_t n = keeps[h].n_row;
+        const uint32_t n = keeps[h].kept.n;
         if (n == 0 || n == t->rows) continue;
         const size_t size = (size_t)n * cache->config.head_dim;
         keeps[h].merged = be_alloc(cache->dev, 2 * size * sizeof(float));
         if (keeps[h].merged == NULL) {
             return kv_fail(err, KVF_ERR_MEMORY, "Cannot merge rows as %zu bytes must be available", 2 * size * sizeof(float));
         }
-        status = be_merge_rows(cache, t, keeps[h].rows, n, merge, keeps[h].merged, keeps[h].merged + size, err);
+        status = be_merge_rows(cache, t, keeps[h].kept.rows, n, merge, keeps[h].merged, keeps[h].merged + size, err);
     }
     return status;
 }
@@ -159,8 +175,8 @@ static int32_t replace_merged(kvf_cache *cache, kv_sequence *s, uint32_t layer, 
     int32_t status = KVF_OK;
     for (uint32_t h = 0; h < s->n_stored_head && status == KVF_OK; h++) {
         if (keeps[h].merged == NULL) continue;
-        const size_t size = (size_t)keeps[h].n_row * cache->config.head_dim;
-        status = be_replace_rows(cache, kv_table_of(s, layer, h), keeps[h].merged, keeps[h].merged + size, keeps[h].n_row,
+        const size_t size = (size_t)keeps[h].kept.n * cache->config.head_dim;
+        status = be_replace_rows(cache, kv_table_of(s, layer, h), keeps[h].merged, keeps[h].merged + size, keeps[h].kept.n,
                                  err);
     }
     return status;

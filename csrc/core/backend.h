@@ -50,11 +50,16 @@ uint32_t be_page_bytes(const kvf_cache_config *config);
  */
 int32_t be_gather_rows(kvf_cache *cache, kv_table *dst, const kv_table *src, const uint32_t *rows, uint32_t n,
                        kv_err err);
+/* Rows of one head: backend memory, ascending. */
+typedef struct kv_row_list {
+    uint32_t *rows;
+    uint32_t n;
+} kv_row_list;
 /*
- * The same within the table's own pages: t's rows [0, n) become its rows `rows` (backend memory, ascending, so
- * rows[i] >= i). No other table holds the first ceil(n / KVF_PAGE_ROWS) pages. Sets no `rows`.
+ * The same within the tables' own pages, for the heads of a layer: head h's rows [0, n) become its rows `rows` of list[h]
+ * (rows[i] >= i); n 0: the head stays as it is. No other table holds the first ceil(n / KVF_PAGE_ROWS) pages. Sets no `rows`.
  */
-int32_t be_compact_rows(kvf_cache *cache, kv_table *t, const uint32_t *rows, uint32_t n, kv_err err);
+int32_t be_compact_rows(kvf_cache *cache, kv_sequence *s, uint32_t layer, const kv_row_list *list, kv_err err);
 /* ---- Packed rows: layouts in packed.h ---- */
 
 typedef struct kv_pack_job {
@@ -212,12 +217,17 @@ int32_t be_select_top(kvf_device *dev, const float *scores, uint32_t n_head, uin
 /* counts: host, written. Among equals the lower head, then the lower row counts first. */
 int32_t be_scores_share(kvf_device *dev, const float *scores, uint32_t n_head, uint32_t n_row, uint32_t total,
                         uint32_t *counts, kv_err err);
-/*
- * Union of selected rows (host count n_sel, backend memory, distinct, all below `end`), [0, first) and [rows - last, rows)
- * into out (backend memory, room for rows entries), ascending; returns the count, or a negative status. A GPU waits for the
- * count only where the selection may overlap the others.
- */
-int32_t be_rows_union(kvf_device *dev, const uint32_t *sel, uint32_t n_sel, uint32_t end, uint32_t first, uint32_t last,
-                      uint32_t rows, uint32_t *out, kv_err err);
+/* A union of selected rows, [0, first) and [rows - last, rows). */
+typedef struct kv_union {
+    const uint32_t *sel; /* backend memory: n_sel distinct rows, ascending, all below `end` */
+    uint32_t n_sel;
+    uint32_t end;
+    uint32_t first; /* at most `rows`, as `last` */
+    uint32_t last;
+    uint32_t rows;
+    kv_row_list out; /* out.rows has room for `rows`; out.n is set */
+} kv_union;
+/* Unions of n heads. A GPU waits for the counts only where a selection may overlap the others. */
+int32_t be_rows_union(kvf_device *dev, kv_union *heads, uint32_t n, kv_err err);
 
 #endif

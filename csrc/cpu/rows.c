@@ -120,9 +120,12 @@ int32_t be_gather_rows(kvf_cache *cache, kv_table *dst, const kv_table *src, con
     return KVF_OK;
 }
 
-int32_t be_compact_rows(kvf_cache *cache, kv_table *t, const uint32_t *rows, uint32_t n, kv_err err) {
+int32_t be_compact_rows(kvf_cache *cache, kv_sequence *s, uint32_t layer, const kv_row_list *list, kv_err err) {
     (void)err;
-    move_rows(cache, t, t, rows, n);
+    for (uint32_t h = 0; h < s->n_stored_head; h++) {
+        kv_table *t = kv_table_of(s, layer, h);
+        if (list[h].n > 0) move_rows(cache, t, t, list[h].rows, list[h].n);
+    }
     return KVF_OK;
 }
 

@@ -277,19 +277,21 @@ int32_t be_scores_share(kvf_device *dev, const float *scores, uint32_t n_head, u
     return KVF_OK;
 }
 
-int32_t be_rows_union(kvf_device *dev, const uint32_t *sel, uint32_t n_sel, uint32_t end, uint32_t first, uint32_t last,
-                      uint32_t rows, uint32_t *out, kv_err err) {
+int32_t be_rows_union(kvf_device *dev, kv_union *heads, uint32_t n_head, kv_err err) {
     (void)dev;
-    (void)end;
     (void)err;
-    const uint32_t window = rows - last > first ? rows - last : first;
-    uint32_t n = 0;
-    for (uint32_t i = 0; i < first; i++) out[n++] = i;
-    for (uint32_t i = 0; i < n_sel; i++) {
-        if (sel[i] >= first && sel[i] < window) out[n++] = sel[i];
+    for (uint32_t h = 0; h < n_head; h++) {
+        kv_union *u = &heads[h];
+        const uint32_t window = u->rows - u->last > u->first ? u->rows - u->last : u->first;
+        uint32_t n = 0, *out = u->out.rows;
+        for (uint32_t i = 0; i < u->first; i++) out[n++] = i;
+        for (uint32_t i = 0; i < u->n_sel; i++) {
+            if (u->sel[i] >= u->first && u->sel[i] < window) out[n++] = u->sel[i];
+        }
+        for (uint32_t i = window; i < u->rows; i++) out[n++] = i;
+        u->out.n = n;
     }
-    for (uint32_t i = window; i < rows; i++) out[n++] = i;
-    return (int32_t)n;
+    return KVF_OK;
 }
 
 int32_t be_scores_concentrate(kvf_device *dev, const float *in, float *out, uint32_t n_head, uint32_t n_row,

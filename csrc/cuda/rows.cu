@@ -69,48 +69,69 @@ extern "C" int32_t be_gather_rows(kvf_cache *cache, kv_table *dst, const kv_tabl
     return KVF_OK;
 }
 
+enum { COMPACT_THREADS = 1024, HEADS_AT_ONCE = 32 };
+
+/* Row lists of the heads from `first` on, by value: nothing is copied to the device for them. */
+typedef struct compact_lists {
+    kv_row_list list[HEADS_AT_ONCE];
+} compact_lists;
+
 /*
- * In place: a block owns eight columns of the keys or of the values (the last block the positions) and takes the rows in
- * ascending tiles: a tile is read whole before it is written, and later rows never come from below it.
+ * In place: a block owns one U of the columns of one head's keys or values (the last block the positions), a thread a row. It
+ * takes the rows in ascending tiles: a tile is read whole before it is written. Later rows never come from below their tile,
+ * so the next tile may be read before this one is written.
+ * row_units: U of a row
  */
-template <typename R>
-static __global__ void __launch_bounds__(1024) compact_kernel(void *const *pages, const uint32_t *rows, uint32_t n,
-                                                              uint32_t head_dim) {
-    const uint32_t per_part = (head_dim + 7) / 8, r = threadIdx.x / 8;
-    const bool is_position = blockIdx.x == 2 * per_part, is_value = blockIdx.x >= per_part;
-    const uint32_t d = blockIdx.x % per_part * 8 + threadIdx.x % 8;
-    for (uint32_t base = 0; base < n; base += 128) {
-        const uint32_t i = base + r;
-        const bool mine = i < n && (is_position ? threadIdx.x % 8 == 0 : d < head_dim);
-        R value = R();
-        uint32_t position = 0;
-        if (mine) {
-            void *from = pages[rows[i] / KVF_PAGE_ROWS];
-            const uint32_t slot = rows[i] % KVF_PAGE_ROWS;
-            if (is_position) position = page_positions<R>(from, head_dim)[slot];
-            else value = (is_value ? page_values<R>(from, head_dim) : page_keys<R>(from))[slot * head_dim + d];
+template <typename U>
+static __global__ void __launch_bounds__(COMPACT_THREADS) compact_kernel(cu_view view, const __grid_constant__ compact_lists lists,
+                                                                         uint32_t first, uint32_t row_units) {
+    const uint32_t *rows = lists.list[blockIdx.y].rows, n = lists.list[blockIdx.y].n;
+    void *const *pages = view.pages + (size_t)(first + blockIdx.y) * view.cap;
+    const uint32_t in_value = blockIdx.x >= row_units ? KVF_PAGE_ROWS : 0, unit = blockIdx.x % row_units;
+    const bool is_position = blockIdx.x == 2 * row_units;
+    const auto positions = [=](void *page) { return (uint32_t *)((U *)page + (size_t)2 * KVF_PAGE_ROWS * row_units); };
+    U value = {}, next = {};
+    uint32_t position = 0, next_position = 0;
+    for (uint32_t base = 0; base < n + COMPACT_THREADS; base += COMPACT_THREADS) {
+        const uint32_t i = base + threadIdx.x;
+        if (i < n) {
+            const uint32_t row = rows[i], slot = row % KVF_PAGE_ROWS;
+            void *from = pages[row / KVF_PAGE_ROWS];
+            if (is_position) next_position = positions(from)[slot];
+            else next = ((const U *)from)[(size_t)(in_value + slot) * row_units + unit];
         }
-        __syncthreads();
-        if (mine) {
-            void *to = pages[i / KVF_PAGE_ROWS];
-            const uint32_t slot = i % KVF_PAGE_ROWS;
-            if (is_position) page_positions<R>(to, head_dim)[slot] = position;
-            else (is_value ? page_values<R>(to, head_dim) : page_keys<R>(to))[slot * head_dim + d] = value;
+        if (base > 0) {
+            __syncthreads();
+            const uint32_t to = i - COMPACT_THREADS, slot = to % KVF_PAGE_ROWS;
+            if (to < n) {
+                void *page = pages[to / KVF_PAGE_ROWS];
+                if (is_position) positions(page)[slot] = position;
+                else ((U *)page)[(size_t)(in_value + slot) * row_units + unit] = value;
+            }
         }
-        __syncthreads();
+        value = next, position = next_position;
     }
 }
 
-extern "C" int32_t be_compact_rows(kvf_cache *cache, kv_table *t, const uint32_t *rows, uint32_t n, kv_err err) {
-    void **pages;
-    const uint32_t head_dim = cache->config.head_dim;
+extern "C" int32_t be_compact_rows(kvf_cache *cache, kv_sequence *s, uint32_t layer, const kv_row_list *list, kv_err err) {
+    const uint32_t row_bytes = cache->config.head_dim * (uint32_t)cu_dtype_bytes(cache->config.row_dtype);
+    cudaStream_t stream = cu_of(cache->dev)->stream;
+    cu_view view;
     CU_PASS(cu_enter(cache->dev, err));
-    if (n == 0) return KVF_OK;
-    CU_PASS(cu_table_push(cache, t, &pages, err));
-    CU_WITH_TYPE(cache->config.row_dtype, R,
-                 (compact_kernel<R><<<2 * ((head_dim + 7) / 8) + 1, 1024, 0, cu_of(cache->dev)->stream>>>(pages, rows, n,
-                                                                                                      head_dim)));
-    CU_LAUNCHED("compacting rows");
+    CU_PASS(cu_layer_view(cache, s, layer, &view, err));
+    for (uint32_t first = 0; first < s->n_stored_head; first += HEADS_AT_ONCE) {
+        compact_lists lists = {};
+        const uint32_t left = s->n_stored_head - first, n_head = left < HEADS_AT_ONCE ? left : (uint32_t)HEADS_AT_ONCE;
+        memcpy(lists.list, list + first, n_head * sizeof *list);
+        if (row_bytes % sizeof(uint4) == 0) {
+            const uint32_t units = row_bytes / sizeof(uint4);
+            compact_kernel<uint4><<<dim3(2 * units + 1, n_head), COMPACT_THREADS, 0, stream>>>(view, lists, first, units);
+        } else {
+            const uint32_t units = row_bytes / sizeof(uint16_t);
+            compact_kernel<uint16_t><<<dim3(2 * units + 1, n_head), COMPACT_THREADS, 0, stream>>>(view, lists, first, units);
+        }
+        CU_LAUNCHED("compacting rows");
+    }
     return KVF_OK;
 }
 
@@ -235,45 +256,66 @@ extern "C" int32_t be_replace_rows(kvf_cache *cache, kv_table *t, const float *k
     return n == 0 ? KVF_OK : write_rows(cache, t, k, v, n, false, err);
 }
 
-/*
- * The union is [0, first), the selected rows in [first, window), [window, rows). The middle is one run of the ascending
- * list: one block finds its ends and copies it.
- */
-static __global__ void union_kernel(uint32_t *out, uint32_t *count, const uint32_t *sel, uint32_t n_sel, uint32_t first,
-                                    uint32_t window, uint32_t rows) {
+/* One head's union: [0, first), the selected rows in [first, window), [window, rows). */
+typedef struct union_job {
+    const uint32_t *sel;
+    uint32_t *out;
+    uint32_t n_sel;
+    uint32_t first;
+    uint32_t window;
+    uint32_t rows;
+} union_job;
+
+typedef struct union_jobs {
+    union_job job[HEADS_AT_ONCE];
+} union_jobs;
+
+/* The middle is one run of the ascending list: a block per head finds its ends and copies it. */
+static __global__ void __launch_bounds__(1024) union_kernel(const __grid_constant__ union_jobs jobs, uint32_t *count) {
     __shared__ uint32_t bounds[2];
-    if (threadIdx.x < 2) {
-        const uint32_t limit = threadIdx.x == 0 ? first : window;
-        uint32_t low = 0, high = n_sel;
-        while (low < high) {
-            const uint32_t mid = (low + high) / 2;
-            if (sel[mid] < limit) low = mid + 1;
-            else high = mid;
-        }
-        bounds[threadIdx.x] = low;
+    const union_job &job = jobs.job[blockIdx.x];
+    const uint32_t *sel = job.sel, n_sel = job.n_sel, first = job.first, window = job.window;
+    uint32_t *out = job.out;
+    if (threadIdx.x < 2) bounds[threadIdx.x] = n_sel;
+    __syncthreads();
+    for (uint32_t i = threadIdx.x; i < n_sel; i += blockDim.x) {
+        const uint32_t row = sel[i], before = i > 0 ? sel[i - 1] : 0;
+        if (row >= first && (i == 0 || before < first)) bounds[0] = i;
+        if (row >= window && (i == 0 || before < window)) bounds[1] = i;
     }
     __syncthreads();
     const uint32_t begin = bounds[0], n = bounds[1] - begin;
     for (uint32_t i = threadIdx.x; i < first; i += blockDim.x) out[i] = i;
     for (uint32_t i = threadIdx.x; i < n; i += blockDim.x) out[first + i] = sel[begin + i];
-    for (uint32_t i = threadIdx.x; i < rows - window; i += blockDim.x) out[first + n + i] = window + i;
-    if (threadIdx.x == 0) *count = first + n + rows - window;
+    for (uint32_t i = threadIdx.x; i < job.rows - window; i += blockDim.x) out[first + n + i] = window + i;
+    if (threadIdx.x == 0) count[blockIdx.x] = first + n + job.rows - window;
 }
 
-extern "C" int32_t be_rows_union(kvf_device *dev, const uint32_t *sel, uint32_t n_sel, uint32_t end, uint32_t first,
-                                 uint32_t last, uint32_t rows, uint32_t *out, kv_err err) {
+extern "C" int32_t be_rows_union(kvf_device *dev, kv_union *heads, uint32_t n_head, kv_err err) {
     void *count;
-    uint32_t n = 0;
     CU_PASS(cu_enter(dev, err));
-    if (first > rows) first = rows;
-    uint32_t window = rows - (last < rows ? last : rows);
-    if (window < first) window = first;
-    CU_PASS(cu_scratch(dev, &count, sizeof n, err));
-    union_kernel<<<1, 1024, 0, cu_of(dev)->stream>>>(out, (uint32_t *)count, sel, n_sel, first, window, rows);
-    CU_LAUNCHED("joining rows");
-    /* With a selection that may overlap the others the count depends on values that only the device has. */
-    if (n_sel == 0 || window == first) return (int32_t)(first + rows - window);
-    if (first == 0 && end <= window) return (int32_t)(n_sel + rows - window);
-    CU_PASS(be_download(dev, &n, count, sizeof n, err));
-    return (int32_t)n;
+    CU_PASS(cu_scratch(dev, &count, n_head * sizeof(uint32_t), err));
+    bool known = true; /* with a selection that may overlap the others the count depends on values that only the device has */
+    for (uint32_t first = 0; first < n_head; first += HEADS_AT_ONCE) {
+        union_jobs jobs = {};
+        const uint32_t left = n_head - first, n = left < HEADS_AT_ONCE ? left : (uint32_t)HEADS_AT_ONCE;
+        for (uint32_t i = 0; i < n; i++) {
+            kv_union *u = &heads[first + i];
+            const uint32_t window = u->rows - u->last > u->first ? u->rows - u->last : u->first;
+            const union_job job = {u->sel, u->out.rows, u->n_sel, u->first, window, u->rows};
+            jobs.job[i] = job;
+            const bool none = u->n_sel == 0 || window == u->first;
+            u->out.n = u->first + (none ? 0 : u->n_sel) + u->rows - window;
+            known = known && (none || (u->first == 0 && u->end <= window));
+        }
+        union_kernel<<<n, 1024, 0, cu_of(dev)->stream>>>(jobs, (uint32_t *)count + first);
+        CU_LAUNCHED("joining rows");
+    }
+    if (known) return KVF_OK;
+    uint32_t *counts = (uint32_t *)malloc(n_head * sizeof *counts);
+    int32_t status = counts == NULL ? kv_fail(err, KVF_ERR_MEMORY, "Cannot join rows as memory ran out")
+                                    : be_download(dev, counts, count, n_head * sizeof *counts, err);
+    for (uint32_t h = 0; h < n_head && status == KVF_OK; h++) heads[h].out.n = counts[h];
+    free(counts);
+    return status;
 }
