@@ -17,7 +17,10 @@ typedef struct cut_state {
     uint32_t left; /* of the k, those at or below the prefix so far */
 } cut_state;
 
-/* key(i) for i < n, 1 <= k <= number of nonzero keys or n. Four passes of eight bits. All threads get the result. */
+/*
+ * key(i) for i < n, 1 <= k <= number of nonzero keys or n. Four passes of eight bits. All threads get the result; there are 32
+ * at least.
+ */
 template <typename Key>
 static __device__ void radix_cut(cut_state *state, Key key, size_t n, uint32_t k, uint32_t *cut, uint32_t *ties) {
     if (threadIdx.x == 0) state->prefix = 0, state->left = k;
@@ -30,11 +33,24 @@ static __device__ void radix_cut(cut_state *state, Key key, size_t n, uint32_t k
             if ((x & mask) == prefix) atomicAdd(&state->bin[x >> shift & 255], 1u);
         }
         __syncthreads();
-        if (threadIdx.x == 0) {
-            uint32_t bin = 255, left = state->left;
-            while (bin > 0 && state->bin[bin] < left) left -= state->bin[bin--];
-            state->prefix |= bin << shift;
-            state->left = left;
+        if (threadIdx.x < 32) { /* a lane for eight bins, the first one for the highest */
+            const uint32_t highest = 255 - 8 * threadIdx.x, left = state->left;
+            uint32_t mine = 0;
+#pragma unroll
+            for (uint32_t i = 0; i < 8; i++) mine += state->bin[highest - i];
+            uint32_t upto = mine;
+#pragma unroll
+            for (uint32_t step = 1; step < 32; step *= 2) {
+                const uint32_t y = __shfl_up_sync(0xffffffffu, upto, step);
+                if (threadIdx.x >= step) upto += y;
+            }
+            const uint32_t above = upto - mine;
+            if (above < left && (upto >= left || threadIdx.x == 31)) { /* the last one where there are fewer than k */
+                uint32_t bin = highest, rest = left - above;
+                while (bin > highest - 7 && state->bin[bin] < rest) rest -= state->bin[bin--];
+                state->prefix |= bin << shift;
+                state->left = rest;
+            }
         }
         __syncthreads();
     }
