@@ -198,7 +198,8 @@ typedef struct kv_sequence kv_sequence;
 
 /*
  * What prefill recorded; shared by forks. The arrays are backend memory: the backend allocates a layer's arrays in the
- * call that fills them (window_q: PROJECT; mass: ATTEND; both: be_record_layer); core frees them, also when it fails.
+ * call that fills them (window_q: PROJECT; window_lse, where the backend has use for it, and mass: ATTEND; window_q and mass:
+ * be_record_layer); core frees them, also when it fails.
  */
 typedef struct kv_observations {
     uint32_t refs;
@@ -209,6 +210,8 @@ typedef struct kv_observations {
     uint32_t n_range;
     uint32_t range[KV_MAX_RANGE][3]; /* mass, first query, end */
     float **window_q;                /* [n_layer] of [n_head, n_window, head_dim], rotated; NULL before the layer ran */
+    float **window_lse;              /* [n_layer] of [n_head, n_window]: log-sum-exp of these queries' scores over the rows
+                                        that they see; NULL: not recorded */
     float **mass;                    /* [n_layer * n_mass] of [n_head, n_token]; NULL before the layer ran; for layer
                                         and mass at layer * n_mass + mass, indexed by position */
 } kv_observations;

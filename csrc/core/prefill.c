@@ -77,12 +77,14 @@ static kv_observations *observations_new(const kvf_cache *cache, const kvf_obser
         if (o->n_range > 0) memcpy(x->range, ranges, 3 * (size_t)o->n_range * sizeof *ranges);
     }
     x->window_q = calloc(x->n_layer, sizeof *x->window_q);
+    x->window_lse = calloc(x->n_layer, sizeof *x->window_lse);
     x->mass = calloc((size_t)x->n_layer * (x->n_mass + 1), sizeof *x->mass);
-    if (x->window_q == NULL || x->mass == NULL) goto none;
+    if (x->window_q == NULL || x->window_lse == NULL || x->mass == NULL) goto none;
     return x;
 none:
     if (x != NULL) {
         free(x->window_q);
+        free(x->window_lse);
         free(x->mass);
     }
     free(x);

@@ -72,9 +72,13 @@ float *kv_copy_angles(const kvf_cache *cache, const float *inv_freq) {
 
 void kv_observations_release(kvf_cache *cache, kv_observations *observe) {
     if (observe == NULL || --observe->refs > 0) return;
-    for (uint32_t i = 0; i < observe->n_layer; i++) be_free(cache->dev, observe->window_q[i]);
+    for (uint32_t i = 0; i < observe->n_layer; i++) {
+        be_free(cache->dev, observe->window_q[i]);
+        be_free(cache->dev, observe->window_lse[i]);
+    }
     for (size_t i = 0; i < (size_t)observe->n_layer * observe->n_mass; i++) be_free(cache->dev, observe->mass[i]);
     free(observe->window_q);
+    free(observe->window_lse);
     free(observe->mass);
     free(observe);
 }

@@ -467,6 +467,11 @@ int32_t cu_observe_mass(kvf_cache *cache, kv_sequence *s, uint32_t layer, const 
 /* ---- Sampling ---- */
 
 typedef struct cu_step_control {
+/*
+ * Records the log-sum-exp of those queries of a chunk that are the window's, where they saw all rows before them.
+ * lse: [n_head, n]
+ */
+int32_t cu_observe_lse(kvf_cache *cache, kv_sequence *s, uint32_t layer, const cu_queries *queries, const float *lse, kv_err err);
     uint32_t step; /* steps begun */
     uint32_t now;  /* index of the current one */
 } cu_step_control;

@@ -31,7 +31,7 @@ typedef struct cu_prefill {
     void *h;         /* [CU_CHUNK, ld of qkv] in weight_dtype: normalised input of a product */
     float *wide;     /* [CU_CHUNK, widest of qkv and gate_up] */
     void *act;       /* [CU_CHUNK, ld of down] in weight_dtype */
-    float *lse;      /* [n_head, CU_QUERY_CHUNK]; NULL without column masses */
+    float *lse;      /* [n_head, CU_QUERY_CHUNK]; NULL where nothing is observed */
 } cu_prefill;
 
 static uint32_t min_u32(uint32_t a, uint32_t b) { return a < b ? a : b; }
@@ -69,7 +69,7 @@ static void plan(const kvf_model *model, const kv_sequence *s, uint32_t keep, cu
         {&p->h, chunk * l->qkv.ld * element},
         {(void **)&p->wide, chunk * wide * sizeof(float)},
         {&p->act, c->n_expert > 0 ? 0 : chunk * l->down.ld * element},
-        {(void **)&p->lse, s->observe->n_mass > 0 ? queries * c->n_head * sizeof(float) : 0},
+        {(void **)&p->lse, s->observe->n_mass + s->observe->n_window > 0 ? queries * c->n_head * sizeof(float) : 0},
     };
     memcpy(arrays, all, sizeof all);
 }
@@ -79,7 +79,7 @@ static double beside(const kvf_model *model, const kvf_cache *cache, const kv_se
     const kvf_model_config *c = &model->config;
     const double n = s->prefill->n_token, head = (double)c->n_head * sizeof(float);
     const double rows = (double)c->n_kv_head * cu_div_up(s->prefill->n_token, KVF_PAGE_ROWS) * cache->page_bytes;
-    const double window = c->n_layer * head * s->observe->n_window * c->head_dim;
+    const double window = c->n_layer * head * s->observe->n_window * (c->head_dim + 1.0);
     const double masses = c->n_layer * head * n * s->observe->n_mass;
     const double experts = c->n_expert > 0 ? (double)cu_experts_bytes(model, min_u32(CU_CHUNK, s->prefill->n_token)) : 0;
     return rows + window + masses + experts + 3 * head * n + n * sizeof(uint32_t) + c->vocab * (double)sizeof(float);
@@ -281,6 +281,7 @@ static int32_t attend_chunk(kvf_model *model, kvf_cache *cache, kv_sequence *s, 
     } else {
         CU_PASS(cu_attention_prefill(dev, view, cache->config.row_dtype, &queries, p->attention, dtype, l->o.ld, p->lse, err));
         CU_PASS(cu_observe_mass(cache, s, layer, &queries, p->lse, err));
+        CU_PASS(cu_observe_lse(cache, s, layer, &queries, p->lse, err));
     }
     for (uint32_t done = 0; done < n; done += CU_CHUNK) {
         const uint32_t m = min_u32(CU_CHUNK, n - done);

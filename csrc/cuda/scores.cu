@@ -19,6 +19,21 @@ int32_t cu_observe_window(kvf_cache *cache, kv_sequence *s, uint32_t layer, cons
     return KVF_OK;
 }
 
+int32_t cu_observe_lse(kvf_cache *cache, kv_sequence *s, uint32_t layer, const cu_queries *queries, const float *lse,
+                       kv_err err) {
+    kv_observations *o = s->observe;
+    const uint32_t start = o->n_token - o->n_window, first = queries->position, end = first + queries->n;
+    const uint32_t from = first > start ? first : start, n_head = cache->config.n_head;
+    const size_t row = (size_t)o->n_window * sizeof(float);
+    if (o->n_window == 0 || queries->window != 0 || from >= end) return KVF_OK;
+    float **to = &o->window_lse[layer];
+    if (*to == NULL) CU_PASS(cu_alloc(cache->dev, (void **)to, row * n_head, "sums of window queries", err));
+    CU_TRY(cudaMemcpy2DAsync(*to + (from - start), row, lse + (from - first), queries->n * sizeof(float),
+                             (end - from) * sizeof(float), n_head, cudaMemcpyDeviceToDevice, cu_of(cache->dev)->stream),
+           "recording sums");
+    return KVF_OK;
+}
+
 int32_t cu_observe_mass(kvf_cache *cache, kv_sequence *s, uint32_t layer, const cu_queries *queries, const float *lse,
                         kv_err err) {
     kv_observations *o = s->observe;
@@ -92,14 +107,16 @@ static __global__ void reduce_kernel(float *out, const float *mass, uint32_t n_r
     out[(size_t)stored * n_row + row] = reduce == KVF_MEAN ? x / (float)readers : x;
 }
 
-/* be_scores_window over the rows of a view, which are plain and in order of position. */
-static int32_t window_scores(kvf_cache *cache, kv_sequence *s, uint32_t layer, cu_view view, uint32_t window, uint32_t flags,
-                             uint32_t reduce, float *out, uint32_t n_row, kv_err err) {
+/*
+ * be_scores_window over the rows of a view, which are plain and in order of position.
+ * own: they are the rows that prefill attended to, so that its log-sum-exp is theirs
+ */
+static int32_t window_scores(kvf_cache *cache, kv_sequence *s, uint32_t layer, cu_view view, bool own, uint32_t window,
+                             uint32_t flags, uint32_t reduce, float *out, uint32_t n_row, kv_err err) {
     kvf_device *dev = cache->dev;
     cudaStream_t stream = cu_of(dev)->stream;
     const kv_observations *o = s->observe;
     const uint32_t head_dim = cache->config.head_dim, n_head = cache->config.n_head, dtype = cache->config.row_dtype;
-    const float divide = flags & KVF_WINDOW_MEAN ? (float)window : 1.0f;
     cu_queries queries = {};
     queries.q = o->window_q[layer] + (size_t)(o->n_window - window) * head_dim;
     queries.head_stride = (size_t)o->n_window * head_dim;
@@ -113,13 +130,13 @@ static int32_t window_scores(kvf_cache *cache, kv_sequence *s, uint32_t layer, c
     CU_PASS(cu_scratch(dev, &work, partial_bytes + lse_bytes + mass_bytes + window, err));
     float *lse = (float *)((char *)work + partial_bytes), *mass = lse + (size_t)n_head * window;
     uint8_t *sets = (uint8_t *)(mass + (size_t)n_head * n_row);
-    if (!hits && cu_window_scores(dev, &view, dtype, &queries, maxima, divide, o->n_token, work, lse, maxima ? out : mass,
-                                  n_row, &ran)) {
+    cu_window w = {};
+    w.partial = work, w.lse = lse, w.reduce = reduce, w.maxima = maxima;
+    w.divide = flags & KVF_WINDOW_MEAN ? (float)window : 1.0f;
+    if (own && o->window_lse[layer] != NULL) w.known = o->window_lse[layer] + (o->n_window - window);
+    w.known_stride = o->n_window;
+    if (!hits && cu_window_scores(dev, &view, dtype, &queries, &w, o->n_token, out, n_row, &ran)) {
         CU_TRY(ran, "window scores");
-        if (maxima) return KVF_OK;
-        reduce_kernel<<<dim3(cu_div_up(n_row, 256), s->n_stored_head), 256, 0, stream>>>(out, mass, n_row, n_row,
-                                                                                     view.readers, reduce, divide);
-        CU_LAUNCHED("window scores");
         return KVF_OK;
     }
     if (maxima || hits) {
@@ -131,7 +148,7 @@ static int32_t window_scores(kvf_cache *cache, kv_sequence *s, uint32_t layer, c
     CU_TRY(cudaMemsetAsync(sets, 1, window, stream), "window scores");
     CU_PASS(cu_column_mass(dev, &view, dtype, &queries, lse, sets, 1, &mass, n_row, false, err));
     reduce_kernel<<<dim3(cu_div_up(n_row, 256), s->n_stored_head), 256, 0, stream>>>(out, mass, n_row, n_row, view.readers,
-                                                                                 reduce, divide);
+                                                                                 reduce, w.divide);
     CU_LAUNCHED("window scores");
     return KVF_OK;
 }
@@ -145,17 +162,17 @@ static __global__ void reorder_kernel(float *out, const float *in, const uint32_
 }
 
 /*
- * Scores of a layer's rows by score(view, n_row, out, ld), which wants plain rows in order of position: of packed tables
- * all n_row rows are scored that way, and put where the rows are. n_out: rows of `out`.
+ * Scores of a layer's rows by score(view, own, n_row, out), which wants plain rows in order of position: of packed tables
+ * all n_row rows are scored that way, and put where the rows are. own: the view is of the tables. n_out: rows of `out`.
  */
 template <typename Score>
 static int32_t score_plain(kvf_cache *cache, kv_sequence *s, uint32_t layer, float *out, uint32_t n_out, Score score, kv_err err) {
     cu_plain plain;
     CU_PASS(cu_plain_open(cache, s, layer, &plain, err));
-    if (plain.data == NULL) return score(plain.view, n_out, out);
+    if (plain.data == NULL) return score(plain.view, true, n_out, out);
     float *all = NULL;
     int32_t status = cu_alloc(cache->dev, (void **)&all, (size_t)s->n_stored_head * plain.n_row * sizeof *all, "scores", err);
-    if (status == KVF_OK) status = score(plain.view, plain.n_row, all);
+    if (status == KVF_OK) status = score(plain.view, false, plain.n_row, all);
     if (status == KVF_OK) {
         reorder_kernel<<<dim3(cu_div_up(n_out, 256), s->n_stored_head), 256, 0, cu_of(cache->dev)->stream>>>(
             out, all, plain.rank, plain.view.rows, n_out, plain.n_row);
@@ -169,8 +186,10 @@ static int32_t score_plain(kvf_cache *cache, kv_sequence *s, uint32_t layer, flo
 extern "C" int32_t be_scores_window(kvf_cache *cache, kv_sequence *s, uint32_t layer, uint32_t window, uint32_t flags,
                                     uint32_t reduce, float *out, uint32_t n_row, kv_err err) {
     CU_PASS(cu_enter(cache->dev, err));
-    const auto score = [=](const cu_view &view, uint32_t n, float *to) {
-        return window_scores(cache, s, layer, view, window, flags, reduce, to, n, err);
+    bool formats = false; /* rows that were packed once are not what they were */
+    for (uint32_t h = 0; h < s->n_stored_head; h++) formats = formats || kv_table_of(s, layer, h)->format != NULL;
+    const auto score = [=](const cu_view &view, bool own, uint32_t n, float *to) {
+        return window_scores(cache, s, layer, view, own && !formats, window, flags, reduce, to, n, err);
     };
     return score_plain(cache, s, layer, out, n_row, score, err);
 }
@@ -182,7 +201,7 @@ extern "C" int32_t be_scores_kept(kvf_cache *cache, kv_sequence *s, uint32_t lay
     const cu_kept kept = {step->ring, (size_t)size * cache->config.head_dim, size, 0, s->position - window, window};
     CU_PASS(cu_enter(cache->dev, err));
     /* Heads hold different numbers of rows: a packed layer's are all scored, so what lies behind a head's own is cut off. */
-    const auto score = [=](const cu_view &view, uint32_t n, float *to) {
+    const auto score = [=](const cu_view &view, bool, uint32_t n, float *to) {
         return cu_kept_scores(cache, &view, &kept, flags, reduce, n == ld ? less : 0, ld + less, to, n, err);
     };
     return score_plain(cache, s, layer, out, ld, score, err);
