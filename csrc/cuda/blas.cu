@@ -35,7 +35,7 @@ typedef struct blas_heuristic {
 
 /* What one shape of product needs; kept, because asking costs more than multiplying. */
 typedef struct blas_plan {
-    uint32_t dtype, n_row, depth, ldw, ldx, n, ldo;
+    uint32_t dtype, out_dtype, n_row, depth, ldw, ldx, n, ldo;
     uint32_t alignment; /* bytes that all pointers are aligned to: 256 or 16 */
     void *desc, *w, *x, *out;
     blas_algo algo;
@@ -109,9 +109,11 @@ void cu_blas_close(cu_blas *b) {
     free(b); /* the library stays: it does not survive being closed and opened again */
 }
 
+static int type_of(uint32_t dtype) { return dtype == KVF_F32 ? BLAS_R_F32 : dtype == KVF_F16 ? BLAS_R_F16 : BLAS_R_BF16; }
+
 /* Column-major: out^T [n_row, n] = w^T' [n_row, depth] * x^T [depth, n]. */
 static bool plan_open(cu_blas *b, blas_plan *p) {
-    const int type = p->dtype == KVF_F32 ? BLAS_R_F32 : p->dtype == KVF_F16 ? BLAS_R_F16 : BLAS_R_BF16;
+    const int type = type_of(p->dtype);
     const int transposed = BLAS_OP_T, plain = BLAS_OP_N;
     const size_t workspace = BLAS_WORKSPACE;
     void *pref = NULL;
@@ -122,7 +124,7 @@ static bool plan_open(cu_blas *b, blas_plan *p) {
               b->desc_set(p->desc, BLAS_DESC_TRANSB, &plain, sizeof plain) == 0 &&
               b->layout_create(&p->w, type, p->depth, p->n_row, p->ldw) == 0 &&
               b->layout_create(&p->x, type, p->depth, p->n, p->ldx) == 0 &&
-              b->layout_create(&p->out, BLAS_R_F32, p->n_row, p->n, p->ldo) == 0 && b->pref_create(&pref) == 0 &&
+              b->layout_create(&p->out, type_of(p->out_dtype), p->n_row, p->n, p->ldo) == 0 && b->pref_create(&pref) == 0 &&
               b->pref_set(pref, BLAS_PREF_WORKSPACE, &workspace, sizeof workspace) == 0;
     for (int i = 0; i < 4 && ok; i++) {
         ok = b->pref_set(pref, BLAS_PREF_ALIGNMENT + i, &p->alignment, sizeof p->alignment) == 0;
@@ -134,12 +136,12 @@ static bool plan_open(cu_blas *b, blas_plan *p) {
     return ok;
 }
 
-bool cu_blas_gemm(cu_device *d, uint32_t dtype, const cu_matrix *w, const void *x, uint32_t ldx, uint32_t n, float *out,
-                  uint32_t ldo, bool add) {
+bool cu_blas_gemm(cu_device *d, uint32_t dtype, const cu_matrix *w, const void *x, uint32_t ldx, uint32_t n, void *out,
+                  uint32_t out_dtype, uint32_t ldo, bool add) {
     cu_blas *b = d->blas;
     if (b == NULL) return false;
     blas_plan want = {};
-    want.dtype = dtype, want.n_row = w->n_row, want.depth = w->n_col, want.ldw = w->ld;
+    want.dtype = dtype, want.out_dtype = out_dtype, want.n_row = w->n_row, want.depth = w->n_col, want.ldw = w->ld;
     want.ldx = ldx, want.n = n, want.ldo = ldo;
     const uintptr_t low = (uintptr_t)w->data | (uintptr_t)x | (uintptr_t)out;
     if (low % 16 != 0) return false;
@@ -147,7 +149,7 @@ bool cu_blas_gemm(cu_device *d, uint32_t dtype, const cu_matrix *w, const void *
     blas_plan *p = NULL;
     for (uint32_t i = 0; i < b->n_plan && p == NULL; i++) {
         blas_plan *q = &b->plan[i];
-        if (q->dtype == dtype && q->n_row == want.n_row && q->depth == want.depth && q->ldw == want.ldw &&
+        if (q->dtype == dtype && q->out_dtype == out_dtype && q->n_row == want.n_row && q->depth == want.depth && q->ldw == want.ldw &&
             q->ldx == ldx && q->n == n && q->ldo == ldo && q->alignment == want.alignment) {
             p = q;
         }

@@ -274,9 +274,12 @@ void cu_plain_close(kvf_cache *cache, cu_plain *plain);
 /* Prefill. x: [n, ldx] in dtype. out: [n, ldo] f32; with `add` it is added to. cuBLASLt where it is there. */
 int32_t cu_gemm(kvf_device *dev, uint32_t dtype, const cu_matrix *w, const void *x, uint32_t ldx, uint32_t n, float *out,
                 uint32_t ldo, bool add, kv_err err);
-/* True when it ran. */
-bool cu_blas_gemm(cu_device *d, uint32_t dtype, const cu_matrix *w, const void *x, uint32_t ldx, uint32_t n, float *out,
-                  uint32_t ldo, bool add);
+/* The same with results in dtype, half the bytes where that has 16 bits. Sums are f32 until they are rounded. */
+int32_t cu_gemm_narrow(kvf_device *dev, uint32_t dtype, const cu_matrix *w, const void *x, uint32_t ldx, uint32_t n, void *out,
+                       uint32_t ldo, kv_err err);
+/* True when it ran. out_dtype: KVF_F32, or dtype */
+bool cu_blas_gemm(cu_device *d, uint32_t dtype, const cu_matrix *w, const void *x, uint32_t ldx, uint32_t n, void *out,
+                  uint32_t out_dtype, uint32_t ldo, bool add);
 cu_blas *cu_blas_open(void);
 void cu_blas_close(cu_blas *blas);
 
@@ -363,13 +366,16 @@ int32_t cu_experts_prefill(kvf_model *model, const cu_layer *layer, const void *
 /* h[token] = x[token] / rms(x[token]) * weight in dtype, columns beyond n_col untouched. */
 int32_t cu_rms_norm(kvf_device *dev, uint32_t dtype, void *h, uint32_t ldh, const float *x, const float *weight,
                     uint32_t n, uint32_t n_col, float eps, kv_err err);
+/* The same for many tokens: a prefill's chunk. Sums have another order. */
+int32_t cu_norm_rows(kvf_device *dev, uint32_t dtype, void *h, uint32_t ldh, const float *x, const float *weight, uint32_t n,
+                     uint32_t n_col, float eps, kv_err err);
 /* x[i] = embedding of tokens[i] as f32. */
 int32_t cu_embed(kvf_model *model, float *x, const uint32_t *tokens, uint32_t n, kv_err err);
 /* The same for the slots that run; zeros for the others. */
 int32_t cu_embed_step(kvf_model *model, float *x, const cu_slot *slot, uint32_t n, kv_err err);
-/* act[token, i] = silu(gate_up[token, i]) * gate_up[token, width + i]. */
-int32_t cu_swiglu(kvf_device *dev, uint32_t dtype, void *act, uint32_t lda, const float *gate_up, uint32_t n,
-                  uint32_t width, kv_err err);
+/* act[token, i] = silu(gate_up[token, i]) * gate_up[token, width + i], all in dtype. */
+int32_t cu_swiglu(kvf_device *dev, uint32_t dtype, void *act, uint32_t lda, const void *gate_up, uint32_t n, uint32_t width,
+                  kv_err err);
 /* x[token] += bias. */
 int32_t cu_add_bias(kvf_device *dev, float *x, const float *bias, uint32_t n, uint32_t n_col, kv_err err);
 /* Where rotated queries go: head h of token t to q[h * head_stride + (t - first) * head_dim]; q NULL: nowhere. */
@@ -461,17 +467,17 @@ size_t cu_partial_bytes(const kvf_model_config *c, uint32_t n, uint32_t n_chunk)
 
 /* Records window queries of one layer. last: queries of the last tokens, at least so many */
 int32_t cu_observe_window(kvf_cache *cache, kv_sequence *s, uint32_t layer, const cu_queries *last, kv_err err);
+/*
+ * Records the log-sum-exp of those queries of a chunk that are the window's, where they saw all rows before them.
+ * lse: [n_head, n]
+ */
+int32_t cu_observe_lse(kvf_cache *cache, kv_sequence *s, uint32_t layer, const cu_queries *queries, const float *lse, kv_err err);
 /* Adds the column masses of a chunk of queries; chunks come in order, in whole tiles of 32. lse: [n_head, n] */
 int32_t cu_observe_mass(kvf_cache *cache, kv_sequence *s, uint32_t layer, const cu_queries *queries, const float *lse, kv_err err);
 
 /* ---- Sampling ---- */
 
 typedef struct cu_step_control {
-/*
- * Records the log-sum-exp of those queries of a chunk that are the window's, where they saw all rows before them.
- * lse: [n_head, n]
- */
-int32_t cu_observe_lse(kvf_cache *cache, kv_sequence *s, uint32_t layer, const cu_queries *queries, const float *lse, kv_err err);
     uint32_t step; /* steps begun */
     uint32_t now;  /* index of the current one */
 } cu_step_control;

@@ -25,6 +25,47 @@ int32_t cu_rms_norm(kvf_device *dev, uint32_t dtype, void *h, uint32_t ldh, cons
     return cu_check(e, "a norm", err);
 }
 
+enum { ROW_THREADS = 256, ROW_GROUPS = 4 };
+
+/* The same for many tokens: each thread holds up to ROW_GROUPS groups of eight columns, so that x is read once. */
+template <typename T>
+static __global__ void __launch_bounds__(ROW_THREADS) norm_rows_kernel(T *h, uint32_t ldh, const float *x, const float *weight,
+                                                                       uint32_t n_col, float eps) {
+    const float *from = x + (size_t)blockIdx.x * n_col;
+    T *to = h + (size_t)blockIdx.x * ldh;
+    float value[ROW_GROUPS][8], sum = 0;
+#pragma unroll
+    for (uint32_t k = 0; k < ROW_GROUPS; k++) {
+        const uint32_t i = (k * ROW_THREADS + threadIdx.x) * 8;
+        if (i < n_col) load8(from + i, value[k]);
+    }
+#pragma unroll
+    for (uint32_t k = 0; k < ROW_GROUPS; k++) {
+        if ((k * ROW_THREADS + threadIdx.x) * 8 >= n_col) continue;
+#pragma unroll
+        for (int j = 0; j < 8; j++) sum = fmaf(value[k][j], value[k][j], sum);
+    }
+    const float scale = rsqrtf(block_sum(sum) / (float)n_col + eps);
+#pragma unroll
+    for (uint32_t k = 0; k < ROW_GROUPS; k++) {
+        const uint32_t i = (k * ROW_THREADS + threadIdx.x) * 8;
+        float factor[8];
+        if (i >= n_col) continue;
+        load8(weight + i, factor);
+#pragma unroll
+        for (int j = 0; j < 8; j++) value[k][j] *= scale * factor[j];
+        store8(to + i, value[k]);
+    }
+}
+
+int32_t cu_norm_rows(kvf_device *dev, uint32_t dtype, void *h, uint32_t ldh, const float *x, const float *weight, uint32_t n,
+                     uint32_t n_col, float eps, kv_err err) {
+    if (n_col % 8 != 0 || n_col > 8 * ROW_THREADS * ROW_GROUPS) return cu_rms_norm(dev, dtype, h, ldh, x, weight, n, n_col, eps, err);
+    CU_WITH_TYPE(dtype, T, (norm_rows_kernel<T><<<n, ROW_THREADS, 0, cu_of(dev)->stream>>>((T *)h, ldh, x, weight, n_col, eps)));
+    CU_LAUNCHED("a norm");
+    return KVF_OK;
+}
+
 template <typename T>
 static __global__ void embed_kernel(float *x, const T *table, uint32_t ld, const uint32_t *tokens, uint32_t hidden) {
     const T *from = table + (size_t)tokens[blockIdx.x] * ld;
@@ -58,19 +99,40 @@ int32_t cu_embed_step(kvf_model *model, float *x, const cu_slot *slot, uint32_t 
     return KVF_OK;
 }
 
+static __device__ __forceinline__ float swiglu(float gate, float up) { return gate / (1.0f + expf(-gate)) * up; }
+
 template <typename T>
-static __global__ void swiglu_kernel(T *act, uint32_t lda, const float *gate_up, uint32_t width) {
+static __global__ void swiglu_kernel(T *act, uint32_t lda, const T *gate_up, uint32_t width) {
     const uint32_t i = blockIdx.x * blockDim.x + threadIdx.x;
     if (i >= width) return;
-    const float *row = gate_up + (size_t)blockIdx.y * 2 * width;
-    const float gate = row[i];
-    from_f32(&act[(size_t)blockIdx.y * lda + i], gate / (1.0f + expf(-gate)) * row[width + i]);
+    const T *row = gate_up + (size_t)blockIdx.y * 2 * width;
+    from_f32(&act[(size_t)blockIdx.y * lda + i], swiglu(to_f32(row[i]), to_f32(row[width + i])));
 }
 
-int32_t cu_swiglu(kvf_device *dev, uint32_t dtype, void *act, uint32_t lda, const float *gate_up, uint32_t n,
-                  uint32_t width, kv_err err) {
-    const dim3 grid(cu_div_up(width, 256), n);
-    CU_WITH_TYPE(dtype, T, (swiglu_kernel<T><<<grid, 256, 0, cu_of(dev)->stream>>>((T *)act, lda, gate_up, width)));
+/* Eight columns a thread. */
+template <typename T>
+static __global__ void __launch_bounds__(256) swiglu_rows_kernel(T *act, uint32_t lda, const T *gate_up, uint32_t width) {
+    const uint32_t i = (blockIdx.x * blockDim.x + threadIdx.x) * 8;
+    if (i >= width) return;
+    const T *row = gate_up + (size_t)blockIdx.y * 2 * width + i;
+    float gate[8], up[8];
+    load8(row, gate);
+    load8(row + width, up);
+#pragma unroll
+    for (int k = 0; k < 8; k++) gate[k] = swiglu(gate[k], up[k]);
+    store8(act + (size_t)blockIdx.y * lda + i, gate);
+}
+
+int32_t cu_swiglu(kvf_device *dev, uint32_t dtype, void *act, uint32_t lda, const void *gate_up, uint32_t n, uint32_t width,
+                  kv_err err) {
+    cudaStream_t stream = cu_of(dev)->stream;
+    if (width % 8 == 0) {
+        const dim3 grid(cu_div_up(width, 8 * 256), n);
+        CU_WITH_TYPE(dtype, T, (swiglu_rows_kernel<T><<<grid, 256, 0, stream>>>((T *)act, lda, (const T *)gate_up, width)));
+    } else {
+        const dim3 grid(cu_div_up(width, 256), n);
+        CU_WITH_TYPE(dtype, T, (swiglu_kernel<T><<<grid, 256, 0, stream>>>((T *)act, lda, (const T *)gate_up, width)));
+    }
     CU_LAUNCHED("an activation");
     return KVF_OK;
 }

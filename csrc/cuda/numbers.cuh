@@ -73,6 +73,17 @@ static __device__ __forceinline__ void load8(const __nv_bfloat16 *from, float to
     unpack8(*(const uint4 *)from, to, __nv_bfloat16());
 }
 
+/* The same for writing. */
+static __device__ __forceinline__ void store8(float *to, const float from[8]) {
+    ((float4 *)to)[0] = make_float4(from[0], from[1], from[2], from[3]);
+    ((float4 *)to)[1] = make_float4(from[4], from[5], from[6], from[7]);
+}
+template <typename R>
+static __device__ __forceinline__ void store8(R *to, const float from[8]) {
+    *(uint4 *)to = make_uint4(pack<R>(from[0], from[1]), pack<R>(from[2], from[3]), pack<R>(from[4], from[5]),
+                              pack<R>(from[6], from[7]));
+}
+
 static __device__ __forceinline__ float warp_sum(float x) {
 #pragma unroll
     for (int step = 16; step > 0; step /= 2) x += __shfl_xor_sync(0xffffffffu, x, step);

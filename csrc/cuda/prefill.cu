@@ -8,7 +8,7 @@
  *
  * So the peak of a prefill that is compressed layer by layer is
  *   weights + rows of one layer, full + rows of the others, compressed + n * (hidden + n_head * head_dim) * 4
- *   + chunks (2048 * (qkv and gate_up in f32, hidden and intermediate in weight_dtype) + 8192 * n_head * head_dim) + logits
+ *   + chunks (2048 * (qkv in f32 or gate_up, hidden and intermediate in weight_dtype) + 8192 * n_head * head_dim) + logits
  */
 #include "numbers.cuh"
 
@@ -29,7 +29,7 @@ typedef struct cu_prefill {
     float *last_q;   /* [n_head, n_last, head_dim]: the last ones, with `again` */
     void *attention; /* [CU_QUERY_CHUNK, ld of o] in weight_dtype */
     void *h;         /* [CU_CHUNK, ld of qkv] in weight_dtype: normalised input of a product */
-    float *wide;     /* [CU_CHUNK, widest of qkv and gate_up] */
+    void *wide;      /* [CU_CHUNK] of qkv in f32, or of gate_up in weight_dtype */
     void *act;       /* [CU_CHUNK, ld of down] in weight_dtype */
     float *lse;      /* [n_head, CU_QUERY_CHUNK]; NULL where nothing is observed */
 } cu_prefill;
@@ -57,7 +57,7 @@ static void plan(const kvf_model *model, const kv_sequence *s, uint32_t keep, cu
     /* products of decode, which make logits, read whole groups of 8 tokens */
     const size_t chunk = min_u32(CU_CHUNK, cu_round_up(n_token, 8)), queries = min_u32(CU_QUERY_CHUNK, n_token);
     const size_t gate_up = c->n_expert > 0 ? 0 : 2 * (size_t)c->intermediate;
-    const size_t wide = cu_qkv_width(c) > gate_up ? cu_qkv_width(c) : gate_up;
+    const size_t qkv_bytes = cu_qkv_width(c) * sizeof(float), gate_up_bytes = gate_up * element;
     p->again = keep != KEEP_ALL;
     p->n_last = p->again ? min_u32(n_token, max_u32(CU_LAST_QUERIES, s->observe->n_window)) : 0;
     p->n_q = p->again ? (uint32_t)queries : n_token;
@@ -67,7 +67,7 @@ static void plan(const kvf_model *model, const kv_sequence *s, uint32_t keep, cu
         {(void **)&p->last_q, p->n_last * head},
         {&p->attention, queries * l->o.ld * element},
         {&p->h, chunk * l->qkv.ld * element},
-        {(void **)&p->wide, chunk * wide * sizeof(float)},
+        {&p->wide, chunk * (qkv_bytes > gate_up_bytes ? qkv_bytes : gate_up_bytes)},
         {&p->act, c->n_expert > 0 ? 0 : chunk * l->down.ld * element},
         {(void **)&p->lse, s->observe->n_mass + s->observe->n_window > 0 ? queries * c->n_head * sizeof(float) : 0},
     };
@@ -192,9 +192,10 @@ static int32_t project_chunk(kvf_model *model, kvf_cache *cache, kv_sequence *s,
     const cu_prefill *p = (const cu_prefill *)s->prefill->impl;
     float *x;
     CU_PASS(open_stream(model, p, first, n, &x, err));
-    CU_PASS(cu_rms_norm(model->dev, c->weight_dtype, p->h, l->qkv.ld, x, l->attn_norm, n, c->hidden, c->norm_eps, err));
-    CU_PASS(cu_gemm(model->dev, c->weight_dtype, &l->qkv, p->h, l->qkv.ld, n, p->wide, cu_qkv_width(c), false, err));
-    return cu_rope_prefill(model, layer, view, cache->config.row_dtype, p->wide, first, n, room, rows, err);
+    float *qkv = (float *)p->wide;
+    CU_PASS(cu_norm_rows(model->dev, c->weight_dtype, p->h, l->qkv.ld, x, l->attn_norm, n, c->hidden, c->norm_eps, err));
+    CU_PASS(cu_gemm(model->dev, c->weight_dtype, &l->qkv, p->h, l->qkv.ld, n, qkv, cu_qkv_width(c), false, err));
+    return cu_rope_prefill(model, layer, view, cache->config.row_dtype, qkv, first, n, room, rows, err);
 }
 
 /* Queries [first, first + n) of the layer that is running, n at most CU_QUERY_CHUNK; until the next call. */
@@ -259,9 +260,9 @@ static int32_t mlp(kvf_model *model, const cu_layer *l, cu_prefill *p, float *x,
     const kvf_model_config *c = &model->config;
     kvf_device *dev = model->dev;
     const uint32_t dtype = c->weight_dtype;
-    CU_PASS(cu_rms_norm(dev, dtype, p->h, l->gate_up.ld, x, l->mlp_norm, n, c->hidden, c->norm_eps, err));
+    CU_PASS(cu_norm_rows(dev, dtype, p->h, l->gate_up.ld, x, l->mlp_norm, n, c->hidden, c->norm_eps, err));
     if (c->n_expert > 0) return cu_experts_prefill(model, l, p->h, l->gate_up.ld, n, x, err);
-    CU_PASS(cu_gemm(dev, dtype, &l->gate_up, p->h, l->gate_up.ld, n, p->wide, 2 * c->intermediate, false, err));
+    CU_PASS(cu_gemm_narrow(dev, dtype, &l->gate_up, p->h, l->gate_up.ld, n, p->wide, 2 * c->intermediate, err));
     CU_PASS(cu_swiglu(dev, dtype, p->act, l->down.ld, p->wide, n, c->intermediate, err));
     return cu_gemm(dev, dtype, &l->down, p->act, l->down.ld, n, x, c->hidden, true, err);
 }
@@ -280,8 +281,8 @@ static int32_t attend_chunk(kvf_model *model, kvf_cache *cache, kv_sequence *s, 
         CU_PASS(cu_sparse_attend(sparse, &queries, p->attention, dtype, l->o.ld, NULL, NULL, err));
     } else {
         CU_PASS(cu_attention_prefill(dev, view, cache->config.row_dtype, &queries, p->attention, dtype, l->o.ld, p->lse, err));
-        CU_PASS(cu_observe_mass(cache, s, layer, &queries, p->lse, err));
         CU_PASS(cu_observe_lse(cache, s, layer, &queries, p->lse, err));
+        CU_PASS(cu_observe_mass(cache, s, layer, &queries, p->lse, err));
     }
     for (uint32_t done = 0; done < n; done += CU_CHUNK) {
         const uint32_t m = min_u32(CU_CHUNK, n - done);
