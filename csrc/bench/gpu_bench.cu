@@ -112,7 +112,10 @@ static uint32_t draw(setup *s) {
     return s->seed >> 8;
 }
 
-/* Runs a prompt; with rows > 0 each layer is compressed to that many rows by window scores before the next one runs. */
+/*
+ * Runs a prompt; with rows > 0 each layer is compressed to that many rows by window scores before the next one runs.
+ * policy_ms: the device's time between the events before and after each compression
+ */
 static uint32_t prompt(setup *s, uint32_t n, uint32_t rows, double *ms, double *policy_ms, double *least_free) {
     std::vector<uint32_t> tokens(n), counts(s->c.n_kv_head, rows - std::min(rows, 32u));
     for (uint32_t &t : tokens) t = draw(s) % s->c.vocab;
@@ -124,29 +127,35 @@ static uint32_t prompt(setup *s, uint32_t n, uint32_t rows, double *ms, double *
     const uint32_t q = (uint32_t)id;
     must(cu_synchronize(s->dev, (kv_err){ERR}) == KVF_OK, "waiting");
     const double start = now_ms();
-    double spent = 0;
+    std::vector<cudaEvent_t> marks;
+    const auto mark = [&] {
+        if (policy_ms == NULL) return;
+        marks.push_back(NULL);
+        must(cudaEventCreate(&marks.back()) == cudaSuccess, "events");
+        cudaEventRecord(marks.back(), cu_of(s->dev)->stream);
+    };
     must(kvf_prefill_begin(s->model, s->cache, q, tokens.data(), n, &observe, NULL, ERR) == KVF_OK, "prefill");
     for (uint32_t layer = 0; layer < s->c.n_layer; layer++) {
         must(kvf_prefill_layers(s->model, s->cache, q, layer, 1, KVF_PHASE_ALL, NULL, ERR) == KVF_OK, "prefill");
         if (least_free != NULL) *least_free = std::min(*least_free, free_bytes());
         if (!compress) continue;
-        if (policy_ms != NULL) {
-            cu_synchronize(s->dev, (kv_err){ERR});
-            spent -= now_ms();
-        }
+        mark();
         const int32_t w = kvf_scores_window(s->cache, q, layer, window, 0, KVF_MEAN, ERR);
         const int32_t p = w > 0 ? kvf_scores_pool(s->cache, (uint32_t)w, 0, 7, ERR) : w;
         const int32_t t = p > 0 ? kvf_select_top(s->cache, (uint32_t)p, counts.data(), s->c.n_kv_head, ERR) : p;
         must(t > 0 && kvf_retain(s->cache, q, layer, (uint32_t)t, 0, window, ERR) == KVF_OK, "compression");
         for (int32_t object : {w, p, t}) kvf_object_free(s->cache, (uint32_t)object, ERR);
-        if (policy_ms != NULL) {
-            cu_synchronize(s->dev, (kv_err){ERR});
-            spent += now_ms();
-        }
+        mark();
     }
     must(kvf_prefill_end(s->model, s->cache, q, ERR) == KVF_OK, "prefill");
     if (ms != NULL) *ms = now_ms() - start;
-    if (policy_ms != NULL) *policy_ms = spent;
+    if (policy_ms != NULL) *policy_ms = 0;
+    for (size_t i = 0; i < marks.size(); i += 2) {
+        float spent = 0;
+        must(cudaEventElapsedTime(&spent, marks[i], marks[i + 1]) == cudaSuccess, "events");
+        *policy_ms += spent;
+    }
+    for (cudaEvent_t event : marks) cudaEventDestroy(event);
     return q;
 }
 
