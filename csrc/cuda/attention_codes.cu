@@ -3,42 +3,65 @@
  * per token, without outliers or low rank, in 64 or 128 channels of 16-bit rows; the plain rows behind them are attended in
  * the same launch, in chunks of their own.
  *
- * A warp takes a page at a time. While it works on one, the whole next page comes by asynchronous copies into the warp's
- * own shared memory, so 8 or 16 warps keep as many pages of 3 to 6 KB in flight on a multiprocessor. Both products run on
- * tensor cores in f16: a lane takes the same few codes of two channels (of two slots), which one byte permutation brings
- * side by side; a mask and an exponent make exact f16 pairs of them, a multiply-add brings these to whole numbers and
- * another one to offset + scale * code, the rounding of f16 being the only one. Queries and weights are split into two f16
- * numbers that add up to them, in neighbouring columns, so nothing is lost there.
+ * A warp takes a page at a time, and several of a chunk before the warps' shares are merged. While it works on one, the
+ * next come by asynchronous copies into the warp's own shared memory, so 16 warps of two blocks keep as many pages of 3 to
+ * 6 KB in flight on a multiprocessor.
  *
- * Instructions per element of a page and lane, at 128 channels and up to four readers: 1.6 for the operand (1/4 loads, 1/8
- * permutation, 1/8 shift with 4 bits, 1/2 mask, 1 multiply-add, half of it for exactness; elements go in pairs), 1/8
- * tensor product, about 1/4 for parameters and 1/2 for the softmax and everything else that is done once a page: some 700
- * instructions of a warp a page. A multiprocessor that issues four of them a cycle needs 175 cycles a page; memory at
- * 4.3 TB/s brings a page of 4 bits in 280 and one of 2 bits in 170.
+ * Both products run on tensor cores in f16, and codes go in as they are: a mask leaves code * 2^(place - 24), a number of
+ * f16 below its normal ones, which the product takes exactly; the power of two is made good in the sums. Scales go to the
+ * other factor, of which there is far less: keys share a scale per channel, so a page's scales multiply the queries; values
+ * share one per row and group of channels, so they multiply the weights. Offsets are products of their own, with the plain
+ * queries and weights: ten of a page's 58 at 128 channels. Queries, weights and the scaled ones are pairs of f16 numbers,
+ * the second what rounding lost in the first, so the result is that of f32.
+ *
+ * Queries are the rows of the first product, slots its columns. Then a lane has the weights of just those slots of one
+ * reader that it must have for the second product, in which they are columns; nothing is exchanged.
  */
 #include "attention_tile.cuh"
 #include "packed.cuh"
+#include "ptx_hopper.cuh"
 
 enum { WARPS = 8, THREADS = 32 * WARPS, WEIGHT_STRIDE = 34 };
+enum { FULL = 1, FREE = 2 }; /* barriers: the shares of a chunk are there; they are merged */
 
-/* Bytes of a page at most, with groups of 16 channels; and of a warp's two pages in shared memory. */
+/*
+ * Bytes of a page of which the keys' codes come first, and of one at most, with groups of 16 channels. Offsets come before
+ * scales, positions after the values' ones. STAGES: pages of a warp that are in shared memory or on their way there.
+ */
 template <int BITS, int DIM>
 struct page_of {
-    static constexpr int BYTES = (2 * DIM * 4 * BITS + 4 * DIM + KVF_PAGE_ROWS * (DIM / 16) * 4 + KVF_PAGE_ROWS * 4 + 63) / 64 * 64;
+    static constexpr int KEYS = DIM * 4 * BITS, CODES = KEYS + 4 * DIM, PARAMS = CODES + DIM * 4 * BITS;
+    static constexpr int BYTES = (PARAMS + KVF_PAGE_ROWS * (DIM / 16) * 4 + KVF_PAGE_ROWS * 4 + 63) / 64 * 64;
+    static constexpr int STAGES = 2; /* more of 2 bits would not fit where a block has 99 KiB */
 };
 
 static __device__ __forceinline__ uint32_t load_word(const uint8_t *at) { return *(const uint32_t *)at; }
+static __device__ __forceinline__ uint32_t load_short(const uint8_t *at) { return *(const uint16_t *)at; }
 
-/* Two numbers as f16, or what that rounding loses of them. */
-static __device__ __forceinline__ uint32_t split_pair(float x, float y, bool rest) {
-    __half2 pair = __floats2half2_rn(x, y);
-    if (rest) {
-        const float2 rounded = __half22float2(pair);
-        pair = __floats2half2_rn(x - rounded.x, y - rounded.y);
-    }
-    uint32_t word;
-    memcpy(&word, &pair, sizeof word);
-    return word;
+/* Products of two f16 each, and what the rounding of p = a * b lost. */
+static __device__ __forceinline__ uint32_t product(uint32_t a, uint32_t b) { return fma_half2(a, b, 0x80008000u); }
+static __device__ __forceinline__ uint32_t lost(uint32_t a, uint32_t b, uint32_t p) { return fma_half2(a, b, p ^ 0x80008000u); }
+
+/* What rounding to a pair of f16 lost. */
+static __device__ __forceinline__ uint32_t rest_pair(float x, float y, uint32_t rounded) {
+    __half2 pair;
+    memcpy(&pair, &rounded, sizeof pair);
+    const float2 f = __half22float2(pair);
+    return pack_pair(x - f.x, y - f.y, __half());
+}
+
+/*
+ * Where the 16 bytes i of a page lie in shared memory. Codes are shifted about so that the four lanes of one g, which look
+ * at lines 8 apart, find them in different banks.
+ */
+template <int BITS, int DIM>
+static __device__ __forceinline__ uint32_t place_of(uint32_t i) {
+    typedef page_of<BITS, DIM> page;
+    constexpr uint32_t LINE = DIM * BITS / 128; /* of values */
+    if (i < page::KEYS / 16) return i ^ (BITS == 4 ? i / 8 % 4 * 2 : i / 8 % 2);
+    if (i < page::CODES / 16 || i >= page::PARAMS / 16) return i;
+    const uint32_t slot = (i - page::CODES / 16) / LINE;
+    return i ^ (BITS == 4 ? slot / 16 * (LINE / 2) : slot / 8 * LINE);
 }
 
 /*
@@ -51,116 +74,166 @@ static __device__ __forceinline__ uint32_t side_by_side(uint32_t a, uint32_t b, 
     return __byte_perm(a, b, 0x4400u + 0x1111u * half); /* bytes 1 and 3 are masked away */
 }
 
-/* offset + scale * code of code j, for both sources. */
+/* Code j of four, of both sources, times 2^-power(j). */
 template <int BITS>
-static __device__ __forceinline__ uint32_t element(uint32_t x, int j, uint32_t scale, uint32_t offset) {
-    const uint32_t magic = 0x64006400u; /* 1024, whose last bit is 1 */
-    const int at = BITS == 4 ? j % 2 * 4 : 2 * j;
+static __device__ __forceinline__ uint32_t element(uint32_t x, int j) {
     if (BITS == 4 && j >= 2) x >>= 8;
-    const uint32_t mask = (BITS == 4 ? 0x000f000fu : 0x00030003u) << at;
-    /* 2^-at and -1024 * 2^-at */
-    const uint32_t factor = (0x3c00u - ((uint32_t)at << 10)) * 0x10001u, minus = (0xe400u - ((uint32_t)at << 10)) * 0x10001u;
-    return fma_half2(fma_half2((x & mask) | magic, factor, minus), scale, offset);
+    return x & (BITS == 4 ? 0x000f000fu << j % 2 * 4 : 0x00030003u << 2 * j);
 }
-
-/* Where things lie in a page that begins with the keys' codes; scales follow their offsets. */
-typedef struct places {
-    uint32_t key_offsets, codes, offsets;
-    uint32_t n_group; /* of values */
-} places;
-
-/* Slot of a page that is row g + 8 k of the scores' tile. */
 template <int BITS>
-static __device__ __forceinline__ uint32_t slot_of(uint32_t g, uint32_t k) {
-    if (BITS == 4) return g / 4 * 16 + (g % 2 * 4 + k) * 2 + g / 2 % 2;
-    return g / 4 * 16 + g % 4 * 4 + k;
+static __device__ __forceinline__ int power(int j) {
+    return 24 - (BITS == 4 ? j % 2 * 4 : 2 * j);
 }
 
-/* c[m][j] += products of the page's keys with the queries. query[j][i]: channels 16 i + 2 t .. and 16 i + 8 + 2 t .. */
-template <int BITS, int DIM, int TILES>
-static __device__ __forceinline__ void add_keys(float c[2][TILES][4], const uint8_t *page, const places &p,
-                                                const uint2 query[TILES][DIM / 16], uint32_t g, uint32_t t) {
-    constexpr uint32_t LINE = 4 * BITS; /* bytes of a channel */
-    const uint8_t *codes = page + (BITS == 4 ? g / 2 : g / 4) * 4;
-#pragma unroll
-    for (int i = 0; i < DIM / 16; i++) {
-        uint32_t x[2][4];
-#pragma unroll
-        for (int h = 0; h < 2; h++) {
-            const uint32_t channel = 16 * i + 8 * h + 2 * t;
-            const uint8_t *offsets = page + p.key_offsets + 2 * channel;
-            const uint32_t offset = load_word(offsets), scale = load_word(offsets + 2 * DIM);
-            const uint32_t both = side_by_side<BITS>(load_word(codes + channel * LINE), load_word(codes + (channel + 1) * LINE),
-                                                     BITS == 4 ? g % 2 : g % 4);
-#pragma unroll
-            for (int j = 0; j < 4; j++) x[h][j] = element<BITS>(both, j, scale, offset);
-        }
-#pragma unroll
-        for (int m = 0; m < 2; m++) {
-            const uint32_t keys[4] = {x[0][2 * m], x[0][2 * m + 1], x[1][2 * m], x[1][2 * m + 1]};
-#pragma unroll
-            for (int j = 0; j < TILES; j++) mma_16x8x16(c[m][j], keys, query[j][i].x, query[j][i].y, __half());
-        }
-    }
-}
-
-/* Channel of a lane's element e, of DIM / 8. */
-template <int BITS, int DIM>
-static __device__ __forceinline__ uint32_t channel_of(uint32_t g, uint32_t e) {
-    if (BITS == 2) return g * (DIM / 8) + e;
-    if (DIM == 128) return g * 16 + e % 8 * 2 + e / 8;
-    return g / 2 * 16 + e * 2 + g % 2;
+/* Slot (channel of 32) that is code j of a lane's four. */
+template <int BITS>
+static __device__ __forceinline__ uint32_t slot_of(uint32_t g, uint32_t j) {
+    if (BITS == 4) return g / 4 * 16 + (g % 2 * 4 + j) * 2 + g / 2 % 2;
+    return g / 4 * 16 + g % 4 * 4 + j;
 }
 
 /*
- * acc[i][j] += weighted values; rows of tile i are the lane's elements 2 i and 2 i + 1, columns as in the scores. Column
- * 2 t + e of the products' first (second) half is slot 4 (4 k + e) + t (4 (4 k + 2 + e) + t). weight: [readers][WEIGHT_STRIDE]
+ * c[j] += products of the queries with code j of each column's four, base += those with the offsets. Pair p of h of product
+ * i is the lane's channels 32 (i / 2) + 8 t + 2 p and the next, p = 2 (i % 2) + h. queries: shared, the lane's
+ * part of product i at 32 i, its words rows g and g + 8 of h = 0, then of h = 1
  */
-template <int BITS, int DIM, int TILES>
-static __device__ __forceinline__ void add_values(float acc[DIM / 16][TILES][4], const uint8_t *page, const places &p,
-                                                  const float *weight, uint32_t group, uint32_t g, uint32_t t) {
-    constexpr uint32_t OWN = DIM / 8, BYTES = OWN * BITS / 8, LINE = DIM * BITS / 8;
-    constexpr int UNITS = OWN / 4;
-    const uint8_t *codes = page + p.codes + g * BYTES;
-    const __half *offsets = (const __half *)(page + p.offsets), *scales = offsets + KVF_PAGE_ROWS * p.n_group;
+template <int BITS, int DIM>
+static __device__ __forceinline__ void add_keys(float c[4][4], float base[4], const uint8_t *page,
+                                                const uint4 *queries, uint32_t g, uint32_t t) {
+    const uint8_t *params = page + page_of<BITS, DIM>::KEYS + 16 * t;
 #pragma unroll
-    for (int k = 0; k < 2; k++) {
-        uint32_t x[2][OWN], w[TILES][2];
+    for (int i = 0; i < DIM / 16; i++) {
+        const uint4 offsets = *(const uint4 *)(params + i / 2 * 64), scales = *(const uint4 *)(params + 2 * DIM + i / 2 * 64);
+        const uint32_t offset[4] = {offsets.x, offsets.y, offsets.z, offsets.w};
+        const uint32_t scale[4] = {scales.x, scales.y, scales.z, scales.w};
+        const uint4 words = queries[i * 32];
+        const uint32_t query[4] = {words.x, words.y, words.z, words.w};
+        uint32_t x[2][4], scaled[4];
 #pragma unroll
         for (int h = 0; h < 2; h++) {
-            const uint32_t a = 4 * (4 * k + 2 * h) + t, b = a + 4;
-            uint32_t word[2][2] = {};
-            if (BYTES == 8) {
-                const uint2 one = *(const uint2 *)(codes + a * LINE), two = *(const uint2 *)(codes + b * LINE);
-                word[0][0] = one.x, word[0][1] = one.y, word[1][0] = two.x, word[1][1] = two.y;
-            } else if (BYTES == 4) {
-                word[0][0] = load_word(codes + a * LINE), word[1][0] = load_word(codes + b * LINE);
+            const int p = i % 2 * 2 + h;
+            /* place_of the pair's first 16 bytes */
+            const uint8_t *codes = BITS == 4 ? page + (i / 2 * 32 + 8 * t + 2 * (p ^ t)) * 16 + g / 2 * 4
+                                             : page + (i / 2 * 16 + 4 * t + (p ^ t / 2)) * 16 + g / 4 * 4;
+            const uint32_t both = side_by_side<BITS>(load_word(codes), load_word(codes + 4 * BITS), BITS == 4 ? g % 2 : g % 4);
+#pragma unroll
+            for (int j = 0; j < 4; j++) x[h][j] = element<BITS>(both, j);
+            scaled[2 * h] = product(query[2 * h], scale[p]);
+            scaled[2 * h + 1] = fma_half2(query[2 * h + 1], scale[p], lost(query[2 * h], scale[p], scaled[2 * h]));
+        }
+        mma_16x8x16(base, query, offset[i % 2 * 2], offset[i % 2 * 2 + 1], __half());
+#pragma unroll
+        for (int j = 0; j < 4; j++) mma_16x8x16(c[j], scaled, x[0][j], x[1][j], __half());
+    }
+}
+
+/*
+ * acc[2 b + m] += weighted codes of channels 32 b to 32 b + 31: rows g and g + 8 are codes 2 m and 2 m + 1 of the lane's four,
+ * columns readers as for the weights. base += weighted offsets: row g is group g of channels. hi, rest: weights of the lane's
+ * slots 4 k + 2 h and the next in pair h of product k, and what rounding lost; with up to four readers columns 4 to 7 are
+ * the rest of 0 to 3. GROUP: channels that share a scale; 16: any multiple of it, `group`.
+ */
+template <int BITS, int DIM, int TILES, int GROUP>
+static __device__ __forceinline__ void add_values(float acc[DIM / 16][4], float base[4], const uint8_t *page,
+                                                  const uint32_t hi[2][2], const uint32_t rest[2][2], uint32_t group,
+                                                  uint32_t n_group, uint32_t g, uint32_t t) {
+    constexpr uint32_t LINE = DIM * BITS / 8, STEP = BITS == 4 ? 2 : 1;
+    constexpr int COLUMNS = TILES; /* products with weights, and with the rest */
+    const uint32_t first = BITS == 4 ? t / 2 * 16 + t % 2 : 8 * t; /* of the lane's slots, STEP apart */
+    const uint8_t *offsets = page + page_of<BITS, DIM>::PARAMS + first * 2 * n_group;
+    const uint8_t *scales = offsets + 2 * KVF_PAGE_ROWS * n_group;
+    const uint32_t stride = STEP * 2 * n_group;
+    const auto columns = [&](uint32_t w[COLUMNS], uint32_t a, uint32_t b) {
+        if (COLUMNS == 1) w[0] = g < 4 ? a : b;
+        else w[0] = a, w[COLUMNS - 1] = b;
+    };
+    {
+        const uint8_t *own = offsets + 2 * min(g, n_group - 1);
+#pragma unroll
+        for (int k = 0; k < 2; k++) {
+            uint32_t a[4] = {}, w[2][COLUMNS];
+#pragma unroll
+            for (int h = 0; h < 2; h++) {
+                const uint8_t *at = own + (4 * k + 2 * h) * stride;
+                a[2 * h] = __byte_perm(load_short(at), load_short(at + stride), 0x5410);
+                columns(w[h], hi[k][h], rest[k][h]);
+            }
+#pragma unroll
+            for (int j = 0; j < COLUMNS; j++) mma_16x8x16(base, a, w[0][j], w[1][j], __half());
+        }
+    }
+    constexpr int HALVES = GROUP == 16 ? 2 : 1; /* groups of 32 channels, each of half the lanes */
+    uint32_t raw[8][2];
+    if (GROUP != 16) {
+#pragma unroll
+        for (int u = 0; u < 8; u++) {
+            if (DIM / GROUP == 4) {
+                const uint2 four = *(const uint2 *)(scales + u * stride);
+                raw[u][0] = four.x, raw[u][1] = four.y;
             } else {
-                word[0][0] = *(const uint16_t *)(codes + a * LINE), word[1][0] = *(const uint16_t *)(codes + b * LINE);
+                raw[u][0] = DIM / GROUP == 2 ? load_word(scales + u * stride) : load_short(scales + u * stride);
             }
-            uint32_t scale, offset;
-            const __half s[2] = {scales[a * p.n_group + group], scales[b * p.n_group + group]};
-            const __half o[2] = {offsets[a * p.n_group + group], offsets[b * p.n_group + group]};
-            memcpy(&scale, s, sizeof scale);
-            memcpy(&offset, o, sizeof offset);
+        }
+    }
+    uint32_t w[HALVES][2][2][COLUMNS];
 #pragma unroll
-            for (int u = 0; u < UNITS; u++) {
-                const uint32_t both = BITS == 4 ? side_by_side<4>(word[0][u / 2], word[1][u / 2], u % 2)
-                                                : side_by_side<2>(word[0][0], word[1][0], u);
+    for (int b = 0; b < DIM / 32; b++) {
+        if (GROUP == 16 || b * 32 % GROUP == 0) {
 #pragma unroll
-                for (int j = 0; j < 4; j++) x[h][4 * u + j] = element<BITS>(both, j, scale, offset);
+            for (int half = 0; half < HALVES; half++) {
+                const uint32_t index = GROUP == 16 ? (32u * b + 16u * half) / group : b * 32 / GROUP;
+#pragma unroll
+                for (int k = 0; k < 2; k++) {
+#pragma unroll
+                    for (int h = 0; h < 2; h++) {
+                        const int u = 4 * k + 2 * h;
+                        uint32_t scale;
+                        if (GROUP == 16) {
+                            const uint8_t *at = scales + 2 * index + u * stride;
+                            scale = __byte_perm(load_short(at), load_short(at + stride), 0x5410);
+                        } else {
+                            scale = __byte_perm(raw[u][index / 2], raw[u + 1][index / 2], index % 2 == 0 ? 0x5410 : 0x7632);
+                        }
+                        const uint32_t p = product(hi[k][h], scale);
+                        columns(w[half][k][h], p, fma_half2(rest[k][h], scale, lost(hi[k][h], scale, p)));
+                    }
+                }
             }
+        }
+        uint32_t x[2][2][4];
 #pragma unroll
-            for (int j = 0; j < TILES; j++) {
-                const float *from = weight + (4 * j + g / 2) * WEIGHT_STRIDE;
-                w[j][h] = split_pair(from[a], from[b], g % 2 != 0);
+        for (int k = 0; k < 2; k++) {
+#pragma unroll
+            for (int h = 0; h < 2; h++) {
+                uint32_t one[2];
+#pragma unroll
+                for (int e = 0; e < 2; e++) {
+                    /* place_of the line's 16 bytes */
+                    const uint32_t u = 4 * k + 2 * h + e;
+                    const uint8_t *codes = page + page_of<BITS, DIM>::CODES;
+                    if (BITS == 4) one[e] = load_short(codes + (first + u * STEP) * LINE + (b ^ t / 2 * (DIM / 64)) * 16 + 2 * g);
+                    else one[e] = codes[(first + (u ^ t)) * LINE + b * 8 + g];
+                }
+                const uint32_t both = __byte_perm(one[0], one[1], 0x5410);
+#pragma unroll
+                for (int j = 0; j < 4; j++) x[k][h][j] = element<BITS>(both, j);
             }
         }
 #pragma unroll
-        for (int i = 0; i < DIM / 16; i++) {
-            const uint32_t values[4] = {x[0][2 * i], x[0][2 * i + 1], x[1][2 * i], x[1][2 * i + 1]};
+        for (int half = 0; half < HALVES; half++) {
+            const uint32_t own = HALVES == 1 || g / 4 == (uint32_t)half ? 0xffffffffu : 0;
 #pragma unroll
-            for (int j = 0; j < TILES; j++) mma_16x8x16(acc[i][j], values, w[j][0], w[j][1], __half());
+            for (int m = 0; m < 2; m++) {
+#pragma unroll
+                for (int k = 0; k < 2; k++) {
+                    const uint32_t values[4] = {x[k][0][2 * m] & own, x[k][0][2 * m + 1] & own, x[k][1][2 * m] & own,
+                                                x[k][1][2 * m + 1] & own};
+#pragma unroll
+                    for (int j = 0; j < COLUMNS; j++) {
+                        mma_16x8x16(acc[2 * b + m], values, w[half][k][0][j], w[half][k][1][j], __half());
+                    }
+                }
+            }
         }
     }
 }
@@ -189,21 +262,22 @@ static __device__ __forceinline__ float weigh(float x[4], float &max, float &sum
 }
 
 /*
- * One warp's plain pages [page, end) in steps of WARPS; its share of the chunk goes into sums [READERS, DIM]. The last page
- * has `in_last` rows. Rows are few here: nothing is loaded ahead.
+ * One warp's half pages of the plain ones [begin, end); its share of the chunk goes into sums [READERS, DIM]. The last page
+ * has `in_last` rows. Rows are few here: nothing is loaded ahead of a page.
  */
 template <typename R, int DIM, int TILES>
-static __device__ void plain_chunk(const step_args &a, const cu_slot *s, void *const *pages, uint32_t page, uint32_t end,
-                                   uint32_t in_last, uint32_t readers, const float *q, float *weight, float *sums,
-                                   float max[TILES], float sum[TILES]) {
-    constexpr int READERS = 4 * TILES, LANES = DIM / 8, PER = 32 / LANES;
+static __device__ __forceinline__ void plain_chunk(const step_args &a, const cu_slot *s, void *const *pages, uint32_t begin,
+                                                   uint32_t end, uint32_t in_last, uint32_t readers, const float *q,
+                                                   float *weight, float *sums, float max[TILES], float sum[TILES]) {
+    constexpr int READERS = 4 * TILES, LANES = DIM / 8, PER = 32 / LANES, AHEAD = 16 / PER;
     const uint32_t lane = threadIdx.x % 32, g = lane / 4, t = lane % 4;
     float acc[READERS][8] = {};
-    for (; page < end; page += WARPS) {
+    for (uint32_t unit = 2 * begin + threadIdx.x / 32; unit < 2 * end; unit += WARPS) {
+        const uint32_t page = unit / 2, half = unit % 2;
         const R *keys = (const R *)pages[page], *values = keys + KVF_PAGE_ROWS * DIM;
         const uint32_t in_page = page + 1 == end ? in_last : KVF_PAGE_ROWS;
         float c[2][TILES][4] = {};
-#pragma unroll 1
+#pragma unroll 2
         for (int i = 0; i < DIM / 32; i++) {
             uint4 query[TILES];
 #pragma unroll
@@ -214,6 +288,7 @@ static __device__ void plain_chunk(const step_args &a, const cu_slot *s, void *c
             }
 #pragma unroll
             for (int m = 0; m < 2; m++) {
+                if (m != (int)half) continue;
                 const uint4 low = load_rows(keys + (m * 16 + g) * DIM + i * 32 + t * 8);
                 const uint4 high = load_rows(keys + (m * 16 + g + 8) * DIM + i * 32 + t * 8);
                 const uint32_t first[4] = {low.x, high.x, low.y, high.y}, second[4] = {low.z, high.z, low.w, high.w};
@@ -230,10 +305,12 @@ static __device__ void plain_chunk(const step_args &a, const cu_slot *s, void *c
 #pragma unroll
             for (int k = 0; k < 4; k++) {
                 const uint32_t row = g + 8 * k;
-                bool seen = row < in_page;
+                bool seen = row < in_page && row / 16 == half;
                 if (seen && a.window != 0) seen = s->position - page_positions<R>((void *)keys, DIM)[row] < a.window;
                 x[k] = seen ? (c[k / 2][j][k % 2 * 2] + c[k / 2][j][k % 2 * 2 + 1]) * a.scale : -INFINITY;
-                if (a.work.acts & CU_WATCHES && row < in_page) note(a, 4 * j + t, page * KVF_PAGE_ROWS + row, x[k]);
+                if (a.work.acts & CU_WATCHES && row < in_page && row / 16 == half) {
+                    note(a, 4 * j + t, page * KVF_PAGE_ROWS + row, x[k]);
+                }
             }
             const float shrink = weigh(x, max[j], sum[j]);
 #pragma unroll
@@ -247,14 +324,24 @@ static __device__ void plain_chunk(const step_args &a, const cu_slot *s, void *c
         }
         __syncwarp();
 #pragma unroll 1
-        for (uint32_t row = lane / LANES; row < in_page; row += PER) {
-            float v[8];
-            unpack8(load_rows(values + row * DIM + lane % LANES * 8), v, R());
+        for (uint32_t first = 16 * half + lane / LANES; first < 16 * half + 16; first += AHEAD * PER) {
+            uint4 raw[AHEAD];
 #pragma unroll
-            for (int r = 0; r < READERS; r++) {
-                const float w = weight[r * WEIGHT_STRIDE + row];
+            for (int i = 0; i < AHEAD; i++) {
+                const uint32_t row = first + i * PER;
+                raw[i] = make_uint4(0, 0, 0, 0); /* what lies beyond the rows may be anything */
+                if (row < in_page) raw[i] = load_rows(values + row * DIM + lane % LANES * 8);
+            }
 #pragma unroll
-                for (int k = 0; k < 8; k++) acc[r][k] = fmaf(w, v[k], acc[r][k]);
+            for (int i = 0; i < AHEAD; i++) {
+                float v[8];
+                unpack8(raw[i], v, R());
+#pragma unroll
+                for (int r = 0; r < READERS; r++) {
+                    const float w = weight[r * WEIGHT_STRIDE + first + i * PER];
+#pragma unroll
+                    for (int k = 0; k < 8; k++) acc[r][k] = fmaf(w, v[k], acc[r][k]);
+                }
             }
         }
         __syncwarp();
@@ -270,15 +357,57 @@ static __device__ void plain_chunk(const step_args &a, const cu_slot *s, void *c
     }
 }
 
+/*
+ * The warps' shares of a chunk, in order, by one warp. sums: shared [WARPS, READERS, DIM]   stat: [WARPS, READERS, 2], maximum
+ * and sum
+ */
+template <int READERS, int DIM>
+static __device__ __forceinline__ void merge_warps(const step_args &a, uint32_t stored, uint32_t readers, uint32_t chunk,
+                                                   const float *sums, const float *stat) {
+    const uint32_t lane = threadIdx.x % 32;
+#pragma unroll 1
+    for (uint32_t r = 0; r < readers; r++) {
+        const uint32_t at = lane % WARPS * READERS + r;
+        const float most = warp_max(stat[at * 2]), own = exp2_fast(stat[at * 2] - (most == -INFINITY ? 0.0f : most));
+        float weights = 0, total[DIM / 32] = {};
+#pragma unroll
+        for (int w = 0; w < WARPS; w++) {
+            const float factor = __shfl_sync(0xffffffffu, own, w);
+            weights = fmaf(factor, stat[(w * READERS + r) * 2 + 1], weights);
+#pragma unroll
+            for (int k = 0; k < DIM / 32; k++) total[k] = fmaf(factor, sums[(w * READERS + r) * DIM + lane + 32 * k], total[k]);
+        }
+        float *to = partial_of(a, blockIdx.z, stored * readers + r, chunk);
+#pragma unroll
+        for (int k = 0; k < DIM / 32; k++) to[lane + 32 * k] = total[k];
+        if (lane == 0) to[DIM] = most, to[DIM + 1] = weights;
+    }
+    __syncwarp();
+}
+
+/*
+ * Packed pages of a chunk, at least as many as plain ones: at most about 32 chunks, so that merging costs little, and one
+ * sequence of eight heads has as many as there is room for.
+ */
+static __device__ __forceinline__ uint32_t pages_of_chunk(uint32_t n_page, uint32_t n_stored, uint32_t plain) {
+    const uint32_t most = n_stored >= 8 ? 32 : 60, least = n_page > 8 * WARPS ? 2 : 1;
+    return max(plain, WARPS * max(least, (n_page + WARPS * most - 1) / (WARPS * most)));
+}
+
 /* TILES: groups of four readers. */
 template <typename R, int BITS, int DIM, int TILES>
 static __global__ void __launch_bounds__(THREADS, TILES == 1 ? 2 : 1) codes_kernel(const step_args a) {
-    constexpr int READERS = 4 * TILES, PAGE_BYTES = page_of<BITS, DIM>::BYTES;
+    typedef page_of<BITS, DIM> page_type;
+    constexpr int READERS = 4 * TILES, PAGE_BYTES = page_type::BYTES, STAGES = page_type::STAGES;
+    constexpr int PIECES = (PAGE_BYTES / 16 + 31) / 32;
     extern __shared__ uint4 shared4[];
     const uint32_t lane = threadIdx.x % 32, warp = threadIdx.x / 32, g = lane / 4, t = lane % 4;
-    uint8_t *stage = (uint8_t *)shared4 + warp * 2 * PAGE_BYTES;                          /* [2, PAGE_BYTES] */
-    float *weight = (float *)((uint8_t *)shared4 + WARPS * 2 * PAGE_BYTES) + warp * READERS * WEIGHT_STRIDE;
-    float *sums = (float *)((uint8_t *)shared4 + WARPS * 2 * PAGE_BYTES) + WARPS * READERS * WEIGHT_STRIDE;
+    uint8_t *stage = (uint8_t *)shared4 + warp * STAGES * PAGE_BYTES;                     /* [STAGES, PAGE_BYTES] */
+    uint4 *queries = (uint4 *)((uint8_t *)shared4 + WARPS * STAGES * PAGE_BYTES) + lane;   /* [DIM / 16, 32] */
+    /* A block's plain chunks come last, when the queries are not needed any more. */
+    float *weight = (float *)((uint8_t *)shared4 + WARPS * STAGES * PAGE_BYTES) + warp * READERS * WEIGHT_STRIDE;
+    float *sums = (float *)((uint8_t *)shared4 + WARPS * STAGES * PAGE_BYTES) + WARPS * READERS * WEIGHT_STRIDE;
+    static_assert(DIM * 32 <= WARPS * READERS * WEIGHT_STRIDE * (int)sizeof(float), "queries fit");
     float *stat = sums + WARPS * READERS * DIM;                                           /* [WARPS, READERS, 2] */
     wait_previous();
     allow_next();
@@ -286,135 +415,254 @@ static __global__ void __launch_bounds__(THREADS, TILES == 1 ? 2 : 1) codes_kern
     const uint32_t stored = blockIdx.y;
     if (!s->run || stored >= s->n_stored) return;
     const size_t table = (size_t)a.layer * s->n_stored + stored;
-    const cu_packing packing = s->packing[table];
-    if (packing.packed == 0 || packing.kernel != (BITS == 4 ? CU_ATTEND_CODES_4 : CU_ATTEND_CODES_2)) return;
+    const cu_packing *packing = &s->packing[table];
+    const uint32_t packed = packing->packed, n_row = s->rows[table] + 1;
+    if (packed == 0 || packing->kernel != (BITS == 4 ? CU_ATTEND_CODES_4 : CU_ATTEND_CODES_2)) return;
     if (chooses(a, s, table)) return;
-    const kv_layout &l = packing.format->layout;
-    const uint32_t n_row = s->rows[table] + 1, readers = a.n_head / s->n_stored, n_packed = packed_pages(packing.packed);
-    const uint32_t n_plain = packed_pages(n_row) - n_packed, per_chunk = chunk_rows(n_row) / KVF_PAGE_ROWS;
-    const uint32_t packed_chunks = (n_packed - 1) / per_chunk + 1, n_chunk = packed_chunks + (n_plain - 1) / per_chunk + 1;
+    const kv_part &value = packing->format->layout.value;
+    const uint32_t group = value.group, n_group = value.n_group;
+    const uint32_t readers = a.n_head / s->n_stored, n_packed = packed_pages(packed);
+    const uint32_t n_plain = packed_pages(n_row) - n_packed, plain_chunk_pages = chunk_rows(n_row) / KVF_PAGE_ROWS;
+    const uint32_t per_chunk = pages_of_chunk(n_packed, s->n_stored, plain_chunk_pages);
+    const uint32_t packed_chunks = (n_packed - 1) / per_chunk + 1;
+    const uint32_t n_chunk = packed_chunks + (n_plain - 1) / plain_chunk_pages + 1;
     if (blockIdx.x >= n_chunk) return;
     void *const *pages = s->pages + table * s->cap;
-    const uint32_t n_copy = l.page_bytes / 16;
-    const places p = {l.key.offsets, l.value.codes, l.value.offsets, l.value.n_group};
-    const uint32_t group = (DIM == 128 ? g : g / 2) * 16 / l.value.group, positions = l.positions;
+    const uint32_t positions = page_type::PARAMS + 4 * KVF_PAGE_ROWS * n_group;
+    const uint32_t n_piece = (positions + 4 * KVF_PAGE_ROWS + 63) / 64 * 4;
     const float *q = a.q + ((size_t)blockIdx.z * a.n_head + stored * readers) * DIM;
 
+    /* The page after those that are fetched, and where it lies. */
     walk next = {blockIdx.x, blockIdx.x * per_chunk + warp};
     settle(&next, packed_chunks, n_packed, per_chunk, warp);
+    const uint4 *next_page = NULL;
+    const auto look_ahead = [&] {
+        if (next.chunk < packed_chunks) next_page = (const uint4 *)pages[next.page];
+    };
+    look_ahead();
     const auto fetch = [&](uint32_t to) {
         if (next.chunk < packed_chunks) {
-            const uint4 *from = (const uint4 *)pages[next.page];
-            for (uint32_t i = lane; i < n_copy; i += 32) copy_async((uint4 *)(stage + to * PAGE_BYTES) + i, from + i, true);
+            uint8_t *at = stage + to * PAGE_BYTES;
+            const uint4 *from = next_page + lane;
+#pragma unroll
+            for (int n = 0; n < PIECES; n++) {
+                const uint32_t i = lane + 32 * n;
+                if (n >= page_type::PARAMS / 512 && i >= n_piece) continue;
+                copy_async((uint4 *)at + place_of<BITS, DIM>(i), from + 32 * n, true);
+            }
+            next.page += WARPS;
+            settle(&next, packed_chunks, n_packed, per_chunk, warp);
+            look_ahead();
         }
         copy_commit();
     };
-    uint32_t now = 0; /* the page that comes next goes there */
-    fetch(now);
+    for (uint32_t i = 0; i + 1 < STAGES; i++) fetch(i);
+    uint32_t now = 0; /* stage of the page that comes next */
 
-    /* Queries are brought to [1, 2) by a power of two, for the range of f16. */
-    uint2 query[TILES][DIM / 16];
-    float scale[TILES]; /* of reader 4 j + t's scores */
+    /*
+     * Queries are brought to [1, 2) by a power of two, for the range of f16. A lane's part is the same in all warps.
+     */
+    const uint32_t reader = TILES == 1 ? g % 4 : g;
+    float scale; /* of the reader's scores */
+    {
+        float x[DIM / 32][8] = {}, most = 0;
 #pragma unroll
-    for (int j = 0; j < TILES; j++) {
-        float factor = 0;
-        scale[j] = 0;
+        for (int i = 0; i < DIM / 32; i++) {
+            if (reader < readers) load8(q + reader * DIM + 32 * i + 8 * t, x[i]);
 #pragma unroll
-        for (uint32_t r = 0; r < 4; r++) {
-            float most = 0;
-            if (4 * j + r < readers) {
-                for (uint32_t d = lane; d < DIM; d += 32) most = fmaxf(most, fabsf(q[(4 * j + r) * DIM + d]));
-            }
-            const uint32_t exponent = min(max(__float_as_uint(warp_max(most)) >> 23, 1u), 253u);
-            if (g / 2 == r) factor = __uint_as_float((254 - exponent) << 23);
-            if (t == r) scale[j] = __uint_as_float(exponent << 23) * a.scale;
+            for (int k = 0; k < 8; k++) most = fmaxf(most, fabsf(x[i][k]));
         }
-        const uint32_t reader = 4 * j + g / 2;
+        most = fmaxf(most, __shfl_xor_sync(0xffffffffu, most, 1));
+        most = fmaxf(most, __shfl_xor_sync(0xffffffffu, most, 2));
+        const uint32_t exponent = min(max(__float_as_uint(most) >> 23, 1u), 253u);
+        const float factor = __uint_as_float((254 - exponent) << 23);
+        scale = __uint_as_float(exponent << 23) * a.scale;
 #pragma unroll
         for (int i = 0; i < DIM / 16; i++) {
-            query[j][i] = make_uint2(0, 0);
-            if (reader >= readers) continue;
-            const float *from = q + reader * DIM + 16 * i + 2 * t;
-            query[j][i].x = split_pair(from[0] * factor, from[1] * factor, g % 2 != 0);
-            query[j][i].y = split_pair(from[8] * factor, from[9] * factor, g % 2 != 0);
+            uint32_t query[4];
+#pragma unroll
+            for (int h = 0; h < 2; h++) {
+                const float *pair = &x[i / 2][i % 2 * 4 + 2 * h];
+                query[2 * h] = pack_pair(pair[0] * factor, pair[1] * factor, __half());
+                query[2 * h + 1] = rest_pair(pair[0] * factor, pair[1] * factor, query[2 * h]);
+            }
+            if (warp == 0) queries[i * 32] = make_uint4(query[0], query[1], query[2], query[3]);
         }
     }
+    __syncthreads();
 
+    /* Warps take turns in merging; the others go on with the next chunk. */
+    uint32_t merger = 0, last = WARPS; /* of this chunk, and of the one before */
     for (uint32_t chunk = blockIdx.x; chunk < n_chunk; chunk += gridDim.x) {
-        float max[TILES], sum[TILES];
-#pragma unroll
-        for (int j = 0; j < TILES; j++) max[j] = -INFINITY, sum[j] = 0;
+        const auto may_write = [&] { /* all warps are done with the chunk before, and it is merged */
+            if (last != WARPS && warp != last) named_wait(FREE, THREADS);
+        };
         float *own = sums + warp * READERS * DIM;
         if (chunk >= packed_chunks) {
-            const uint32_t first = n_packed + (chunk - packed_chunks) * per_chunk, last = min(first + per_chunk, n_packed + n_plain);
-            const uint32_t in_last = min((uint32_t)KVF_PAGE_ROWS, n_row - (last - 1) * KVF_PAGE_ROWS);
-            plain_chunk<R, DIM, TILES>(a, s, pages, first + warp, last, in_last, readers, q, weight, own, max, sum);
-        } else {
-            float acc[DIM / 16][TILES][4] = {};
-            while (next.chunk == chunk) {
-                const uint8_t *page = stage + now * PAGE_BYTES;
-                const uint32_t row0 = next.page * KVF_PAGE_ROWS, in_page = min((uint32_t)KVF_PAGE_ROWS, packing.packed - row0);
-                next.page += WARPS;
-                settle(&next, packed_chunks, n_packed, per_chunk, warp);
-                copy_wait();
-                __syncwarp(); /* the page is there, and nobody reads the one before it any more */
-                now ^= 1;
-                fetch(now);
-                float c[2][TILES][4] = {};
-                add_keys<BITS, DIM, TILES>(c, page, p, query, g, t);
+            may_write(); /* nobody needs the queries any more either */
+            float max[TILES], sum[TILES];
 #pragma unroll
-                for (int j = 0; j < TILES; j++) {
-                    float x[4];
-#pragma unroll
-                    for (int k = 0; k < 4; k++) {
-                        const uint32_t slot = slot_of<BITS>(g, k);
-                        bool seen = slot < in_page;
-                        if (seen && a.window != 0) seen = s->position - load_word(page + positions + 4 * slot) < a.window;
-                        x[k] = seen ? (c[k / 2][j][k % 2 * 2] + c[k / 2][j][k % 2 * 2 + 1]) * scale[j] : -INFINITY;
-                        if (a.work.acts & CU_WATCHES && slot < in_page) note(a, 4 * j + t, row0 + slot, x[k]);
-                    }
-                    const float shrink = weigh(x, max[j], sum[j]);
-#pragma unroll
-                    for (int k = 0; k < 4; k++) weight[(4 * j + t) * WEIGHT_STRIDE + slot_of<BITS>(g, k)] = x[k];
-#pragma unroll
-                    for (int i = 0; i < DIM / 16; i++) {
-#pragma unroll
-                        for (int e = 0; e < 4; e++) acc[i][j][e] *= shrink;
-                    }
-                }
-                __syncwarp();
-                add_values<BITS, DIM, TILES>(acc, page, p, weight, group, g, t);
-            }
+            for (int j = 0; j < TILES; j++) max[j] = -INFINITY, sum[j] = 0;
+            const uint32_t first = n_packed + (chunk - packed_chunks) * plain_chunk_pages;
+            const uint32_t end = min(first + plain_chunk_pages, n_packed + n_plain);
+            const uint32_t in_last = min((uint32_t)KVF_PAGE_ROWS, n_row - (end - 1) * KVF_PAGE_ROWS);
+            plain_chunk<R, DIM, TILES>(a, s, pages, first, end, in_last, readers, q, weight, own, max, sum);
 #pragma unroll
             for (int j = 0; j < TILES; j++) {
+                if (g != 0) continue;
+                stat[(warp * READERS + 4 * j + t) * 2] = max[j];
+                stat[(warp * READERS + 4 * j + t) * 2 + 1] = sum[j];
+            }
+        } else {
+            /*
+             * Weights go up to 2^lift rather than 1, so that those times their scales keep clear of the end of f16. Where
+             * that is too much, with scales above 255, the chunk is done again.
+             */
+            const uint32_t end = min((chunk + 1) * per_chunk, n_packed);
+            float lift = 8;
+            float acc[DIM / 16][4], base[4], max, sum;
+            for (;;) {
+                const bool again = lift < 0;
 #pragma unroll
-                for (int e = 0; e < DIM / 8; e++) {
-                    own[(4 * j + t) * DIM + channel_of<BITS, DIM>(g, e)] = acc[e / 2][j][e % 2 * 2] + acc[e / 2][j][e % 2 * 2 + 1];
+                for (int i = 0; i < DIM / 16; i++) {
+#pragma unroll
+                    for (int e = 0; e < 4; e++) acc[i][e] = 0;
+                }
+#pragma unroll
+                for (int e = 0; e < 4; e++) base[e] = 0;
+                max = -INFINITY, sum = 0;
+                for (uint32_t index = chunk * per_chunk + warp; index < end; index += WARPS) {
+                    const uint32_t row0 = index * KVF_PAGE_ROWS, in_page = min((uint32_t)KVF_PAGE_ROWS, packed - row0);
+                    const uint32_t before = now == 0 ? STAGES - 1 : now - 1;
+                    const uint8_t *page = stage + (again ? before : now) * PAGE_BYTES;
+                    if (again) {
+                        __syncwarp();
+                        const uint4 *from = (const uint4 *)pages[index];
+                        for (uint32_t i = lane; i < n_piece; i += 32) ((uint4 *)page)[place_of<BITS, DIM>(i)] = from[i];
+                        __syncwarp();
+                    } else {
+                        copy_wait_but<STAGES - 2>();
+                        __syncwarp(); /* the page is there, and nobody reads the one before it any more */
+                        fetch(before);
+                        now = now + 1 == STAGES ? 0 : now + 1;
+                    }
+                    float c[4][4] = {}, x[8], key_base[4] = {};
+                    add_keys<BITS, DIM>(c, key_base, page, queries, g, t);
+                    const float offset = (key_base[0] + key_base[2]) * scale;
+#pragma unroll
+                    for (int u = 0; u < 8; u++) { /* slot u of the lane */
+                        const float factor = scale * (float)(1u << power<BITS>(u % 4));
+                        x[u] = fmaf(c[u % 4][u / 4] + c[u % 4][u / 4 + 2], factor, offset);
+                    }
+                    if (in_page < KVF_PAGE_ROWS || a.window != 0 || a.work.acts & CU_WATCHES) {
+#pragma unroll
+                        for (int u = 0; u < 8; u++) {
+                            const uint32_t slot = slot_of<BITS>(2 * t + u / 4, u % 4);
+                            bool seen = slot < in_page;
+                            if (seen && a.window != 0) seen = s->position - load_word(page + positions + 4 * slot) < a.window;
+                            if (!seen) x[u] = -INFINITY;
+                            if (a.work.acts & CU_WATCHES && slot < in_page && g < READERS) note(a, reader, row0 + slot, x[u]);
+                        }
+                    }
+                    float most = x[0];
+#pragma unroll
+                    for (int u = 1; u < 8; u++) most = fmaxf(most, x[u]);
+                    most = fmaxf(most, __shfl_xor_sync(0xffffffffu, most, 1));
+                    most = fmaxf(most, __shfl_xor_sync(0xffffffffu, most, 2));
+                    if (__ballot_sync(0xffffffffu, most > max) != 0) {
+                        most = fmaxf(most, max);
+                        const float shrink = exp2_fast(max - (most == -INFINITY ? 0.0f : most));
+                        max = most;
+                        sum *= shrink;
+                        const float one = __shfl_sync(0xffffffffu, shrink, 8 * t);
+                        const float two = __shfl_sync(0xffffffffu, shrink, 8 * t + 4);
+#pragma unroll
+                        for (int i = 0; i < DIM / 16; i++) acc[i][0] *= one, acc[i][1] *= two, acc[i][2] *= one, acc[i][3] *= two;
+                        base[0] *= one, base[1] *= two;
+                    }
+                    const float from = (max == -INFINITY ? 0.0f : max) - lift;
+#pragma unroll
+                    for (int u = 0; u < 8; u++) {
+                        x[u] = exp2_fast(x[u] - from);
+                        sum += x[u];
+                    }
+                    uint32_t hi[2][2], rest[2][2];
+#pragma unroll
+                    for (int u = 0; u < 8; u += 2) {
+                        hi[u / 4][u / 2 % 2] = pack_pair(x[u], x[u + 1], __half());
+                        rest[u / 4][u / 2 % 2] = rest_pair(x[u], x[u + 1], hi[u / 4][u / 2 % 2]);
+                    }
+                    if (group == 32) add_values<BITS, DIM, TILES, 32>(acc, base, page, hi, rest, group, n_group, g, t);
+                    else if (group == 64) add_values<BITS, DIM, TILES, 64>(acc, base, page, hi, rest, group, n_group, g, t);
+                    else if (group == DIM) add_values<BITS, DIM, TILES, DIM>(acc, base, page, hi, rest, group, n_group, g, t);
+                    else add_values<BITS, DIM, TILES, 16>(acc, base, page, hi, rest, group, n_group, g, t);
+                }
+                float all = 0;
+#pragma unroll
+                for (int i = 0; i < DIM / 16; i++) all += fabsf(acc[i][0]) + fabsf(acc[i][1]) + fabsf(acc[i][2]) + fabsf(acc[i][3]);
+                if (again || __ballot_sync(0xffffffffu, all < INFINITY) == 0xffffffffu) break;
+                lift = -8;
+            }
+            may_write();
+            sum += __shfl_xor_sync(0xffffffffu, sum, 1);
+            sum += __shfl_xor_sync(0xffffffffu, sum, 2);
+            if (TILES == 1) {
+                base[0] += __shfl_xor_sync(0xffffffffu, base[0], 2);
+                base[1] += __shfl_xor_sync(0xffffffffu, base[1], 2);
+            }
+#pragma unroll
+            for (int i = 0; i < DIM / 16; i++) {
+                if (TILES == 1) {
+                    /* the rest's columns are two lanes further; either lane adds one of the two rows up */
+                    const uint32_t j = i % 2 * 2 + t / 2, channel = i / 2 * 32 + slot_of<BITS>(g, j);
+                    const float factor = (float)(1u << power<BITS>(j));
+#pragma unroll
+                    for (int e = 0; e < 2; e++) {
+                        const float other = __shfl_xor_sync(0xffffffffu, t < 2 ? acc[i][2 + e] : acc[i][e], 2);
+                        const float offset = __shfl_sync(0xffffffffu, base[e], channel / group * 4 + t);
+                        own[(t % 2 * 2 + e) * DIM + channel] = fmaf((t < 2 ? acc[i][e] : acc[i][2 + e]) + other, factor, offset);
+                    }
+                } else {
+#pragma unroll
+                    for (int e = 0; e < 4; e++) {
+                        const int j = i % 2 * 2 + e / 2;
+                        const uint32_t channel = i / 2 * 32 + slot_of<BITS>(g, j);
+                        const float offset = __shfl_sync(0xffffffffu, base[e % 2], channel / group * 4 + t);
+                        own[(2 * t + e % 2) * DIM + channel] = fmaf(acc[i][e], (float)(1u << power<BITS>(j)), offset);
+                    }
                 }
             }
+            if (t == 0 && g < READERS) {
+                stat[(warp * READERS + g) * 2] = max - lift;
+                stat[(warp * READERS + g) * 2 + 1] = sum;
+            }
         }
-#pragma unroll
-        for (int j = 0; j < TILES; j++) {
-            if (g != 0) continue;
-            stat[(warp * READERS + 4 * j + t) * 2] = max[j];
-            stat[(warp * READERS + 4 * j + t) * 2 + 1] = sum[j];
+        if (warp == merger) {
+            named_wait(FULL, THREADS);
+            merge_warps<READERS, DIM>(a, stored, readers, chunk, sums, stat);
+            named_arrive(FREE, THREADS);
+        } else {
+            named_arrive(FULL, THREADS);
         }
-        __syncthreads();
-        store_chunk<READERS, DIM, WARPS>(a, stored, readers, chunk, sums, stat);
-        __syncthreads();
+        last = merger, merger = (merger + 1) % WARPS;
     }
+    if (warp != last) named_wait(FREE, THREADS);
     copy_wait();
     finish_head(a, stored, readers, n_chunk, min(gridDim.x, n_chunk), sums);
 }
 
 template <int BITS, int DIM>
 static constexpr size_t shared_bytes(size_t tiles) {
-    return (size_t)WARPS * 2 * page_of<BITS, DIM>::BYTES + WARPS * 4 * tiles * (WEIGHT_STRIDE + DIM + 2) * sizeof(float);
+    return (size_t)WARPS * page_of<BITS, DIM>::STAGES * page_of<BITS, DIM>::BYTES +
+           WARPS * 4 * tiles * (WEIGHT_STRIDE + DIM + 2) * sizeof(float);
 }
 
 template <typename R, int BITS, int DIM, int TILES>
 static cudaError_t launch(const cu_device *d, const step_args &a, dim3 grid) {
     constexpr size_t bytes = shared_bytes<BITS, DIM>(TILES);
+    /* Blocks that are on the device at once: starting and ending one costs as much as several pages. */
+    const uint32_t room = (TILES == 1 ? 2 : 1) * d->n_sm / (grid.y * grid.z);
+    grid.x = room < 1 ? 1 : room < grid.x ? room : grid.x;
     static_assert(WARPS * DIM >= CU_ATTENTION_CHUNKS + 1, "the last block's weights fit");
     const cudaError_t e = cudaFuncSetAttribute(codes_kernel<R, BITS, DIM, TILES>, cudaFuncAttributeMaxDynamicSharedMemorySize,
                                                (int)bytes);

@@ -91,5 +91,10 @@ static __device__ __forceinline__ void copy_async(uint4 *to, const void *from, b
 static __device__ __forceinline__ void copy_commit(void) { asm volatile("cp.async.commit_group;" ::: "memory"); }
 /* Waits for all groups that this thread has committed. */
 static __device__ __forceinline__ void copy_wait(void) { asm volatile("cp.async.wait_group 0;" ::: "memory"); }
+/* Waits for all but the last N of them. */
+template <int N>
+static __device__ __forceinline__ void copy_wait_but(void) {
+    asm volatile("cp.async.wait_group %0;" : : "n"(N) : "memory");
+}
 
 #endif
