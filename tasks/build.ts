@@ -68,8 +68,12 @@ const SIMD_FLAGS: [suffix: string, flags: string[]][] = [
   ],
 ];
 
-/** The emulated build goes through a prefill in so small chunks that the tests' prompts have several. */
-const SMALL_CHUNKS = ["-DCU_CHUNK=64u", "-DCU_QUERY_CHUNK=128u"];
+/** The emulated build goes through a prefill, and through the layers of a step, in so small parts that tests have several. */
+const SMALL_CHUNKS = [
+  "-DCU_CHUNK=64u",
+  "-DCU_QUERY_CHUNK=128u",
+  "-DCU_LINES_BYTES=1u",
+];
 
 /** GPUs that get machine code; newer ones compile the PTX of the last plain architecture. */
 export const CUDA_ARCHITECTURES = "80,90a";

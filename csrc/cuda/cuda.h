@@ -2,7 +2,8 @@
  * What the files of the CUDA backend share: the device, memory, weights, mirrors of page tables, and the host functions
  * that queue kernels.
  *
- * All work of a device runs on one stream, in order; memory that is freed may therefore be handed out again at once.
+ * All work of a device runs on one stream, in order, but for what a decode step does beside its layers, which is over when
+ * the step is; memory that is freed may therefore be handed out again at once.
  * Every be_ function sets the device first (calls come from different threads).
  */
 #ifndef KVF_CUDA_H
@@ -81,7 +82,11 @@ struct cu_device {
     bool dependent; /* kernels may start before the one before them has ended */
     bool warpgroups; /* products of whole warpgroups: compute capability 9.0, where the build has code for it */
     cudaStream_t stream;
+    cudaStream_t side;         /* what a step does beside its layers; joined again before the step ends */
+    cudaEvent_t fork, join[2];
+    mutable bool alone;        /* the next kernel has more than the kernel before it to wait for: no dependent launch */
     cudaEvent_t step[CU_IN_FLIGHT];
+    double host_ms[3]; /* of decode so far, beside queueing and waiting: reserving rows, sending state, following what ran */
     volatile uint32_t *word; /* pinned, written by the device: sequences that are not finished */
     uint32_t *word_device;
     cu_memory memory;
@@ -305,6 +310,8 @@ typedef struct cu_slot {
     uint32_t seed_low;
     uint32_t seed_high;
     uint32_t min_new_token;
+    unsigned long long best; /* highest key of a logit so far, above the complement of its token; 0 between steps */
+    uint32_t arrived;        /* blocks that have looked for it; 0 between steps */
     uint32_t n_stop;
     uint32_t stop[KV_MAX_STOP];
 } cu_slot;
@@ -371,8 +378,10 @@ int32_t cu_norm_rows(kvf_device *dev, uint32_t dtype, void *h, uint32_t ldh, con
                      uint32_t n_col, float eps, kv_err err);
 /* x[i] = embedding of tokens[i] as f32. */
 int32_t cu_embed(kvf_model *model, float *x, const uint32_t *tokens, uint32_t n, kv_err err);
-/* The same for the slots that run; zeros for the others. */
-int32_t cu_embed_step(kvf_model *model, float *x, const cu_slot *slot, uint32_t n, kv_err err);
+struct cu_step_control;
+/* Begins a step: which slots run, and with which token; their embeddings, zeros for the others. forced: NULL: none are */
+int32_t cu_embed_step(kvf_model *model, float *x, cu_slot *slot, uint32_t n, const cu_step_control *control,
+                      const uint32_t *forced, kv_err err);
 /* act[token, i] = silu(gate_up[token, i]) * gate_up[token, width + i], all in dtype. */
 int32_t cu_swiglu(kvf_device *dev, uint32_t dtype, void *act, uint32_t lda, const void *gate_up, uint32_t n, uint32_t width,
                   kv_err err);
@@ -392,9 +401,12 @@ typedef struct cu_query_room {
  */
 int32_t cu_rope_prefill(kvf_model *model, uint32_t layer, const cu_view *view, uint32_t row_dtype, const float *qkv,
                         uint32_t first, uint32_t n, const cu_query_room *room, bool rows, kv_err err);
-/* The same for one token per slot; q: [n, n_head, head_dim]; rows go to index rows[] of every stored head. */
+/*
+ * The same for one token per slot; q: [n, n_head, head_dim]; rows go to index rows[] of every stored head. With CU_BEFORE in
+ * work->acts queries are kept, and rows at the first positions move along (program.h).
+ */
 int32_t cu_rope_step(kvf_model *model, uint32_t layer, uint32_t row_dtype, const float *qkv, const cu_slot *slot,
-                     uint32_t n, float *q, kv_err err);
+                     uint32_t n, float *q, const cu_program_work *work, kv_err err);
 
 /* ---- Attention ---- */
 
@@ -475,18 +487,19 @@ int32_t cu_observe_lse(kvf_cache *cache, kv_sequence *s, uint32_t layer, const c
 /* Adds the column masses of a chunk of queries; chunks come in order, in whole tiles of 32. lse: [n_head, n] */
 int32_t cu_observe_mass(kvf_cache *cache, kv_sequence *s, uint32_t layer, const cu_queries *queries, const float *lse, kv_err err);
 
-/* ---- Sampling ---- */
+/* ---- The end of a step ---- */
 
 typedef struct cu_step_control {
-    uint32_t step; /* steps begun */
-    uint32_t now;  /* index of the current one */
+    uint32_t step;    /* steps that are over */
+    uint32_t arrived; /* slots that are done with this one */
 } cu_step_control;
 
 /*
- * Samples a token for every live slot that is not finished, as kv_sample does; tokens[now, b] and the slot's state are
- * written.
+ * Counts the row of every slot that ran as complete in every table of n_layer layers (0: no slot ran). With `tokens` a token
+ * is sampled for every live slot that is not finished, as kv_sample does; tokens[step, b] and the slot's state are
+ * written. The device's word becomes the number of sequences that go on.
  */
-int32_t cu_sample_step(kvf_device *dev, cu_slot *slot, uint32_t n, uint32_t vocab, const cu_step_control *control,
-                       uint32_t *tokens, kv_err err);
+int32_t cu_end_step(kvf_device *dev, cu_slot *slot, uint32_t n, uint32_t n_layer, uint32_t vocab, cu_step_control *control,
+                    uint32_t *tokens, kv_err err);
 
 #endif

@@ -4,6 +4,8 @@
  * and reads the tokens once; meanwhile it only looks at a pinned word that says how many sequences go on. What happened is
  * then replayed on the host's tables: it follows from the tokens alone.
  */
+#include <chrono>
+
 #include "packed.cuh"
 #include "program.h"
 
@@ -130,7 +132,7 @@ static cu_program_work work_of(const kvf_model *model, const cu_decode *w, const
     cu_program_work work = {};
     work.acts = shape->acts, work.n = shape->n, work.max_stored = shape->max_stored, work.n_head = model->config.n_head;
     work.ld = shape->n_row, work.n_query = shape->n_query;
-    *bytes = cu_program_layout(&work, (char *)w->programs);
+    *bytes = cu_program_layout(&work, model->config.n_layer, (char *)w->programs);
     return work;
 }
 
@@ -171,37 +173,6 @@ static int32_t prepare(kvf_model *model, const step_shape *shape, kv_err err) {
 
 /* ---- One step ---- */
 
-/* Which slots run, and with which token. */
-static __global__ void begin_kernel(cu_slot *slot, uint32_t n, cu_step_control *control, const uint32_t *forced) {
-    __shared__ uint32_t now;
-    if (threadIdx.x == 0) now = control->now = control->step++;
-    __syncthreads();
-    for (uint32_t b = threadIdx.x; b < n; b += blockDim.x) {
-        cu_slot *s = &slot[b];
-        const uint32_t token = forced != NULL ? forced[now] : s->pending;
-        s->run = s->live && !s->finished && token != KV_NO_TOKEN;
-        s->token = token;
-    }
-}
-
-/* A block per slot: its row is complete in every table. */
-static __global__ void end_kernel(cu_slot *slot, uint32_t n_layer) {
-    cu_slot *s = &slot[blockIdx.x];
-    if (!s->run) return;
-    for (uint32_t i = threadIdx.x; i < n_layer * s->n_stored; i += blockDim.x) s->rows[i]++;
-    if (threadIdx.x != 0) return;
-    s->position++;
-    s->pending = KV_NO_TOKEN;
-}
-
-/* Tells the host how many sequences go on. */
-static __global__ void report_kernel(const cu_slot *slot, uint32_t n, volatile uint32_t *word) {
-    uint32_t alive = 0;
-    for (uint32_t b = threadIdx.x; b < n; b += 32) alive += slot[b].live && !slot[b].finished;
-    for (int step = 16; step > 0; step /= 2) alive += __shfl_xor_sync(0xffffffffu, alive, step);
-    if (threadIdx.x == 0) *word = alive;
-}
-
 static int32_t queue_layer(kvf_model *model, cu_decode *w, uint32_t layer, const step_shape *shape, kv_err err) {
     const kvf_model_config *c = &model->config;
     kvf_device *dev = model->dev;
@@ -209,15 +180,16 @@ static int32_t queue_layer(kvf_model *model, cu_decode *w, uint32_t layer, const
     const uint32_t dtype = c->weight_dtype, n = shape->n;
     cu_skinny_out out = {};
     size_t bytes;
-    const cu_program_work work = work_of(model, w, shape, &bytes);
+    const cu_program_work programs = work_of(model, w, shape, &bytes), work = cu_program_layer(&programs, layer);
+    CU_PASS(cu_programs_begin(model, layer, &programs, err));
     CU_PASS(cu_rms_norm(dev, dtype, w->h, l->qkv.ld, w->x, l->attn_norm, n, c->hidden, c->norm_eps, err));
     out.epilogue = CU_STORE, out.out = w->qkv, out.ld = cu_qkv_width(c);
     CU_PASS(cu_skinny(dev, dtype, &l->qkv, w->h, n, out, err));
-    CU_PASS(cu_rope_step(model, layer, shape->row_dtype, w->qkv, w->slot, n, w->q, err));
+    CU_PASS(cu_rope_step(model, layer, shape->row_dtype, w->qkv, w->slot, n, w->q, &work, err));
     CU_PASS(cu_programs_before(model, layer, shape->row_dtype, w->slot, w->q, &work, w->arrived, err));
     CU_PASS(cu_attention_step(model, layer, shape->row_dtype, w->slot, n, shape->max_stored, shape->n_chunk,
                               shape->kernels, w->q, w->attention, l->o.ld, w->partial, w->arrived, &work, err));
-    CU_PASS(cu_programs_after(model, layer, shape->row_dtype, w->slot, &work, err));
+    CU_PASS(cu_programs_after(model, layer, shape->row_dtype, w->slot, &programs, err));
     out.epilogue = CU_ADD, out.out = w->x, out.ld = c->hidden, out.bias = l->o_bias;
     CU_PASS(cu_skinny(dev, dtype, &l->o, w->attention, n, out, err));
     CU_PASS(cu_rms_norm(dev, dtype, w->h, l->gate_up.ld, w->x, l->mlp_norm, n, c->hidden, c->norm_eps, err));
@@ -233,24 +205,19 @@ static int32_t queue_step(kvf_model *model, cu_decode *w, const step_shape *shap
     const kvf_model_config *c = &model->config;
     const cu_model *weights = cu_weights(model);
     kvf_device *dev = model->dev;
-    cudaStream_t stream = cu_of(dev)->stream;
-    begin_kernel<<<1, 256, 0, stream>>>(w->slot, shape->n, w->control, shape->forced ? w->forced : NULL);
-    CU_LAUNCHED("a step");
-    if (run) {
-        cu_skinny_out out = {};
-        CU_PASS(cu_embed_step(model, w->x, w->slot, shape->n, err));
-        for (uint32_t layer = 0; layer < c->n_layer; layer++) CU_PASS(queue_layer(model, w, layer, shape, err));
-        CU_PASS(cu_rms_norm(dev, c->weight_dtype, w->h, weights->output.ld, w->x, weights->final_norm, shape->n, c->hidden,
-                            c->norm_eps, err));
-        out.epilogue = CU_LOGITS, out.slot = w->slot;
-        CU_PASS(cu_skinny(dev, c->weight_dtype, &weights->output, w->h, shape->n, out, err));
-        end_kernel<<<shape->n, 128, 0, stream>>>(w->slot, c->n_layer);
-        CU_LAUNCHED("a step");
-    }
-    if (!shape->forced) CU_PASS(cu_sample_step(dev, w->slot, shape->n, c->vocab, w->control, w->tokens, err));
-    report_kernel<<<1, 32, 0, stream>>>(w->slot, shape->n, cu_of(dev)->word_device);
-    CU_LAUNCHED("a step");
-    return KVF_OK;
+    uint32_t *tokens = shape->forced ? NULL : w->tokens;
+    if (!run) return cu_end_step(dev, w->slot, shape->n, 0, c->vocab, w->control, tokens, err);
+    cu_skinny_out out = {};
+    size_t bytes;
+    const cu_program_work programs = work_of(model, w, shape, &bytes);
+    CU_PASS(cu_embed_step(model, w->x, w->slot, shape->n, w->control, shape->forced ? w->forced : NULL, err));
+    for (uint32_t layer = 0; layer < c->n_layer; layer++) CU_PASS(queue_layer(model, w, layer, shape, err));
+    CU_PASS(cu_rms_norm(dev, c->weight_dtype, w->h, weights->output.ld, w->x, weights->final_norm, shape->n, c->hidden,
+                        c->norm_eps, err));
+    out.epilogue = CU_LOGITS, out.slot = w->slot;
+    CU_PASS(cu_skinny(dev, c->weight_dtype, &weights->output, w->h, shape->n, out, err));
+    CU_PASS(cu_programs_join(dev, c->n_layer, &programs, err));
+    return cu_end_step(dev, w->slot, shape->n, c->n_layer, c->vocab, w->control, tokens, err);
 }
 
 static int32_t capture(kvf_model *model, cu_decode *w, const step_shape *shape, cudaGraphExec_t *exec, kv_err err) {
@@ -289,6 +256,14 @@ static int32_t launch_step(kvf_model *model, cu_decode *w, const step_shape *sha
 
 /* ---- The host's side ---- */
 
+/* Adds the time of its life to a sum. */
+struct timer {
+    double *sum;
+    std::chrono::steady_clock::time_point start = std::chrono::steady_clock::now();
+    explicit timer(double *sum) : sum(sum) {}
+    ~timer() { *sum += std::chrono::duration<double, std::milli>(std::chrono::steady_clock::now() - start).count(); }
+};
+
 static uint32_t table_count(const kvf_cache *cache, const kv_sequence *s) {
     return cache->config.n_layer * s->n_stored_head;
 }
@@ -321,6 +296,7 @@ static int32_t reserve_layer(kvf_cache *cache, kv_sequence *s, uint32_t layer, u
 }
 
 static int32_t reserve(kvf_cache *cache, kv_sequence **s, uint32_t n, uint32_t steps, bool forced, kv_err err) {
+    const timer spent(&cu_of(cache->dev)->host_ms[0]);
     for (uint32_t b = 0; b < n; b++) {
         const uint32_t rows = rows_needed(s[b], steps, forced);
         for (uint32_t layer = 0; layer < cache->config.n_layer && rows > 0; layer++) {
@@ -348,6 +324,7 @@ static void fill_slot(cu_slot *slot, const kv_sequence *s, const cu_mirror *m, c
 static int32_t send_state(kvf_model *model, kvf_cache *cache, kv_sequence **s, uint32_t n, const step_shape *shape,
                           const uint32_t *forced, uint32_t steps, cu_slot *host, kv_err err) {
     cu_decode *w = cu_weights(model)->decode;
+    const timer spent(&cu_of(model->dev)->host_ms[1]);
     const cu_step_control control = {0, 0};
     memset(host, 0, shape->n * sizeof *host);
     for (uint32_t b = 0; b < n; b++) {
@@ -438,16 +415,18 @@ static int32_t queue_steps(kvf_model *model, kv_sequence **s, uint32_t n, const 
     return cu_synchronize(model->dev, err);
 }
 
-/* What the device did to one sequence in one step. */
-static void follow(kvf_cache *cache, kv_sequence *s, const uint32_t *forced, uint32_t token) {
-    if (s->finished) return;
-    if (forced != NULL || s->pending != KV_NO_TOKEN) {
-        cu_mirror *m = (cu_mirror *)s->impl;
-        cu_programs_follow(cache, s, m->seen_rows);
-        s->position++;
-        s->pending = KV_NO_TOKEN;
+/* What the device did to one sequence in `queued` steps. made: the tokens, n_slot apart; to: the caller's, n apart */
+static void follow(kvf_cache *cache, kv_sequence *s, uint32_t queued, bool forced, const uint32_t *made, uint32_t n_slot,
+                   uint32_t *to, uint32_t n) {
+    uint32_t ran = 0;
+    for (uint32_t i = 0; i < queued && !s->finished; i++) {
+        if (forced || s->pending != KV_NO_TOKEN) ran++, s->pending = KV_NO_TOKEN;
+        if (forced) continue;
+        to[(size_t)i * n] = made[(size_t)i * n_slot];
+        kv_note_token(s, to[(size_t)i * n]);
     }
-    if (forced == NULL) kv_note_token(s, token);
+    cu_programs_follow(cache, s, ran, ((cu_mirror *)s->impl)->seen_rows);
+    s->position += ran;
 }
 
 /* Some steps of the call: state out, steps, tokens back, host tables brought up to date. */
@@ -466,16 +445,13 @@ static int32_t run_ahead(kvf_model *model, kvf_cache *cache, kv_sequence **s, ui
         status = be_download(model->dev, made, cu_weights(model)->decode->tokens, (size_t)queued * shape.n * sizeof *made,
                              err);
     }
+    const timer spent(&cu_of(model->dev)->host_ms[2]);
     *done = 0;
-    for (; *done < queued && status == KVF_OK; ++*done) {
-        uint32_t alive = 0;
-        for (uint32_t b = 0; b < n; b++) alive += !s[b]->finished;
-        if (alive == 0) break;
-        for (uint32_t b = 0; b < n; b++) {
-            const uint32_t token = forced != NULL ? 0 : made[(size_t)*done * shape.n + b];
-            if (forced == NULL && !s[b]->finished) tokens[(size_t)*done * n + b] = token;
-            follow(cache, s[b], forced, token);
-        }
+    for (uint32_t b = 0; b < n && status == KVF_OK; b++) {
+        const uint32_t generated = s[b]->n_generated;
+        follow(cache, s[b], queued, forced != NULL, made + b, shape.n, tokens + b, n);
+        const uint32_t steps_of = forced != NULL ? queued : s[b]->n_generated - generated;
+        if (steps_of > *done) *done = steps_of;
     }
     if (status != KVF_OK) { /* the device's counts are unknown: send them again */
         for (uint32_t b = 0; b < n; b++) {

@@ -3,6 +3,8 @@
 
 #include <stdio.h>
 
+#include <initializer_list>
+
 int32_t cu_check(cudaError_t e, const char *what, kv_err err) {
     if (e == cudaSuccess) return KVF_OK;
     cudaGetLastError(); /* one that does not stick must not be reported twice */
@@ -34,6 +36,10 @@ static int32_t open_parts(kvf_device *dev, cu_device *d, kv_err err) {
     CU_TRY(cudaDeviceGetAttribute(&shared, cudaDevAttrMaxSharedMemoryPerBlockOptin, d->ordinal), "asking for shared memory");
     d->shared_bytes = (uint32_t)shared - 2048; /* less what kernels hold statically */
     CU_TRY(cudaStreamCreateWithFlags(&d->stream, cudaStreamNonBlocking), "creating a stream");
+    CU_TRY(cudaStreamCreateWithFlags(&d->side, cudaStreamNonBlocking), "creating a stream");
+    for (cudaEvent_t *event : {&d->fork, &d->join[0], &d->join[1]}) {
+        CU_TRY(cudaEventCreateWithFlags(event, cudaEventDisableTiming), "creating an event");
+    }
     for (int i = 0; i < CU_IN_FLIGHT; i++) {
         CU_TRY(cudaEventCreateWithFlags(&d->step[i], cudaEventDisableTiming), "creating an event");
     }
@@ -99,6 +105,10 @@ extern "C" void be_device_close(kvf_device *dev) {
     for (int i = 0; i < CU_IN_FLIGHT; i++) {
         if (d->step[i] != NULL) cudaEventDestroy(d->step[i]);
     }
+    for (cudaEvent_t event : {d->fork, d->join[0], d->join[1]}) {
+        if (event != NULL) cudaEventDestroy(event);
+    }
+    if (d->side != NULL) cudaStreamDestroy(d->side);
     if (d->stream != NULL) cudaStreamDestroy(d->stream);
     cudaGetLastError();
     free(d);

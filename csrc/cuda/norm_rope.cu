@@ -1,6 +1,5 @@
 /* Embedding, norms, biases, rotation, and writing rows: everything between the products that touches activations. */
-#include "numbers.cuh"
-#include "ptx.cuh"
+#include "program.cuh"
 
 /* A block per token. */
 template <typename T>
@@ -72,12 +71,28 @@ static __global__ void embed_kernel(float *x, const T *table, uint32_t ld, const
     for (uint32_t i = threadIdx.x; i < hidden; i += blockDim.x) x[(size_t)blockIdx.x * hidden + i] = to_f32(from[i]);
 }
 
+/* Grid: parts of eight columns a thread, slots. */
 template <typename T>
-static __global__ void embed_step_kernel(float *x, const T *table, uint32_t ld, const cu_slot *slot, uint32_t hidden) {
-    const cu_slot *s = &slot[blockIdx.x];
-    const T *from = table + (size_t)(s->run ? s->token : 0) * ld;
-    for (uint32_t i = threadIdx.x; i < hidden; i += blockDim.x) {
-        x[(size_t)blockIdx.x * hidden + i] = s->run ? to_f32(from[i]) : 0.0f;
+static __global__ void __launch_bounds__(128) embed_step_kernel(float *x, const T *table, uint32_t ld, cu_slot *slot,
+                                                                const cu_step_control *control, const uint32_t *forced,
+                                                                uint32_t hidden) {
+    allow_next();
+    cu_slot *s = &slot[blockIdx.y];
+    const uint32_t token = forced != NULL ? forced[control->step] : s->pending;
+    const bool run = s->live && !s->finished && token != KV_NO_TOKEN;
+    if (blockIdx.x == 0 && threadIdx.x == 0) s->run = run, s->token = token;
+    const uint32_t i = 8 * (blockIdx.x * 128 + threadIdx.x);
+    if (i >= hidden) return;
+    float value[8] = {};
+    if (run) load8(table + (size_t)token * ld + i, value); /* a row ends with padding */
+    float *to = x + (size_t)blockIdx.y * hidden + i;
+    if (hidden % 8 == 0) {
+        store8(to, value);
+        return;
+    }
+#pragma unroll
+    for (int k = 0; k < 8; k++) {
+        if (i + k < hidden) to[k] = value[k];
     }
 }
 
@@ -90,11 +105,13 @@ int32_t cu_embed(kvf_model *model, float *x, const uint32_t *tokens, uint32_t n,
     return KVF_OK;
 }
 
-int32_t cu_embed_step(kvf_model *model, float *x, const cu_slot *slot, uint32_t n, kv_err err) {
+int32_t cu_embed_step(kvf_model *model, float *x, cu_slot *slot, uint32_t n, const cu_step_control *control,
+                      const uint32_t *forced, kv_err err) {
     const cu_matrix *m = &cu_weights(model)->embed;
+    const dim3 grid(cu_div_up(m->n_col, 8 * 128), n);
     CU_WITH_TYPE(model->config.weight_dtype, T,
-                 (embed_step_kernel<T><<<n, 256, 0, cu_of(model->dev)->stream>>>(x, (const T *)m->data, m->ld, slot,
-                                                                                m->n_col)));
+                 (embed_step_kernel<T><<<grid, 128, 0, cu_of(model->dev)->stream>>>(x, (const T *)m->data, m->ld, slot, control,
+                                                                                   forced, m->n_col)));
     CU_LAUNCHED("embedding");
     return KVF_OK;
 }
@@ -161,9 +178,11 @@ typedef struct rope_args {
     size_t q_token_stride;
     float eps;
     float rope_scale;
+    float scale; /* of scores, with log2(e) folded in */
     uint32_t n_head;
     uint32_t n_kv_head;
     uint32_t head_dim;
+    uint32_t row_dtype;
     uint32_t round; /* type that queries are rounded to, so that every kernel that reads them sees the same ones */
 } rope_args;
 
@@ -172,12 +191,31 @@ static __device__ __forceinline__ float rounded(float x, uint32_t dtype) {
                             : dtype == KVF_BF16 ? __bfloat162float(__float2bfloat16_rn(x)) : x;
 }
 
+/* Of the pairs l, l + 32, ... at one position. */
+typedef struct rope_angles {
+    float sine[4];
+    float cosine[4];
+} rope_angles;
+
+static __device__ __forceinline__ void find_angles(const rope_args &a, uint32_t position, rope_angles *x) {
+    const uint32_t half = a.head_dim / 2, lane = threadIdx.x % 32;
+#pragma unroll
+    for (int j = 0; j < 4; j++) {
+        const uint32_t i = lane + 32 * j;
+        x->sine[j] = x->cosine[j] = 0;
+        if (i >= half) continue;
+        sincosf((float)position * a.inv_freq[i], &x->sine[j], &x->cosine[j]);
+        x->sine[j] *= a.rope_scale;
+        x->cosine[j] *= a.rope_scale;
+    }
+}
+
 /*
  * One warp, one head of one token: bias, norm of the head, rotation of the pairs (i, i + head_dim / 2). Lane l holds the
  * pairs l, l + 32, ...: low[j] and high[j].
  */
 static __device__ __forceinline__ void load_head(const rope_args &a, const float *from, const float *bias,
-                                                 const float *norm, uint32_t position, bool rotate, float low[4],
+                                                 const float *norm, bool rotate, const rope_angles &angles, float low[4],
                                                  float high[4]) {
     const uint32_t half = a.head_dim / 2, lane = threadIdx.x % 32;
     float sum = 0;
@@ -200,13 +238,9 @@ static __device__ __forceinline__ void load_head(const rope_args &a, const float
             high[j] *= scale * norm[i + half];
         }
         if (!rotate) continue;
-        float sine, cosine;
-        sincosf((float)position * a.inv_freq[i], &sine, &cosine);
-        sine *= a.rope_scale;
-        cosine *= a.rope_scale;
         const float x = low[j], y = high[j];
-        low[j] = x * cosine - y * sine;
-        high[j] = y * cosine + x * sine;
+        low[j] = x * angles.cosine[j] - y * angles.sine[j];
+        high[j] = y * angles.cosine[j] + x * angles.sine[j];
     }
 }
 
@@ -235,12 +269,12 @@ static __device__ __forceinline__ void store_row(R *to, uint32_t head_dim, const
 }
 
 /* Head `head` of the stacked q, k, v heads of one token, as it goes into q or a page. */
-static __device__ __forceinline__ void head_of(const rope_args &a, uint32_t token, uint32_t head, uint32_t position,
+static __device__ __forceinline__ void head_of(const rope_args &a, uint32_t token, uint32_t head, const rope_angles &angles,
                                                float low[4], float high[4]) {
     const uint32_t width = (a.n_head + 2 * a.n_kv_head) * a.head_dim, at = head * a.head_dim;
     const bool is_q = head < a.n_head, is_v = head >= a.n_head + a.n_kv_head;
     load_head(a, a.qkv + (size_t)token * width + at, a.bias != NULL ? a.bias + at : NULL,
-              is_q ? a.q_norm : is_v ? NULL : a.k_norm, position, !is_v, low, high);
+              is_q ? a.q_norm : is_v ? NULL : a.k_norm, !is_v, angles, low, high);
 }
 
 /* Block: a token; its warps take the heads in turn. */
@@ -249,9 +283,11 @@ static __global__ void __launch_bounds__(256) rope_prefill_kernel(rope_args a, c
                                                                   uint32_t copies, uint32_t query0, bool rows) {
     const uint32_t token = blockIdx.x, position = first + token, slot = position % KVF_PAGE_ROWS;
     const uint32_t n_head = rows ? a.n_head + 2 * a.n_kv_head : a.n_head;
+    rope_angles angles;
+    find_angles(a, position, &angles);
     for (uint32_t head = threadIdx.x / 32; head < n_head; head += blockDim.x / 32) {
         float low[4], high[4];
-        head_of(a, token, head, position, low, high);
+        head_of(a, token, head, angles, low, high);
         if (head < a.n_head) {
             store_query(a, head, position - query0, low, high);
             continue;
@@ -265,29 +301,100 @@ static __global__ void __launch_bounds__(256) rope_prefill_kernel(rope_args a, c
     }
 }
 
-/* A warp per head of a slot; keys and values go to every stored head's own page. */
+/*
+ * What a layer's program does with a new query, of one head and slot: it goes into the ring, and gives rows at positions
+ * below `moves` their scores as if they were `shift` tokens later, by a product with the query as much earlier.
+ */
 template <typename R>
-static __global__ void __launch_bounds__(256) rope_step_kernel(rope_args a, const cu_slot *slot, uint32_t layer) {
+static __device__ void keep_query(const rope_args &a, const cu_program_work &w, const cu_slot *s, uint32_t layer, uint32_t head,
+                                  uint32_t window, const float low[4], const float high[4]) {
+    const uint32_t readers = a.n_head / s->n_stored, half = a.head_dim / 2, lane = threadIdx.x % 32, position = s->position;
+    const size_t table = (size_t)layer * s->n_stored + head / readers;
+    const cu_program *p = program_of(s, table);
+    if (p == NULL) return;
+    if (p->ring != NULL) {
+        float *to = p->ring + ((size_t)(head % readers) * p->ring_size + position % p->ring_size) * a.head_dim;
+#pragma unroll
+        for (int j = 0; j < 4; j++) {
+            const uint32_t i = lane + 32 * j;
+            if (i < half) to[i] = rounded(low[j], a.round), to[i + half] = rounded(high[j], a.round);
+        }
+    }
+    const head_rows h = {s->pages + table * s->cap, s->rows[table] + 1, a.head_dim, a.row_dtype, s->packing + table};
+    const uint32_t moves = moves_below(p, h.n_row, position + 1), shift = position + 1 - h.n_row;
+    if (moves == 0) return;
+    const uint32_t oldest = window > 0 && position >= window ? position - window + 1 : 0;
+    float x[4], y[4];
+#pragma unroll
+    for (int j = 0; j < 4; j++) {
+        const float from = rounded(low[j], a.round), to = rounded(high[j], a.round);
+        float sine = 0, cosine = 0;
+        if (lane + 32 * j < half) sincosf((float)shift * a.inv_freq[lane + 32 * j], &sine, &cosine);
+        x[j] = from * cosine + to * sine;
+        y[j] = to * cosine - from * sine;
+    }
+    float *line = score_line(w, blockIdx.y, head);
+    /* rows only ever move towards the front: the first positions lie among the first rows, and the new one does not */
+    for (uint32_t row = 0; row < min(moves, h.n_row - 1); row++) {
+        const uint32_t at = position_of(h, row);
+        if (at >= moves) continue;
+        const bool packed = is_packed(h, row / KVF_PAGE_ROWS);
+        const R *key = page_keys<R>(h.pages[row / KVF_PAGE_ROWS]) + row % KVF_PAGE_ROWS * a.head_dim;
+        float dot = 0;
+#pragma unroll
+        for (int j = 0; j < 4; j++) {
+            const uint32_t i = lane + 32 * j;
+            if (i >= half) continue;
+            dot = fmaf(x[j], packed ? key_of(h, row, i) : to_f32(key[i]), dot);
+            dot = fmaf(y[j], packed ? key_of(h, row, i + half) : to_f32(key[i + half]), dot);
+        }
+        dot = warp_sum(dot);
+        if (lane == 0) line[row] = at + shift < oldest ? -INFINITY : dot * a.scale;
+    }
+}
+
+/*
+ * A warp per head of a slot; keys and values go to every stored head's own page. A step changes neither tables nor
+ * positions before its end, so they are read before the products are there; past the L1 cache, which may hold those of
+ * the step before.
+ */
+template <typename R, bool KEEPS>
+static __global__ void __launch_bounds__(256) rope_step_kernel(const rope_args a, const cu_slot *slot, uint32_t layer,
+                                                               const cu_program_work work, uint32_t window) {
     const uint32_t head = blockIdx.x * (blockDim.x / 32) + threadIdx.x / 32;
+    if (head >= a.n_head + 2 * a.n_kv_head) return;
+    const cu_slot *s = &slot[blockIdx.y];
+    const bool is_v = head >= a.n_head + a.n_kv_head;
+    const uint32_t position = __ldcg(&s->position), n_stored = s->n_stored;
+    const uint32_t kv = head - a.n_head - (is_v ? a.n_kv_head : 0), copies = n_stored / a.n_kv_head;
+    const size_t first = (size_t)layer * n_stored + kv * copies;
+    uint32_t row = 0;
+    void *page = NULL;
+    if (head >= a.n_head && s->live) {
+        row = __ldcg(&s->rows[first]);
+        if (row / KVF_PAGE_ROWS < s->cap) page = s->pages[first * s->cap + row / KVF_PAGE_ROWS]; /* one that runs has it */
+    }
+    rope_angles angles;
+    find_angles(a, position, &angles);
     wait_previous();
     allow_next();
-    const cu_slot *s = &slot[blockIdx.y];
-    if (!s->run || head >= a.n_head + 2 * a.n_kv_head) return;
+    if (!s->run) return;
     float low[4], high[4];
-    head_of(a, blockIdx.y, head, s->position, low, high);
+    head_of(a, blockIdx.y, head, angles, low, high);
     if (head < a.n_head) {
         store_query(a, head, blockIdx.y, low, high);
+        if (KEEPS) keep_query<R>(a, work, s, layer, head, window, low, high);
         return;
     }
-    const bool is_v = head >= a.n_head + a.n_kv_head;
-    const uint32_t kv = head - a.n_head - (is_v ? a.n_kv_head : 0), copies = s->n_stored / a.n_kv_head;
     for (uint32_t i = 0; i < copies; i++) {
-        const size_t table = (size_t)layer * s->n_stored + kv * copies + i;
-        const uint32_t row = s->rows[table], at = row % KVF_PAGE_ROWS;
-        void *page = s->pages[table * s->cap + row / KVF_PAGE_ROWS];
+        if (i > 0) {
+            row = s->rows[first + i];
+            page = s->pages[(first + i) * s->cap + row / KVF_PAGE_ROWS];
+        }
+        const uint32_t at = row % KVF_PAGE_ROWS;
         R *to = (is_v ? page_values<R>(page, a.head_dim) : page_keys<R>(page)) + at * a.head_dim;
         store_row(to, a.head_dim, low, high);
-        if (is_v && threadIdx.x % 32 == 0) page_positions<R>(page, a.head_dim)[at] = s->position;
+        if (is_v && threadIdx.x % 32 == 0) page_positions<R>(page, a.head_dim)[at] = position;
     }
 }
 
@@ -297,8 +404,9 @@ static rope_args args_of(const kvf_model *model, uint32_t layer, uint32_t row_dt
     rope_args a = {};
     a.qkv = qkv, a.bias = l->qkv_bias, a.q_norm = l->q_norm, a.k_norm = l->k_norm;
     a.inv_freq = cu_weights(model)->inv_freq, a.q = q;
-    a.eps = c->norm_eps, a.rope_scale = c->rope_scale;
+    a.eps = c->norm_eps, a.rope_scale = c->rope_scale, a.scale = LOG2E / sqrtf((float)c->head_dim);
     a.n_head = c->n_head, a.n_kv_head = c->n_kv_head, a.head_dim = c->head_dim;
+    a.row_dtype = row_dtype;
     a.round = row_dtype == c->weight_dtype ? row_dtype : (uint32_t)KVF_F32;
     return a;
 }
@@ -317,13 +425,20 @@ int32_t cu_rope_prefill(kvf_model *model, uint32_t layer, const cu_view *view, u
 }
 
 int32_t cu_rope_step(kvf_model *model, uint32_t layer, uint32_t row_dtype, const float *qkv, const cu_slot *slot,
-                     uint32_t n, float *q, kv_err err) {
+                     uint32_t n, float *q, const cu_program_work *work, kv_err err) {
     rope_args a = args_of(model, layer, row_dtype, qkv, q);
     a.q_head_stride = a.head_dim;
     a.q_token_stride = (size_t)a.n_head * a.head_dim;
     const dim3 grid(cu_div_up(a.n_head + 2 * a.n_kv_head, 8), n);
+    const cu_device *d = cu_of(model->dev);
+    const uint32_t window = model->layer_window[layer];
     cudaError_t e;
-    CU_WITH_TYPE(row_dtype, R,
-                 (e = cu_launch_next(cu_of(model->dev), rope_step_kernel<R>, grid, dim3(256), 0, a, slot, layer)));
+    if (work->acts & CU_BEFORE) {
+        CU_WITH_TYPE(row_dtype, R,
+                     (e = cu_launch_next(d, rope_step_kernel<R, true>, grid, dim3(256), 0, a, slot, layer, *work, window)));
+    } else {
+        CU_WITH_TYPE(row_dtype, R,
+                     (e = cu_launch_next(d, rope_step_kernel<R, false>, grid, dim3(256), 0, a, slot, layer, *work, window)));
+    }
     return cu_check(e, "rotation", err);
 }

@@ -132,7 +132,8 @@ static inline cudaError_t cu_launch_next(const cu_device *d, void (*kernel)(P...
     attribute.id = cudaLaunchAttributeProgrammaticStreamSerialization;
     attribute.val.programmaticStreamSerializationAllowed = 1;
     config.gridDim = grid, config.blockDim = block, config.dynamicSmemBytes = shared, config.stream = d->stream;
-    config.attrs = &attribute, config.numAttrs = d->dependent;
+    config.attrs = &attribute, config.numAttrs = d->dependent && !d->alone;
+    d->alone = false;
     return cudaLaunchKernelEx(&config, kernel, static_cast<P>(args)...);
 }
 

@@ -1,6 +1,10 @@
 /* Step programs: their descriptions on the device, and what the host knows of a step without asking. */
 #include "program.h"
 
+#ifndef CU_LINES_BYTES
+#define CU_LINES_BYTES ((size_t)64 << 20) /* of lines that wait for what follows attention, unless two layers take more */
+#endif
+
 /* Device descriptions of one sequence's programs, and host copies of what the device has. */
 struct cu_programs {
     uint32_t n_table;
@@ -122,7 +126,7 @@ uint32_t cu_acts_of(const kvf_cache *cache, const kv_sequence *s, uint32_t *n_qu
         const kv_step *step = kv_step_of(s, layer);
         if (step == NULL) continue;
         if (step->queries.size != 0) acts |= CU_BEFORE;
-        if (step->pages.size != 0) acts |= CU_BEFORE | CU_CHOOSES | CU_WATCHES;
+        if (step->pages.size != 0) acts |= CU_CHOOSES | CU_WATCHES;
         if (step->relative.size != 0) acts |= CU_BEFORE | CU_WATCHES;
         if (step->mass.size != 0) acts |= CU_WATCHES | CU_AFTER;
         if (step->evicts) acts |= CU_AFTER;
@@ -142,11 +146,16 @@ static char *part(char *data, size_t *at, size_t bytes) {
     return to;
 }
 
-size_t cu_program_layout(cu_program_work *w, char *data) {
+/* Floats of one layer's lines. */
+static size_t line_floats(const cu_program_work *w) { return (size_t)w->n * (w->n_head + w->max_stored) * w->ld; }
+
+size_t cu_program_layout(cu_program_work *w, uint32_t n_layer, char *data) {
     size_t at = 0;
     if (w->acts == 0) return 0;
-    w->line = (float *)part(data, &at, (size_t)w->n * (w->n_head + w->max_stored) * w->ld * sizeof *w->line);
-    w->norm = (float2 *)part(data, &at, (size_t)w->n * w->n_head * sizeof *w->norm);
+    const size_t fit = CU_LINES_BYTES / (line_floats(w) * sizeof *w->line);
+    w->depth = fit >= n_layer ? n_layer : fit < 2 ? 2 : (uint32_t)fit / 2 * 2;
+    w->line = (float *)part(data, &at, w->depth * line_floats(w) * sizeof *w->line);
+    w->norm = (float2 *)part(data, &at, (size_t)w->depth * w->n * w->n_head * sizeof *w->norm);
     if (w->acts & CU_CHOOSES) {
         w->pick = (uint2 *)part(data, &at, (size_t)w->n * w->max_stored * (w->ld / KVF_PAGE_ROWS) * sizeof *w->pick);
         w->n_pick = (uint32_t *)part(data, &at, (size_t)w->n * w->max_stored * sizeof *w->n_pick);
@@ -157,7 +166,15 @@ size_t cu_program_layout(cu_program_work *w, char *data) {
     return at;
 }
 
-void cu_programs_follow(kvf_cache *cache, kv_sequence *s, uint32_t *seen) {
+cu_program_work cu_program_layer(const cu_program_work *work, uint32_t layer) {
+    cu_program_work w = *work;
+    if (w.acts == 0) return w;
+    w.line += layer % w.depth * line_floats(&w);
+    w.norm += (size_t)(layer % w.depth) * w.n * w.n_head;
+    return w;
+}
+
+void cu_programs_follow(kvf_cache *cache, kv_sequence *s, uint32_t n, uint32_t *seen) {
     for (uint32_t layer = 0; layer < cache->config.n_layer; layer++) {
         kv_step *step = kv_step_of(s, layer);
         for (uint32_t h = 0; h < s->n_stored_head; h++) {
@@ -165,11 +182,11 @@ void cu_programs_follow(kvf_cache *cache, kv_sequence *s, uint32_t *seen) {
             kv_table *t = kv_table_of(s, layer, h);
             const uint32_t before = t->rows;
             bool evicts;
-            kv_step_rows(live, &t->rows, s->position, 1, &evicts);
+            kv_step_rows(live, &t->rows, s->position, n, &evicts);
             seen[layer * s->n_stored_head + h] += t->rows - before; /* which may be less than nothing */
             if (evicts) live->shuffled = true; /* or the row that left was the newest: the host need not know */
         }
-        if (step != NULL && step->n_ring < step->queries.last) step->n_ring++;
+        if (step != NULL) step->n_ring = n < step->queries.last - step->n_ring ? step->n_ring + n : step->queries.last;
     }
 }
 

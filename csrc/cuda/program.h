@@ -23,8 +23,8 @@ typedef struct cu_program {
 
 /* Kinds of kernels that a step of a batch needs. */
 enum cu_acts {
-    CU_BEFORE = 1,  /* before attention: queries are kept, pages chosen, rows moved along */
-    CU_CHOOSES = 2, /* pages are chosen */
+    CU_BEFORE = 1,  /* with the rotation: queries are kept, rows moved along */
+    CU_CHOOSES = 2, /* before attention: pages are chosen */
     CU_WATCHES = 4, /* attention reads a choice, or says what it gave to each row */
     CU_WEIGHS = 8,  /* kept queries decide what is evicted */
     CU_AFTER = 16   /* after attention: masses, eviction */
@@ -37,7 +37,10 @@ typedef struct cu_query_stat {
     float average; /* 1 / rows seen */
 } cu_query_stat;
 
-/* Buffers of a step's programs, for one layer at a time. Zeros: no programs. */
+/*
+ * Buffers of a step's programs, for one layer at a time. What follows attention runs beside later layers, on several layers
+ * at once: there are lines and norms for `depth` layers. Zeros: no programs.
+ */
 typedef struct cu_program_work {
     uint32_t acts;        /* cu_acts */
     uint32_t n;           /* slots */
@@ -45,6 +48,7 @@ typedef struct cu_program_work {
     uint32_t n_head;
     uint32_t ld;          /* rows of a line, a multiple of KVF_PAGE_ROWS */
     uint32_t n_query;     /* kept queries of any program */
+    uint32_t depth;       /* all layers, or an even number */
     float *line;          /* [n, n_head + max_stored, ld]: scores per query head, then anything per stored head */
     float2 *norm;         /* [n, n_head]: highest score, sum of exp2(score - highest) */
     uint2 *pick;          /* [n, max_stored, ld / KVF_PAGE_ROWS]: pages of the choice and masks of their rows */
@@ -54,8 +58,10 @@ typedef struct cu_program_work {
 
 /* The cu_acts of a sequence's programs; *n_query becomes the most queries that one keeps for eviction, if more. */
 uint32_t cu_acts_of(const kvf_cache *cache, const kv_sequence *s, uint32_t *n_query);
-/* Lays the buffers out from `data` on; returns their bytes. */
-size_t cu_program_layout(cu_program_work *work, char *data);
+/* Lays the buffers for a model of n_layer layers out from `data` on, as those of layer 0; returns their bytes. */
+size_t cu_program_layout(cu_program_work *work, uint32_t n_layer, char *data);
+/* Those of another layer. */
+cu_program_work cu_program_layer(const cu_program_work *work, uint32_t layer);
 /*
  * Device descriptions of tables [first, first + n), up to date: the place of the sequence's first one, NULL without programs.
  * The tables' mirror is there.
@@ -65,14 +71,20 @@ int32_t cu_program_sync(kvf_cache *cache, kv_sequence *s, uint32_t first, uint32
 int32_t cu_layer_program(kvf_cache *cache, kv_sequence *s, uint32_t layer, const cu_program **program, kv_err err);
 /* NULL allowed. */
 void cu_programs_close(kvf_device *dev, struct cu_programs *p);
-/* What one step did to a sequence's rows, on the host; before the position moves on. seen: device counts, which follow */
-void cu_programs_follow(kvf_cache *cache, kv_sequence *s, uint32_t *seen);
+/* What n steps did to a sequence's rows, on the host; before the position moves on. seen: device counts, which follow */
+void cu_programs_follow(kvf_cache *cache, kv_sequence *s, uint32_t n, uint32_t *seen);
 
-/* Kernels of one layer of a step, as far as work->acts needs them. q: [n, n_head, head_dim] */
+/*
+ * Kernels of one layer of a step, as far as work->acts needs them. begin comes before any kernel of the layer, before (with
+ * the layer's own work) follows the rotation, after follows attention. q: [n, n_head, head_dim]
+ */
+int32_t cu_programs_begin(kvf_model *model, uint32_t layer, const cu_program_work *work, kv_err err);
 int32_t cu_programs_before(kvf_model *model, uint32_t layer, uint32_t row_dtype, const cu_slot *slot, const float *q,
                            const cu_program_work *work, uint32_t *arrived, kv_err err);
 int32_t cu_programs_after(kvf_model *model, uint32_t layer, uint32_t row_dtype, cu_slot *slot, const cu_program_work *work,
                           kv_err err);
+/* Before the kernel that ends the step. */
+int32_t cu_programs_join(kvf_device *dev, uint32_t n_layer, const cu_program_work *work, kv_err err);
 /* Masses of a head's rows in a new order: row i's become those of row order[i]. room: [readers, n] */
 int32_t cu_masses_order(kvf_cache *cache, kv_sequence *s, uint32_t layer, uint32_t head, const uint32_t *order, uint32_t n,
                         float *room, kv_err err);

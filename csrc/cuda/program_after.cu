@@ -1,11 +1,13 @@
 /*
- * Step programs after a layer's attention: masses and eviction. A block works on one stored head of one slot. Which rows go
- * is decided by (statistic, position), never by where a row lies; a row that goes is replaced by one of the last rows.
+ * Step programs after a layer's attention: masses and eviction. A block works on one stored head of one slot at a time. It
+ * runs beside products that take as long as many heads do, so blocks are small, and there is one a multiprocessor: they
+ * must leave the products their room. Which rows go is decided by (statistic, position), never by where a row lies; a row
+ * that goes is replaced by one of the last rows.
  */
 #include "program.cuh"
 #include "select.cuh"
 
-enum { THREADS = 512, WARPS = THREADS / 32 };
+enum { THREADS = 128, WARPS = THREADS / 32 };
 
 /* ---- Draws: the arithmetic of the CPU build's portable level, operation by operation ---- */
 
@@ -39,61 +41,107 @@ static __device__ float draw_of(uint32_t position, const uint32_t keys[2]) {
 
 typedef struct after_args {
     cu_slot *slot;
-    cu_program_work work;
-    uint32_t layer, n_head, head_dim, dtype;
+    cu_program_work work; /* of the first layer */
+    uint32_t layer, n_layer, n_head, head_dim, dtype;
+    size_t line_step, norm_step; /* from one layer's to the next one's */
 } after_args;
 
 typedef struct head_job {
     head_rows rows;
     const cu_program *p;
-    uint32_t layer, stored, readers, seen;
+    const float *score; /* of the head's first reader, ld apart */
+    const float2 *norm; /* [readers] */
+    uint32_t readers, seen, ld;
     float *line;     /* of the stored head: kept queries' statistic, then keys of the rows */
     uint32_t *moves; /* room for n_row entries */
+    float inverse;   /* of the draw's temperature, 0: nothing but the draw decides */
+    uint32_t keys[2];
 } head_job;
 
-static __device__ void add_masses(const head_job &j, const cu_program_work &w, uint32_t slot) {
-    const uint32_t head0 = j.stored * j.readers, n_row = j.rows.n_row;
-    for (uint32_t r = 0; r < j.readers; r++) {
-        const float2 norm = w.norm[(size_t)slot * w.n_head + head0 + r];
-        const float inverse = 1.0f / norm.y;
-        const float *score = score_line(w, slot, head0 + r);
-#pragma unroll 4
-        for (uint32_t row = threadIdx.x; row < n_row; row += THREADS) {
-            float *mass = mass_of(j.p, r, row);
-            const float given = exp2f(score[row] - norm.x) * inverse;
-            *mass = row == n_row - 1 ? given : fmaf(*mass, j.p->decay, given); /* the new row's place held anything */
-        }
-    }
-}
-
-/* What speaks for evicting a row, as a number that orders alike. */
-static __device__ uint32_t weigh(const head_job &j, uint32_t row, uint32_t position, float inverse, const uint32_t keys[2]) {
+/* What speaks for evicting a row whose reduced statistic is x, as a number that orders alike. */
+static __device__ __forceinline__ uint32_t weigh(const head_job &j, uint32_t position, float x) {
     const kvf_op *op = &j.p->evict;
     if (position < op->first || position + op->last >= j.seen) return order_key(-INFINITY);
-    float x;
-    if (op->statistic == KVF_STAT_POSITION) {
-        x = -(float)position;
-    } else {
-        const bool mass = op->statistic == KVF_STAT_MASS;
-        x = mass ? *mass_of(j.p, 0, row) : j.line[row];
-        for (uint32_t r = 1; mass && r < j.readers; r++) {
-            const float y = *mass_of(j.p, r, row);
-            x = op->reduce == KVF_MAX ? (y > x ? y : x) : plus(x, y);
-        }
-        if (mass && op->reduce == KVF_MEAN) x /= (float)j.readers;
-        x = x == x ? -x : INFINITY;
-    }
-    if (op->draw) x = inverse > 0 ? plus(times(x, inverse), -draw_of(position, keys)) : -draw_of(position, keys);
+    x = op->statistic == KVF_STAT_POSITION ? -(float)position : x == x ? -x : INFINITY;
+    if (op->draw) x = j.inverse > 0 ? plus(times(x, j.inverse), -draw_of(position, j.keys)) : -draw_of(position, j.keys);
     return order_key(x);
+}
+
+/*
+ * One pass over the rows, four that lie together at a time: what attention gave to each is added to its masses, and with
+ * `weighs` use(row, key, position) is told what speaks for its eviction.
+ */
+template <typename Use>
+static __device__ __forceinline__ void go_through(const head_job &j, bool weighs, Use use) {
+    enum { TILE = 4 /* readers whose loads are in flight together */ };
+    const kvf_op op = j.p->evict;
+    const bool has_mass = j.p->has_mass;
+    const float decay = j.p->decay;
+    const uint32_t n_row = j.rows.n_row;
+    for (uint32_t row = 4 * threadIdx.x; row < n_row; row += 4 * THREADS) {
+        uint32_t position[4] = {};
+        float x[4] = {};
+        if (weighs) {
+            const uint32_t *at = positions_at(j.rows, row / KVF_PAGE_ROWS) + row % KVF_PAGE_ROWS;
+#pragma unroll
+            for (int k = 0; k < 4; k++) position[k] = at[k]; /* beyond the rows: anything */
+        }
+        if (weighs && op.statistic >= KVF_STAT_WINDOW) {
+            const float4 y = *(const float4 *)(j.line + row);
+            x[0] = y.x, x[1] = y.y, x[2] = y.z, x[3] = y.w;
+        }
+        for (uint32_t r0 = 0; has_mass && r0 < j.readers; r0 += TILE) {
+            float4 *place = (float4 *)mass_of(j.p, r0, row);
+            float4 score[TILE], mass[TILE];
+#pragma unroll
+            for (int r = 0; r < TILE; r++) {
+                if (r0 + r >= j.readers) break;
+                score[r] = *(const float4 *)(j.score + (size_t)(r0 + r) * j.ld + row);
+                mass[r] = place[r * (KV_SEGMENT_ROWS / 4)];
+            }
+#pragma unroll
+            for (int r = 0; r < TILE; r++) {
+                if (r0 + r >= j.readers) break;
+                const float2 norm = j.norm[r0 + r];
+                const float inverse = 1.0f / norm.y;
+                const float s[4] = {score[r].x, score[r].y, score[r].z, score[r].w};
+                float m[4] = {mass[r].x, mass[r].y, mass[r].z, mass[r].w};
+#pragma unroll
+                for (int k = 0; k < 4; k++) {
+                    const float given = exp2f(s[k] - norm.x) * inverse;
+                    m[k] = row + k == n_row - 1 ? given : fmaf(m[k], decay, given); /* the new row's place held anything */
+                    if (op.statistic != KVF_STAT_MASS) continue;
+                    x[k] = r0 + r == 0 ? m[k] : op.reduce == KVF_MAX ? (m[k] > x[k] ? m[k] : x[k]) : plus(x[k], m[k]);
+                }
+                place[r * (KV_SEGMENT_ROWS / 4)] = make_float4(m[0], m[1], m[2], m[3]);
+            }
+        }
+        if (!weighs) continue;
+#pragma unroll
+        for (int k = 0; k < 4; k++) {
+            if (row + k >= n_row) break;
+            if (op.statistic == KVF_STAT_MASS && op.reduce == KVF_MEAN) x[k] /= (float)j.readers;
+            use(row + k, weigh(j, position[k], x[k]), position[k]);
+        }
+    }
 }
 
 /* Row `to` becomes row `from`; called by one warp. */
 static __device__ void move_row(const head_job &j, uint32_t to, uint32_t from) {
     const uint32_t lane = threadIdx.x % 32, words = j.rows.head_dim * element_bytes(j.rows.dtype) / 4;
     uint32_t *a = (uint32_t *)j.rows.pages[to / KVF_PAGE_ROWS], *b = (uint32_t *)j.rows.pages[from / KVF_PAGE_ROWS];
-    for (uint32_t i = lane; i < 2 * words; i += 32) { /* keys, then values */
-        const uint32_t part = i / words * KVF_PAGE_ROWS * words, at = i % words;
-        a[part + to % KVF_PAGE_ROWS * words + at] = b[part + from % KVF_PAGE_ROWS * words + at];
+    if (words % 4 == 0) {
+        const uint32_t vectors = words / 4;
+        uint4 *a4 = (uint4 *)a + to % KVF_PAGE_ROWS * vectors, *b4 = (uint4 *)b + from % KVF_PAGE_ROWS * vectors;
+        for (uint32_t i = lane; i < 2 * vectors; i += 32) { /* keys, then values */
+            const uint32_t at = i / vectors * KVF_PAGE_ROWS * vectors + i % vectors;
+            a4[at] = b4[at];
+        }
+    } else {
+        for (uint32_t i = lane; i < 2 * words; i += 32) {
+            const uint32_t part = i / words * KVF_PAGE_ROWS * words, at = i % words;
+            a[part + to % KVF_PAGE_ROWS * words + at] = b[part + from % KVF_PAGE_ROWS * words + at];
+        }
     }
     if (lane == 0) {
         positions_at(j.rows, to / KVF_PAGE_ROWS)[to % KVF_PAGE_ROWS] = position_of(j.rows, from);
@@ -102,39 +150,38 @@ static __device__ void move_row(const head_job &j, uint32_t to, uint32_t from) {
 }
 
 /* Evicts the row with the highest key; among equals the one with the highest position. */
-static __device__ void evict_one(const head_job &j, float inverse, const uint32_t keys[2]) {
+static __device__ void evict_one(const head_job &j) {
     __shared__ unsigned long long best_of[WARPS];
     __shared__ uint32_t row_of[WARPS];
     const uint32_t n_row = j.rows.n_row, lane = threadIdx.x % 32, warp = threadIdx.x / 32;
     unsigned long long best = 0;
     uint32_t found = 0;
-    for (uint32_t row = threadIdx.x; row < n_row; row += THREADS) {
-        const uint32_t position = position_of(j.rows, row);
-        const unsigned long long order = (unsigned long long)weigh(j, row, position, inverse, keys) << 32 | position;
+    go_through(j, true, [&](uint32_t row, uint32_t key, uint32_t position) {
+        const unsigned long long order = (unsigned long long)key << 32 | position;
         if (order >= best) best = order, found = row;
-    }
-    for (int step = 16; step > 0; step /= 2) {
+    });
+    const auto join = [&](int step) {
         const unsigned long long other = __shfl_xor_sync(0xffffffffu, best, step);
         const uint32_t row = __shfl_xor_sync(0xffffffffu, found, step);
         if (other > best) best = other, found = row; /* no two rows have one position */
-    }
+    };
+    for (int step = 16; step > 0; step /= 2) join(step);
     if (lane == 0) best_of[warp] = best, row_of[warp] = found;
     __syncthreads();
-    for (uint32_t w = 0; w < WARPS; w++) {
-        if (best_of[w] > best) best = best_of[w], found = row_of[w];
-    }
-    if (warp == 0 && found < n_row - 1) move_row(j, found, n_row - 1);
+    if (warp != 0) return;
+    best = lane < WARPS ? best_of[lane] : 0, found = lane < WARPS ? row_of[lane] : 0;
+    for (int step = WARPS / 2; step > 0; step /= 2) join(step);
+    found = __shfl_sync(0xffffffffu, found, 0);
+    if (found < n_row - 1) move_row(j, found, n_row - 1);
 }
 
 /* Evicts n rows; the rows that stay of the last n fill the holes before them. */
-static __device__ void evict_many(const head_job &j, uint32_t n, float inverse, const uint32_t keys[2]) {
+static __device__ void evict_many(const head_job &j, uint32_t n) {
     __shared__ cut_state state;
     __shared__ uint32_t part[32];
     const uint32_t n_row = j.rows.n_row, keep = n_row - n, warp = threadIdx.x / 32;
     uint32_t *order = (uint32_t *)j.line, cut, ties, cut_position, one;
-    for (uint32_t row = threadIdx.x; row < n_row; row += THREADS) {
-        order[row] = weigh(j, row, position_of(j.rows, row), inverse, keys);
-    }
+    go_through(j, true, [order](uint32_t row, uint32_t key, uint32_t) { order[row] = key; });
     __syncthreads();
     radix_cut(&state, [order](size_t i) { return order[i]; }, n_row, n, &cut, &ties);
     __syncthreads();
@@ -150,43 +197,102 @@ static __device__ void evict_many(const head_job &j, uint32_t n, float inverse, 
     for (uint32_t i = warp; i < n_hole; i += WARPS) move_row(j, hole[i], from[i]);
 }
 
-static __global__ void __launch_bounds__(THREADS) after_kernel(const after_args a) {
-    wait_previous();
-    allow_next();
-    const cu_slot *s = &a.slot[blockIdx.y];
-    const uint32_t stored = blockIdx.x;
+/* One stored head of one slot, of the layer-th of the layers that are done together. */
+static __device__ void after_head(const after_args &a, uint32_t stored, uint32_t slot, uint32_t layer) {
+    const cu_slot *s = &a.slot[slot];
     if (!s->run || stored >= s->n_stored) return;
-    const size_t table = (size_t)a.layer * s->n_stored + stored;
+    const size_t table = (size_t)(a.layer + layer) * s->n_stored + stored;
     const cu_program *p = program_of(s, table);
     if (p == NULL || (!p->has_mass && p->evict.size == 0)) return;
+    cu_program_work work = a.work;
+    work.line += layer * a.line_step, work.norm += layer * a.norm_step;
     head_job j = {};
     j.rows.pages = s->pages + table * s->cap, j.rows.n_row = s->rows[table] + 1;
     j.rows.head_dim = a.head_dim, j.rows.dtype = a.dtype;
-    j.p = p, j.layer = a.layer, j.stored = stored, j.readers = a.n_head / s->n_stored, j.seen = s->position + 1;
-    j.line = head_line(a.work, blockIdx.y, stored);
-    j.moves = (uint32_t *)score_line(a.work, blockIdx.y, stored * j.readers);
-    if (p->has_mass) add_masses(j, a.work, blockIdx.y);
-    if (!evicts(p, j.rows.n_row, j.seen)) return;
-    __syncthreads();
+    j.p = p, j.readers = a.n_head / s->n_stored, j.seen = s->position + 1, j.ld = work.ld;
+    j.score = score_line(work, slot, stored * j.readers);
+    j.norm = work.norm + (size_t)slot * work.n_head + stored * j.readers;
+    j.line = head_line(work, slot, stored);
+    j.moves = (uint32_t *)j.score;
+    if (!evicts(p, j.rows.n_row, j.seen)) {
+        if (p->has_mass) go_through(j, false, [](uint32_t, uint32_t, uint32_t) {});
+        return;
+    }
     const uint32_t keep = p->evict.keep, n = j.rows.n_row - keep;
-    const float inverse = p->evict.temperature > 0 ? 1.0f / p->evict.temperature : 0.0f;
-    uint32_t keys[4] = {};
-    if (p->evict.draw) philox(j.seen, stored, a.layer, 0, p->evict.seed, 0x65766963u, keys); /* as kv_draw_keys */
-    if (n == 1) evict_one(j, inverse, keys);
-    else evict_many(j, n, inverse, keys);
+    j.inverse = p->evict.temperature > 0 ? 1.0f / p->evict.temperature : 0.0f;
+    if (p->evict.draw) { /* as kv_draw_keys */
+        uint32_t keys[4];
+        philox(j.seen, stored, a.layer + layer, 0, p->evict.seed, 0x65766963u, keys);
+        j.keys[0] = keys[0], j.keys[1] = keys[1];
+    }
+    if (n == 1) evict_one(j);
+    else evict_many(j, n);
     if (threadIdx.x == 0) s->rows[table] = keep - 1; /* the end of the step counts the new row */
+}
+
+static __global__ void __launch_bounds__(THREADS, 5) after_kernel(const after_args a) {
+    const uint32_t heads = a.work.max_stored, slots = a.work.n;
+    wait_previous();
+    for (uint32_t i = blockIdx.x; i < heads * slots * a.n_layer; i += gridDim.x) {
+        after_head(a, i % heads, i / heads % slots, i / heads / slots);
+        __syncthreads(); /* shared memory is free again */
+    }
+}
+
+/* Layers that are done together: lines of as many more are there for those that run meanwhile. */
+static uint32_t together(const cu_program_work *work, uint32_t n_layer) {
+    return work->depth >= n_layer ? n_layer : work->depth / 2;
+}
+
+/* The stream's next kernel waits for the layers that were done in the turn before last, or in the last one. */
+static int32_t join_turn(cu_device *d, uint32_t turn, kv_err err) {
+    CU_TRY(cudaStreamWaitEvent(d->stream, d->join[turn % 2], 0), "a step program");
+    d->alone = true;
+    return KVF_OK;
+}
+
+int32_t cu_programs_begin(kvf_model *model, uint32_t layer, const cu_program_work *work, kv_err err) {
+    if (!(work->acts & CU_AFTER) || layer < work->depth || layer % together(work, model->config.n_layer) != 0) return KVF_OK;
+    return join_turn(cu_of(model->dev), layer / together(work, model->config.n_layer), err);
+}
+
+int32_t cu_programs_join(kvf_device *dev, uint32_t n_layer, const cu_program_work *work, kv_err err) {
+    if (!(work->acts & CU_AFTER)) return KVF_OK;
+    return join_turn(cu_of(dev), (n_layer - 1) / together(work, n_layer), err);
+}
+
+/* Layers [first, first + n), whose attention is over; their lines lie one after the other. */
+static int32_t queue_after(kvf_model *model, uint32_t first, uint32_t n, uint32_t row_dtype, cu_slot *slot,
+                           const cu_program_work *work, kv_err err) {
+    const kvf_model_config *c = &model->config;
+    after_args a = {};
+    a.work = cu_program_layer(work, first);
+    for (uint32_t i = 0; i < n; i++) {
+        const cu_program_work own = cu_program_layer(work, first + i);
+        if (i == 1) a.line_step = (size_t)(own.line - a.work.line), a.norm_step = (size_t)(own.norm - a.work.norm);
+        if (work->acts & CU_WEIGHS) CU_PASS(cu_kept_step(model->dev, first + i, row_dtype, c->head_dim, slot, &own, err));
+    }
+    a.slot = slot, a.layer = first, a.n_layer = n, a.n_head = c->n_head, a.head_dim = c->head_dim, a.dtype = row_dtype;
+    const cu_device *d = cu_of(model->dev);
+    const uint32_t heads = work->max_stored * work->n * n;
+    const dim3 grid(heads < d->n_sm ? heads : d->n_sm);
+    return cu_check(cu_launch_next(d, after_kernel, grid, dim3(THREADS), 0, a), "a step program", err);
 }
 
 int32_t cu_programs_after(kvf_model *model, uint32_t layer, uint32_t row_dtype, cu_slot *slot, const cu_program_work *work,
                           kv_err err) {
-    const kvf_model_config *c = &model->config;
-    const cu_device *d = cu_of(model->dev);
-    if (work->acts & CU_WEIGHS) CU_PASS(cu_kept_step(model->dev, layer, row_dtype, c->head_dim, slot, work, err));
-    if (!(work->acts & CU_AFTER)) return KVF_OK;
-    after_args a = {};
-    a.slot = slot, a.work = *work, a.layer = layer, a.n_head = c->n_head, a.head_dim = c->head_dim, a.dtype = row_dtype;
-    const dim3 grid(work->max_stored, work->n);
-    return cu_check(cu_launch_next(d, after_kernel, grid, dim3(THREADS), 0, a), "a step program", err);
+    const uint32_t n_layer = model->config.n_layer, most = together(work, n_layer), turn = most == 0 ? 0 : layer / most;
+    if (!(work->acts & CU_AFTER) || (layer + 1 != n_layer && (layer + 1) % most != 0)) return KVF_OK;
+    cu_device *d = cu_of(model->dev);
+    const cudaStream_t stream = d->stream;
+    CU_TRY(cudaEventRecord(d->fork, stream), "a step program");
+    CU_TRY(cudaStreamWaitEvent(d->side, d->fork, 0), "a step program");
+    d->stream = d->side, d->alone = true;
+    const int32_t status = queue_after(model, turn * most, layer + 1 - turn * most, row_dtype, slot, work, err);
+    d->stream = stream, d->alone = false;
+    CU_PASS(status);
+    CU_TRY(cudaEventRecord(d->join[turn % 2], d->side), "a step program");
+    return KVF_OK;
 }
 
 /* ---- What core asks for ---- */

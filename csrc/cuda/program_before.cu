@@ -1,7 +1,6 @@
 /*
- * Step programs before a layer's attention: queries are kept, pages are chosen by their bounds, rows at the first positions
- * move along. A block works on one stored head of one slot; where pages are chosen several do, each on its segments of
- * bounds, and the last one to arrive chooses.
+ * Step programs before a layer's attention: pages are chosen by their bounds. Several blocks work on one stored head of one
+ * slot, each on its segments of bounds, and the last one to arrive chooses.
  */
 #include "program.cuh"
 #include "select.cuh"
@@ -203,46 +202,14 @@ static __device__ void choose_pages(const choice &c, float *shared, uint32_t *ar
     choose(c, p);
 }
 
-/* ---- Rows that move along ---- */
-
-/* Scores of rows at positions below `first`, as if they were `shift` tokens later: products with a query as much earlier. */
-static __device__ void shift_scores(const head_rows &h, const cu_program_work &w, uint32_t slot, uint32_t head0, uint32_t readers,
-                                    const float *q, uint32_t first, uint32_t shift, uint32_t oldest, const float *inv_freq,
-                                    float scale, float *shared) {
-    const uint32_t dim = h.head_dim, half = dim / 2, lane = threadIdx.x % 32;
-    for (uint32_t i = threadIdx.x; i < readers * half; i += THREADS) {
-        const uint32_t r = i / half, d = i % half;
-        float sine, cosine;
-        sincosf((float)shift * inv_freq[d], &sine, &cosine);
-        const float a = q[r * dim + d], b = q[r * dim + half + d];
-        shared[r * dim + d] = a * cosine + b * sine;
-        shared[r * dim + half + d] = b * cosine - a * sine;
-    }
-    __syncthreads();
-    /* rows only ever move towards the front: the first positions lie among the first rows */
-    for (uint32_t row = threadIdx.x / 32; row < min(first, h.n_row); row += WARPS) {
-        const uint32_t position = position_of(h, row);
-        if (position >= first) continue;
-        for (uint32_t r = 0; r < readers; r++) {
-            float dot = 0;
-            for (uint32_t d = lane; d < dim; d += 32) dot = fmaf(shared[r * dim + d], key_of(h, row, d), dot);
-            dot = warp_sum(dot);
-            if (lane == 0) score_line(w, slot, head0 + r)[row] = position + shift < oldest ? -INFINITY : dot * scale;
-        }
-    }
-    __syncthreads();
-}
-
 /* ---- A step ---- */
 
 typedef struct before_args {
     const cu_slot *slot;
     const float *q; /* [n, n_head, head_dim] */
-    const float *inv_freq;
     uint32_t *arrived; /* [n, n_head] */
     cu_program_work work;
     uint32_t layer, n_head, head_dim, dtype, window;
-    float scale; /* with log2(e) folded in */
 } before_args;
 
 static __global__ void __launch_bounds__(THREADS) before_kernel(const before_args a) {
@@ -254,21 +221,11 @@ static __global__ void __launch_bounds__(THREADS) before_kernel(const before_arg
     if (!s->run || stored >= s->n_stored) return;
     const size_t table = (size_t)a.layer * s->n_stored + stored;
     const cu_program *p = program_of(s, table);
-    if (p == NULL) return;
+    if (p == NULL || p->pages.size == 0) return;
     const uint32_t readers = a.n_head / s->n_stored, head0 = stored * readers, position = s->position;
     const head_rows h = {s->pages + table * s->cap, s->rows[table] + 1, dim, a.dtype, s->packing + table};
     const float *q = a.q + ((size_t)blockIdx.z * a.n_head + head0) * dim;
     const uint32_t oldest = a.window > 0 && position >= a.window ? position - a.window + 1 : 0;
-    if (p->ring != NULL && blockIdx.x == 0) {
-        for (uint32_t i = threadIdx.x; i < readers * dim; i += THREADS) {
-            p->ring[((size_t)(i / dim) * p->ring_size + position % p->ring_size) * dim + i % dim] = q[i];
-        }
-    }
-    const uint32_t moves = moves_below(p, h.n_row, position + 1);
-    if (moves > 0 && blockIdx.x == 0) {
-        shift_scores(h, a.work, blockIdx.z, head0, readers, q, moves, position + 1 - h.n_row, oldest, a.inv_freq, a.scale, shared);
-    }
-    if (p->pages.size == 0) return;
     choice c = {};
     c.rows = h, c.op = p->pages, c.bounds = p->segment, c.q = q, c.stride = dim, c.readers = readers, c.oldest = oldest;
     c.score = head_line(a.work, blockIdx.z, stored);
@@ -283,13 +240,13 @@ int32_t cu_programs_before(kvf_model *model, uint32_t layer, uint32_t row_dtype,
                            const cu_program_work *work, uint32_t *arrived, kv_err err) {
     const kvf_model_config *c = &model->config;
     const cu_device *d = cu_of(model->dev);
-    if (!(work->acts & CU_BEFORE)) return KVF_OK;
+    if (!(work->acts & CU_CHOOSES)) return KVF_OK;
     before_args a = {};
-    a.slot = slot, a.q = q, a.inv_freq = cu_weights(model)->inv_freq, a.arrived = arrived, a.work = *work;
+    a.slot = slot, a.q = q, a.arrived = arrived, a.work = *work;
     a.layer = layer, a.n_head = c->n_head, a.head_dim = c->head_dim, a.dtype = row_dtype;
-    a.window = model->layer_window[layer], a.scale = LOG2E / sqrtf((float)c->head_dim);
+    a.window = model->layer_window[layer];
     const size_t bytes = choice_floats(c->n_head / c->n_kv_head, c->head_dim) * sizeof(float);
-    const dim3 grid(work->acts & CU_CHOOSES ? SPLIT : 1, work->max_stored, work->n);
+    const dim3 grid(SPLIT, work->max_stored, work->n);
     /* the device's limit, not this model's: graphs of other models keep theirs */
     CU_TRY(cudaFuncSetAttribute(before_kernel, cudaFuncAttributeMaxDynamicSharedMemorySize, (int)d->shared_bytes), "a step program");
     return cu_check(cu_launch_next(d, before_kernel, grid, dim3(THREADS), bytes, a), "a step program", err);

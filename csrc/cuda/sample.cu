@@ -1,11 +1,13 @@
 /*
- * Choosing the next token on the device, as kv_sample does on the host. Drawing needs no sort: sums of weights over the
+ * The end of a step: choosing the next token on the device, as kv_sample does on the host, and counting. Several blocks look
+ * for a slot's best logit, and the last one to arrive goes on with the slot. Drawing needs no sort: sums of weights over the
  * candidates in falling order are found digit by digit of their keys. Weights are integers (2^40 is the likeliest token's),
  * so sums do not depend on the order in which threads add.
  */
+#include "ptx.cuh"
 #include "select.cuh"
 
-enum { THREADS = 1024 };
+enum { THREADS = 1024, PART = 8 * THREADS /* logits of a block, where blocks are few */ };
 
 typedef struct pick_state {
     cut_state cut;
@@ -15,7 +17,7 @@ typedef struct pick_state {
     uint32_t count;
     float max;
     uint32_t best;
-    uint32_t warp_best[THREADS / 32];
+    unsigned long long warp_best[THREADS / 32];
     uint32_t part[THREADS / 32];
 } pick_state;
 
@@ -27,10 +29,12 @@ static __device__ __forceinline__ bool is_stop(const cu_slot *s, uint32_t token)
 }
 
 /* Key of a candidate; 0 for tokens that cannot be chosen. */
-static __device__ __forceinline__ uint32_t key_of(const cu_slot *s, uint32_t token, bool no_stop) {
-    const float x = s->logits[token];
+static __device__ __forceinline__ uint32_t key_of(const cu_slot *s, uint32_t token, bool no_stop, float x) {
     if (isnan(x) || x == -INFINITY || (no_stop && is_stop(s, token))) return 0;
     return order_key(x);
+}
+static __device__ __forceinline__ uint32_t key_of(const cu_slot *s, uint32_t token, bool no_stop) {
+    return key_of(s, token, no_stop, s->logits[token]);
 }
 
 static __device__ __forceinline__ unsigned long long weight_of(uint32_t key, double max, double temperature) {
@@ -38,34 +42,49 @@ static __device__ __forceinline__ unsigned long long weight_of(uint32_t key, dou
     return (unsigned long long)(exp(((double)__uint_as_float(u) - max) / temperature) * 0x1p40);
 }
 
-/* Highest logit and lowest id among equals. */
-static __device__ uint32_t greedy(pick_state *p, const cu_slot *s, uint32_t vocab, bool no_stop) {
-    const uint32_t lane = threadIdx.x % 32, warp = threadIdx.x / 32;
-    uint32_t key = 0, best = KV_NO_TOKEN;
-    for (uint32_t i = threadIdx.x; i < vocab; i += THREADS) {
-        const uint32_t k = key_of(s, i, no_stop);
-        if (k > key) key = k, best = i;
+/* Highest key and lowest id among equals of this block's part of the logits, as one number; 0: nothing can be chosen. */
+static __device__ unsigned long long look(pick_state *p, const cu_slot *s, uint32_t vocab, bool no_stop) {
+    const uint32_t lane = threadIdx.x % 32, warp = threadIdx.x / 32, stride = gridDim.x * THREADS;
+    const float4 *logits = (const float4 *)s->logits;
+    unsigned long long best = 0;
+    const auto take = [&](uint32_t token, float x) {
+        const uint32_t key = key_of(s, token, no_stop, x);
+        const unsigned long long one = (unsigned long long)key << 32 | ~token;
+        if (key != 0 && one > best) best = one;
+    };
+    uint32_t i = blockIdx.x * THREADS + threadIdx.x;
+#pragma unroll 2
+    for (; i < vocab / 4; i += stride) {
+        const float4 x = logits[i];
+        take(4 * i, x.x), take(4 * i + 1, x.y), take(4 * i + 2, x.z), take(4 * i + 3, x.w);
     }
+    for (i = vocab / 4 * 4 + blockIdx.x * THREADS + threadIdx.x; i < vocab; i += stride) take(i, s->logits[i]);
     for (int step = 16; step > 0; step /= 2) {
-        const uint32_t k = __shfl_xor_sync(0xffffffffu, key, step), b = __shfl_xor_sync(0xffffffffu, best, step);
-        if (k > key || (k == key && b < best)) key = k, best = b;
+        const unsigned long long other = __shfl_xor_sync(0xffffffffu, best, step);
+        if (other > best) best = other;
     }
-    if (lane == 0) p->part[warp] = key, p->warp_best[warp] = best;
+    if (lane == 0) p->warp_best[warp] = best;
     __syncthreads();
+    if (warp != 0) return 0;
+    best = p->warp_best[lane];
+    for (int step = 16; step > 0; step /= 2) {
+        const unsigned long long other = __shfl_xor_sync(0xffffffffu, best, step);
+        if (other > best) best = other;
+    }
+    return best;
+}
+
+/* The token of the highest logit; p->count: whether there is one. */
+static __device__ uint32_t greedy(pick_state *p, const cu_slot *s, uint32_t vocab, bool no_stop, unsigned long long best) {
     if (threadIdx.x == 0) {
-        for (uint32_t w = 1; w < THREADS / 32; w++) {
-            const uint32_t k = p->part[w], b = p->warp_best[w];
-            if (k > key || (k == key && b < best)) key = k, best = b;
-        }
-        p->best = best;
+        const uint32_t key = (uint32_t)(best >> 32);
+        p->best = ~(uint32_t)best;
         p->max = key == 0 ? 0.0f : __uint_as_float(key & 0x80000000u ? key & 0x7fffffffu : ~key);
-        if (best == KV_NO_TOKEN) { /* nothing can be chosen: the first token that is allowed */
+        p->count = best != 0;
+        if (best == 0) { /* nothing can be chosen: the first token that is allowed */
             uint32_t i = 0;
             while (i < vocab && no_stop && is_stop(s, i)) i++;
             p->best = i < vocab ? i : 0;
-            p->count = 0;
-        } else {
-            p->count = 1;
         }
     }
     __syncthreads();
@@ -172,33 +191,71 @@ static __device__ uint32_t draw(pick_state *p, const cu_slot *s, uint32_t vocab,
     return p->best;
 }
 
-/* A block per slot. */
-static __global__ void __launch_bounds__(THREADS) sample_kernel(cu_slot *slot, uint32_t vocab,
-                                                                const cu_step_control *control, uint32_t *tokens) {
-    __shared__ pick_state p;
-    cu_slot *s = &slot[blockIdx.x];
-    uint32_t *to = &tokens[(size_t)control->now * gridDim.x + blockIdx.x];
-    if (!s->live || s->finished) {
-        if (threadIdx.x == 0) *to = KV_NO_TOKEN;
-        return;
-    }
-    const bool no_stop = s->n_generated < s->min_new_token;
-    uint32_t token = greedy(&p, s, vocab, no_stop);
-    if (s->temperature > 0 && p.count > 0) {
-        __syncthreads();
-        token = draw(&p, s, vocab, no_stop);
+/* Whether this block is the last of `n` to come here; everything that the others wrote before is seen then. */
+static __device__ bool arrives_last(uint32_t *arrived, uint32_t n) {
+    __shared__ bool last;
+    __threadfence();
+    __syncthreads();
+    if (threadIdx.x == 0) {
+        last = atomicAdd(arrived, 1u) == n - 1;
+        if (last) *arrived = 0;
     }
     __syncthreads();
-    if (threadIdx.x != 0) return;
-    *to = token;
-    s->n_generated++;
-    s->finished = is_stop(s, token);
-    s->pending = s->finished ? KV_NO_TOKEN : token;
+    const bool is_last = last;
+    __syncthreads();
+    if (is_last) __threadfence();
+    return is_last;
 }
 
-int32_t cu_sample_step(kvf_device *dev, cu_slot *slot, uint32_t n, uint32_t vocab, const cu_step_control *control,
-                       uint32_t *tokens, kv_err err) {
-    sample_kernel<<<n, THREADS, 0, cu_of(dev)->stream>>>(slot, vocab, control, tokens);
-    CU_LAUNCHED("sampling");
-    return KVF_OK;
+/* Grid: parts of the logits, slots. */
+static __global__ void __launch_bounds__(THREADS) end_kernel(cu_slot *slot, uint32_t n_layer, uint32_t vocab,
+                                                             cu_step_control *control, uint32_t *tokens, uint32_t *word) {
+    __shared__ pick_state p;
+    cu_slot *s = &slot[blockIdx.y];
+    wait_previous();
+    const bool ran = n_layer > 0 && s->run, samples = tokens != NULL && s->live && !s->finished;
+    const bool no_stop = s->n_generated < s->min_new_token;
+    if (ran && blockIdx.x == 0) {
+        for (uint32_t i = threadIdx.x; i < n_layer * s->n_stored; i += THREADS) s->rows[i]++;
+    }
+    if (samples) {
+        const unsigned long long best = look(&p, s, vocab, no_stop);
+        if (threadIdx.x == 0 && best != 0) atomicMax(&s->best, best);
+    }
+    if (!arrives_last(&s->arrived, gridDim.x)) return;
+    uint32_t token = KV_NO_TOKEN;
+    if (samples) {
+        token = greedy(&p, s, vocab, no_stop, __ldcg(&s->best));
+        if (s->temperature > 0 && p.count > 0) {
+            __syncthreads();
+            token = draw(&p, s, vocab, no_stop);
+        }
+        __syncthreads();
+    }
+    if (threadIdx.x == 0) {
+        if (tokens != NULL) tokens[(size_t)control->step * gridDim.y + blockIdx.y] = token;
+        if (ran) s->position++, s->pending = KV_NO_TOKEN;
+        if (samples) {
+            s->best = 0;
+            s->n_generated++;
+            s->finished = is_stop(s, token);
+            s->pending = s->finished ? KV_NO_TOKEN : token;
+        }
+    }
+    if (!arrives_last(&control->arrived, gridDim.y) || threadIdx.x >= 32) return;
+    uint32_t alive = 0;
+    for (uint32_t b = threadIdx.x; b < gridDim.y; b += 32) alive += slot[b].live && !__ldcg(&slot[b].finished);
+    for (int step = 16; step > 0; step /= 2) alive += __shfl_xor_sync(0xffffffffu, alive, step);
+    if (threadIdx.x != 0) return;
+    *(volatile uint32_t *)word = alive;
+    control->step++;
+}
+
+int32_t cu_end_step(kvf_device *dev, cu_slot *slot, uint32_t n, uint32_t n_layer, uint32_t vocab, cu_step_control *control,
+                    uint32_t *tokens, kv_err err) {
+    const cu_device *d = cu_of(dev);
+    const uint32_t most = cu_div_up(vocab, PART), room = cu_div_up(d->n_sm, n);
+    const dim3 grid(tokens == NULL ? 1 : most < room ? most : room, n);
+    return cu_check(cu_launch_next(d, end_kernel, grid, dim3(THREADS), 0, slot, n_layer, vocab, control, tokens, d->word_device),
+                    "the end of a step", err);
 }

@@ -3,7 +3,8 @@
  * every kernel and all host code of the CUDA build run where there is no GPU, under the sanitizers too. It is made for
  * finding mistakes, not for speed:
  *   - device memory is filled with NaN patterns when it is handed out; its size is limited
- *   - work of a stream runs as late as the API allows, so a host buffer that is reused too early is seen
+ *   - work of a stream runs as late as the API allows, so a host buffer that is reused too early is seen; in a graph, so does
+ *     what was captured on another stream
  *   - the threads of a block take turns at barriers and warp operations only, in an order that can be shuffled
  *   - limits of a launch (threads, shared memory, grid) are those of compute capability 9.0
  * tasks/_emulate.ts rewrites launches and dynamic shared memory into plain C++.
@@ -135,6 +136,7 @@ cudaError_t cudaEventCreate(cudaEvent_t *event);
 cudaError_t cudaEventCreateWithFlags(cudaEvent_t *event, unsigned flags);
 cudaError_t cudaEventDestroy(cudaEvent_t event);
 cudaError_t cudaEventRecord(cudaEvent_t event, cudaStream_t stream);
+cudaError_t cudaStreamWaitEvent(cudaStream_t stream, cudaEvent_t event, unsigned flags);
 cudaError_t cudaEventSynchronize(cudaEvent_t event);
 cudaError_t cudaEventElapsedTime(float *ms, cudaEvent_t start, cudaEvent_t end);
 

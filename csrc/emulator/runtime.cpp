@@ -19,10 +19,16 @@ struct graph {
 };
 struct stream {
     std::vector<work> queue;
+    size_t first = 0;    /* number of queue[0], counted from the stream's beginning */
+    size_t done = 0;     /* so many have run, or are running */
     graph *capture = nullptr;
+    stream *origin = nullptr;   /* while it is part of another stream's capture: that one */
+    std::vector<work> captured; /* then: what nobody has waited for yet */
 };
 struct event {
     stream *on = nullptr;
+    size_t after = 0; /* work of the stream that comes before it */
+    bool captured = false;
 };
 struct pool {};
 
@@ -50,11 +56,15 @@ static cudaError_t fail(cudaError_t e) {
     return e;
 }
 
-static void drain(stream *s) {
-    /* work may not queue more work */
-    std::vector<work> queue;
-    queue.swap(s->queue);
-    for (work &one : queue) one();
+/* Runs the stream's work before number `end`. Work may not queue more work, but may wait for other streams. */
+static void drain(stream *s, size_t end = SIZE_MAX) {
+    while (s->done < end && s->done - s->first < s->queue.size()) {
+        work one = std::move(s->queue[s->done++ - s->first]);
+        one();
+    }
+    if (s->done - s->first != s->queue.size()) return;
+    s->first = s->done;
+    s->queue.clear();
 }
 
 static void drain_all(void) {
@@ -67,7 +77,7 @@ static cudaError_t enqueue(stream *s, work one) {
         one();
         return cudaSuccess;
     }
-    (s->capture != nullptr ? s->capture->nodes : s->queue).push_back(std::move(one));
+    (s->capture != nullptr ? s->capture->nodes : s->origin != nullptr ? s->captured : s->queue).push_back(std::move(one));
     return cudaSuccess;
 }
 
@@ -140,7 +150,7 @@ void emulator_fail_after(uint32_t n) {
 void emulator_lose(bool is_lost) {
     guard g(lock);
     lost = is_lost ? cudaErrorLaunchFailure : cudaSuccess;
-    for (stream *s : streams) s->queue.clear();
+    for (stream *s : streams) s->queue.clear(), s->first = s->done;
 }
 cudaError_t cudaGetDeviceCount(int *n) {
     *n = n_device;
@@ -310,6 +320,23 @@ cudaError_t cudaEventDestroy(cudaEvent_t e) {
 cudaError_t cudaEventRecord(cudaEvent_t e, cudaStream_t s) {
     guard g(lock);
     e->on = s;
+    e->after = s->first + s->queue.size();
+    e->captured = s->capture != nullptr || s->origin != nullptr;
+    return cudaSuccess;
+}
+cudaError_t cudaStreamWaitEvent(cudaStream_t s, cudaEvent_t e, unsigned) {
+    guard g(lock);
+    if (lost != cudaSuccess) return lost;
+    if (e->on == nullptr) return cudaSuccess;
+    if (!e->captured) return enqueue(s, [on = e->on, after = e->after] { drain(on, after); });
+    if (e->on->capture != nullptr) { /* s belongs to the capture from now on */
+        s->origin = e->on;
+    } else if (e->on->origin == s) {
+        for (work &one : e->on->captured) s->capture->nodes.push_back(std::move(one));
+        e->on->captured.clear();
+    } else {
+        return fail(cudaErrorStreamCaptureUnsupported);
+    }
     return cudaSuccess;
 }
 cudaError_t cudaEventSynchronize(cudaEvent_t e) {
@@ -333,6 +360,14 @@ cudaError_t cudaStreamEndCapture(cudaStream_t s, cudaGraph_t *out) {
     guard g(lock);
     *out = s->capture;
     s->capture = nullptr;
+    for (stream *other : streams) {
+        if (other->origin != s) continue;
+        other->origin = nullptr;
+        if (other->captured.empty()) continue;
+        other->captured.clear(); /* nobody waited for it */
+        delete *out;
+        *out = nullptr;
+    }
     return *out != nullptr ? cudaSuccess : fail(cudaErrorInvalidValue);
 }
 cudaError_t cudaGraphInstantiate(cudaGraphExec_t *exec, cudaGraph_t from, unsigned long long) {

@@ -4,7 +4,7 @@
 #include "test.h"
 
 enum { N_PROMPT = 70, N_STEP = 40 };
-static const shape SMALL = {2, 4, 2, 8, KVF_F32};
+static const shape SMALL = {3, 4, 2, 8, KVF_F32};
 
 static uint32_t id_of(int32_t result) {
     CHECK(result > 0);
@@ -54,8 +54,8 @@ static uint32_t start(kvf_model *model, kvf_cache *cache, uint32_t granularity, 
 }
 
 static void positions_of(kvf_cache *cache, uint32_t s, uint32_t layer, uint32_t head, uint32_t *positions, uint32_t *n) {
-    uint32_t rows[8];
-    CHECK(kvf_sequence_rows(cache, s, rows, 8, ERR) == KVF_OK);
+    uint32_t rows[16];
+    CHECK(kvf_sequence_rows(cache, s, rows, 16, ERR) == KVF_OK);
     const uint32_t n_head = info_of(cache, s).n_stored_head;
     *n = rows[layer * n_head + head];
     CHECK(kvf_read_positions(cache, s, layer, head, positions, 512, ERR) == KVF_OK);
@@ -104,7 +104,7 @@ static void refusals(kvf_model *model, kvf_cache *cache) {
     REFUSE(pages(16, 20, 0, 2));
     REFUSE(pages(16, 20, 0, 0), mass(UINT32_MAX, 1));
     REFUSE(pages(16, 20, 0, 0), evict(KVF_STAT_POSITION, 20, 20, 0, 0));
-    REFUSED(kvf_sequence_program(cache, s, 2, &x, 1, ERR), KVF_ERR_ARG);
+    REFUSED(kvf_sequence_program(cache, s, SMALL.n_layer, &x, 1, ERR), KVF_ERR_ARG);
     REFUSED(kvf_sequence_program(cache, s, 0, NULL, 1, ERR), KVF_ERR_ARG);
     REFUSED(kvf_sequence_program(cache, s, 0, &x, 100, ERR), KVF_ERR_ARG);
     uint32_t rows[N_PROMPT];
@@ -291,9 +291,9 @@ static void ample(kvf_model *model, kvf_cache *cache) {
 
 /* ---- 16-bit rows of 64 channels, which have kernels of their own ---- */
 
-static const shape WIDE = {2, 4, 1, 64, KVF_BF16};
+static const shape WIDE = {3, 4, 1, 64, KVF_BF16};
 
-/* Masses of layer 1 after every step against the last query's probabilities, summed. */
+/* Masses of the last layer after every step against the last query's probabilities, summed. */
 static void wide_masses(kvf_model *model, kvf_cache *cache, uint32_t bits) {
     static float got[128], want[128];
     const kvf_op ops[] = {mass(UINT32_MAX, 0.9f), queries(1)};
@@ -311,19 +311,19 @@ static void wide_masses(kvf_model *model, kvf_cache *cache, uint32_t bits) {
     for (uint32_t step = 1; step < 30; step++) {
         const uint32_t rows = N_PROMPT + step;
         CHECK(kvf_decode(model, cache, &s, 1, 1, &token, NULL, 0, NULL, ERR) == KVF_OK);
-        int32_t id = kvf_scores_window(cache, s, 1, 1, KVF_WINDOW_ALL_ROWS, KVF_SUM, ERR);
+        int32_t id = kvf_scores_window(cache, s, WIDE.n_layer - 1, 1, KVF_WINDOW_ALL_ROWS, KVF_SUM, ERR);
         CHECK(kvf_scores_read(cache, id_of(id), got, rows, ERR) == KVF_OK);
         CHECK(kvf_object_free(cache, (uint32_t)id, ERR) == KVF_OK);
         for (uint32_t i = 0; i < rows; i++) want[i] = want[i] * 0.9f + got[i];
         if (step % 5 != 0) continue; /* looking puts rows in order */
-        id = kvf_scores_mass(cache, s, 1, UINT32_MAX, KVF_SUM, ERR);
+        id = kvf_scores_mass(cache, s, WIDE.n_layer - 1, UINT32_MAX, KVF_SUM, ERR);
         CHECK(kvf_scores_read(cache, id_of(id), got, rows, ERR) == KVF_OK);
         CHECK(kvf_object_free(cache, (uint32_t)id, ERR) == KVF_OK);
         for (uint32_t i = 0; i < rows; i++) CHECK_NEAR(got[i], want[i], bits > 0 ? 2e-3 : 1e-4);
         check_books(cache);
     }
-    uint32_t packed[2];
-    CHECK(kvf_sequence_packed(cache, s, packed, 2, ERR) == KVF_OK && packed[1] == (bits > 0 ? 64 : 0));
+    uint32_t packed[3];
+    CHECK(kvf_sequence_packed(cache, s, packed, 3, ERR) == KVF_OK && packed[1] == (bits > 0 ? 64 : 0));
     CHECK(kvf_sequence_free(cache, s, ERR) == KVF_OK);
 }
 
