@@ -2,9 +2,10 @@
  * Measures the CUDA build on random weights of a model's shape and prints what it took beside what the hardware allows.
  *
  *     deno task bench:gpu [--config=FILE] [--lengths=8192,32768] [--batch=32] [--rows=1024] [--repeats=20]
- *                         [--peer=FILE] [--arch=80,90a] [--json]
+ *                         [--only=decode,packed] [--peer=FILE] [--arch=80,90a] [--json]
  *
- * `--peer` names the output of tasks/gpu/peer_torch.py of the same machine. The table's floors follow from the copy
+ * `--only` measures some of products, attention, decode, prefill, packed and programs; prefill's floor needs products and
+ * attention. `--peer` names the output of tasks/gpu/peer_torch.py of the same machine. The table's floors follow from the copy
  * bandwidth and the rate of matrix products of the same run. Needs a GPU and nvcc; to read csrc, build and the files it is
  * given, to write build, and to run cc, nvcc and build/gpu_bench.
  *
@@ -30,12 +31,22 @@ import {
 import { type Measurement, table } from "./gpu/_table.ts";
 
 const PROGRAM = "build/gpu_bench";
+/** What `--only` may name. */
+const SECTIONS = [
+  "products",
+  "attention",
+  "decode",
+  "prefill",
+  "packed",
+  "programs",
+];
 const FLAGS = [
   "config",
   "lengths",
   "batch",
   "rows",
   "repeats",
+  "only",
   "peer",
   "arch",
 ] as const;
@@ -68,6 +79,15 @@ async function main(args: string[]): Promise<void> {
       `Cannot measure the GPU as --lengths must be two numbers: it is "${flags.lengths}"`,
     );
   }
+  const only = flags.only === undefined ? [] : String(flags.only).split(",");
+  const stranger = only.find((name) => !SECTIONS.includes(name));
+  if (stranger !== undefined) {
+    throw new BuildError(
+      `Cannot measure the GPU as --only must name ${
+        SECTIONS.join(", ")
+      }: "${stranger}"`,
+    );
+  }
   const shape = readModelConfig(String(flags.config));
   if (shape.experts > 0) {
     throw new BuildError(
@@ -90,6 +110,7 @@ async function main(args: string[]): Promise<void> {
     count("batch", String(flags.batch)),
     count("rows", String(flags.rows)),
     count("repeats", String(flags.repeats)),
+    ...(only.length > 0 ? [only.join(",")] : []),
   ]);
   const text = flags.json
     ? JSON.stringify({ shape: flags.config, measured, peer }, null, 2)
@@ -139,10 +160,10 @@ async function compile(arch: string): Promise<void> {
 }
 
 /** Runs the program; its lines are shown as they come, so that a fault costs none that was measured. */
-async function run(numbers: number[]): Promise<Measurement[]> {
+async function run(args: (number | string)[]): Promise<Measurement[]> {
   const child = new Deno.Command(join(ROOT, PROGRAM), {
     env: CHILD_ENV,
-    args: numbers.map(String),
+    args: args.map(String),
     stdin: "null",
     stdout: "piped",
     stderr: "inherit",

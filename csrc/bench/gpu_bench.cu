@@ -3,7 +3,9 @@
  * and without compression, decode of plain and of packed rows, decode with step programs. One JSON object per line;
  * tasks/bench_gpu.ts makes the table of it.
  *
- *     gpu_bench layers hidden heads kv_heads head_dim intermediate vocab short long batch rows repeats
+ *     gpu_bench layers hidden heads kv_heads head_dim intermediate vocab short long batch rows repeats [sections]
+ *
+ * sections: any of products, attention, decode, prefill, packed, programs, with commas between; left out: all
  */
 #include <stdio.h>
 
@@ -211,19 +213,24 @@ static void decode(setup *s, uint32_t batch, uint32_t n, uint32_t rows) {
     const double row_bytes = 2.0 * s->c.n_layer * s->c.n_kv_head * s->c.head_dim * 2;
     std::vector<uint32_t> ids, tokens((size_t)STEPS * batch);
     for (uint32_t b = 0; b < batch; b++) ids.push_back(prompt(s, n, rows, NULL, NULL, NULL));
-    std::vector<double> times;
+    std::vector<double> times, host[3];
+    cu_device *d = cu_of(s->dev);
     uint32_t held = rows > 0 && rows < n ? rows : n;
     double read = 0;
     for (uint32_t i = 0; i < s->repeats + 1; i++) {
+        for (double &x : d->host_ms) x = 0;
         const double start = now_ms();
         must(kvf_decode(s->model, s->cache, ids.data(), batch, STEPS, tokens.data(), NULL, 0, NULL, ERR) == KVF_OK, "decode");
         if (i > 0) times.push_back((now_ms() - start) / STEPS);
+        for (int part = 0; part < 3 && i > 0; part++) host[part].push_back(d->host_ms[part]);
         if (i == s->repeats / 2) read = ((double)held + STEPS / 2) * row_bytes * batch;
         held += STEPS;
     }
     for (uint32_t id : ids) kvf_sequence_free(s->cache, id, ERR);
     printf("{\"what\":\"decode\",\"batch\":%u,\"n\":%u,\"rows\":%u,\"ms\":%.6g,\"bytes\":%.6g}\n", batch, n, rows,
            median(times), kvf_model_step_bytes(s->model) + read);
+    printf("{\"what\":\"host\",\"batch\":%u,\"n\":%u,\"rows\":%u,\"steps\":%d,\"reserve_ms\":%.6g,\"send_ms\":%.6g,"
+           "\"follow_ms\":%.6g}\n", batch, n, rows, (int)STEPS, median(host[0]), median(host[1]), median(host[2]));
 }
 
 /*
@@ -345,10 +352,14 @@ static void programs(setup *s, uint32_t batch) {
 int main(int argc, char **argv) {
     setup s = {};
     uint32_t v[12];
-    if (argc != 13) {
-        fprintf(stderr, "Cannot run as 12 numbers must be given: %d\n", argc - 1);
+    if (argc != 13 && argc != 14) {
+        fprintf(stderr, "Cannot run as 12 numbers must be given, and sections if any: %d\n", argc - 1);
         return 2;
     }
+    const std::string sections = argc == 14 ? std::string(",") + argv[13] + "," : "";
+    const auto wanted = [&](const char *name) {
+        return sections.empty() || sections.find(std::string(",") + name + ",") != std::string::npos;
+    };
     for (int i = 0; i < 12; i++) v[i] = (uint32_t)strtoul(argv[i + 1], NULL, 10);
     setvbuf(stdout, NULL, _IONBF, 0); /* what was measured is kept when something fails later */
     s.c.size = sizeof s.c, s.c.n_layer = v[0], s.c.hidden = v[1], s.c.n_head = v[2], s.c.n_kv_head = v[3];
@@ -374,16 +385,28 @@ int main(int argc, char **argv) {
     cache.head_dim = s.c.head_dim, cache.row_dtype = KVF_BF16;
     s.cache = kvf_cache_create(s.dev, &cache, ERR);
     must(s.cache != NULL, "the cache");
-    products(&s, s.short_n);
-    for (uint32_t n : {s.short_n, s.long_n}) attention(&s, n);
-    for (uint32_t n : {s.short_n, s.long_n}) decode(&s, 1, n, 0);
-    decode(&s, 1, s.short_n, s.rows);
-    for (uint32_t n : {s.short_n, s.long_n}) prefill(&s, n);
-    decode(&s, s.batch, s.short_n, 0);
-    decode(&s, s.batch, s.short_n, s.rows);
-    for (uint32_t n : {s.short_n, s.long_n}) packed(&s, 1, n);
-    for (uint32_t n : {s.short_n / 2, s.short_n}) packed(&s, s.batch, n);
-    for (uint32_t batch : {1u, s.batch}) programs(&s, batch);
+    if (wanted("products")) products(&s, s.short_n);
+    if (wanted("attention")) {
+        for (uint32_t n : {s.short_n, s.long_n}) attention(&s, n);
+    }
+    if (wanted("decode")) {
+        for (uint32_t n : {s.short_n, s.long_n}) decode(&s, 1, n, 0);
+        decode(&s, 1, s.short_n, s.rows);
+    }
+    if (wanted("prefill")) {
+        for (uint32_t n : {s.short_n, s.long_n}) prefill(&s, n);
+    }
+    if (wanted("decode")) {
+        decode(&s, s.batch, s.short_n, 0);
+        decode(&s, s.batch, s.short_n, s.rows);
+    }
+    if (wanted("packed")) {
+        for (uint32_t n : {s.short_n, s.long_n}) packed(&s, 1, n);
+        for (uint32_t n : {s.short_n / 2, s.short_n}) packed(&s, s.batch, n);
+    }
+    if (wanted("programs")) {
+        for (uint32_t batch : {1u, s.batch}) programs(&s, batch);
+    }
     kvf_cache_free(s.cache);
     kvf_model_free(s.model);
     kvf_device_free(s.dev);

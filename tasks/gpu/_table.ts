@@ -72,6 +72,19 @@ export function table(
       const name = `decode, batch ${batch}, ${n} tokens, ${kept}`;
       rows.push([name, time(ms), time(floor), ratio(ms / floor)]);
     }
+    if (line.what === "host") {
+      const [reserve, send, follow] = [
+        line.reserve_ms,
+        line.send_ms,
+        line.follow_ms,
+      ].map(Number) as [number, number, number];
+      rows.push([
+        `decode, batch ${batch}, ${n} tokens, ${kept}: host, ${line.steps} steps`,
+        time(reserve + send + follow),
+        "",
+        `rows ${time(reserve)}, state ${time(send)}, following ${time(follow)}`,
+      ]);
+    }
     if (line.what === "packed") {
       const floor = Number(line.bytes) / copy * 1e3;
       const format = line.bits === 0 ? "plain" : `${line.bits}-bit`;
@@ -185,6 +198,7 @@ function ratio(x: number): string {
 }
 
 function rate(flop: unknown): string {
+  if (flop === undefined) return "-";
   return `${(Number(flop) / 1e12).toFixed(0)} TFLOP/s`;
 }
 
