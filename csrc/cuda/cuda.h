@@ -338,6 +338,9 @@ typedef struct cu_skinny_out {
  */
 int32_t cu_skinny(kvf_device *dev, uint32_t dtype, const cu_matrix *w, const void *x, uint32_t n, cu_skinny_out out,
                   kv_err err);
+/* The same of the norms of x [n, w->n_col] f32, for which there may be no h: [n rounded up to 8, w->ld] in dtype. */
+int32_t cu_skinny_norm(kvf_device *dev, uint32_t dtype, const cu_matrix *w, void *h, const float *x, const float *weight,
+                       float eps, uint32_t n, cu_skinny_out out, kv_err err);
 
 /*
  * The same with one token per entry and the matrix of its chosen expert, [n_row, ld] out of the stacked ones.

@@ -182,9 +182,8 @@ static int32_t queue_layer(kvf_model *model, cu_decode *w, uint32_t layer, const
     size_t bytes;
     const cu_program_work programs = work_of(model, w, shape, &bytes), work = cu_program_layer(&programs, layer);
     CU_PASS(cu_programs_begin(model, layer, &programs, err));
-    CU_PASS(cu_rms_norm(dev, dtype, w->h, l->qkv.ld, w->x, l->attn_norm, n, c->hidden, c->norm_eps, err));
     out.epilogue = CU_STORE, out.out = w->qkv, out.ld = cu_qkv_width(c);
-    CU_PASS(cu_skinny(dev, dtype, &l->qkv, w->h, n, out, err));
+    CU_PASS(cu_skinny_norm(dev, dtype, &l->qkv, w->h, w->x, l->attn_norm, c->norm_eps, n, out, err));
     CU_PASS(cu_rope_step(model, layer, shape->row_dtype, w->qkv, w->slot, n, w->q, &work, err));
     CU_PASS(cu_programs_before(model, layer, shape->row_dtype, w->slot, w->q, &work, w->arrived, err));
     CU_PASS(cu_attention_step(model, layer, shape->row_dtype, w->slot, n, shape->max_stored, shape->n_chunk,
@@ -192,10 +191,12 @@ static int32_t queue_layer(kvf_model *model, cu_decode *w, uint32_t layer, const
     CU_PASS(cu_programs_after(model, layer, shape->row_dtype, w->slot, &programs, err));
     out.epilogue = CU_ADD, out.out = w->x, out.ld = c->hidden, out.bias = l->o_bias;
     CU_PASS(cu_skinny(dev, dtype, &l->o, w->attention, n, out, err));
-    CU_PASS(cu_rms_norm(dev, dtype, w->h, l->gate_up.ld, w->x, l->mlp_norm, n, c->hidden, c->norm_eps, err));
-    if (c->n_expert > 0) return cu_experts_step(model, l, w->h, n, w->x, &w->experts, err);
+    if (c->n_expert > 0) {
+        CU_PASS(cu_rms_norm(dev, dtype, w->h, l->gate_up.ld, w->x, l->mlp_norm, n, c->hidden, c->norm_eps, err));
+        return cu_experts_step(model, l, w->h, n, w->x, &w->experts, err);
+    }
     out.epilogue = CU_SWIGLU, out.act = w->act, out.ld = l->down.ld, out.bias = NULL;
-    CU_PASS(cu_skinny(dev, dtype, &l->gate_up, w->h, n, out, err));
+    CU_PASS(cu_skinny_norm(dev, dtype, &l->gate_up, w->h, w->x, l->mlp_norm, c->norm_eps, n, out, err));
     out.epilogue = CU_ADD, out.ld = c->hidden;
     return cu_skinny(dev, dtype, &l->down, w->act, n, out, err);
 }
@@ -212,10 +213,9 @@ static int32_t queue_step(kvf_model *model, cu_decode *w, const step_shape *shap
     const cu_program_work programs = work_of(model, w, shape, &bytes);
     CU_PASS(cu_embed_step(model, w->x, w->slot, shape->n, w->control, shape->forced ? w->forced : NULL, err));
     for (uint32_t layer = 0; layer < c->n_layer; layer++) CU_PASS(queue_layer(model, w, layer, shape, err));
-    CU_PASS(cu_rms_norm(dev, c->weight_dtype, w->h, weights->output.ld, w->x, weights->final_norm, shape->n, c->hidden,
-                        c->norm_eps, err));
     out.epilogue = CU_LOGITS, out.slot = w->slot;
-    CU_PASS(cu_skinny(dev, c->weight_dtype, &weights->output, w->h, shape->n, out, err));
+    CU_PASS(cu_skinny_norm(dev, c->weight_dtype, &weights->output, w->h, w->x, weights->final_norm, c->norm_eps, shape->n, out,
+                           err));
     CU_PASS(cu_programs_join(dev, c->n_layer, &programs, err));
     return cu_end_step(dev, w->slot, shape->n, c->n_layer, c->vocab, w->control, tokens, err);
 }

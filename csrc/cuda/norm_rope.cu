@@ -1,17 +1,16 @@
 /* Embedding, norms, biases, rotation, and writing rows: everything between the products that touches activations. */
+#include "norm.cuh"
 #include "program.cuh"
 
 /* A block per token. */
 template <typename T>
-static __global__ void __launch_bounds__(512) rms_norm_kernel(T *h, uint32_t ldh, const float *x, const float *weight,
+static __global__ void __launch_bounds__(NORM_THREADS) rms_norm_kernel(T *h, uint32_t ldh, const float *x, const float *weight,
                                                               uint32_t n_col, float eps) {
+    allow_next(); /* what comes next fetches weights first */
     wait_previous();
-    allow_next();
     const float *from = x + (size_t)blockIdx.x * n_col;
     T *to = h + (size_t)blockIdx.x * ldh;
-    float sum = 0;
-    for (uint32_t i = threadIdx.x; i < n_col; i += blockDim.x) sum = fmaf(from[i], from[i], sum);
-    const float scale = rsqrtf(block_sum(sum) / (float)n_col + eps);
+    const float scale = norm_scale(from, n_col, eps);
     for (uint32_t i = threadIdx.x; i < n_col; i += blockDim.x) from_f32(&to[i], from[i] * scale * weight[i]);
 }
 
@@ -19,8 +18,8 @@ int32_t cu_rms_norm(kvf_device *dev, uint32_t dtype, void *h, uint32_t ldh, cons
                     uint32_t n, uint32_t n_col, float eps, kv_err err) {
     cudaError_t e;
     CU_WITH_TYPE(dtype, T,
-                 (e = cu_launch_next(cu_of(dev), rms_norm_kernel<T>, dim3(n), dim3(512), 0, (T *)h, ldh, x, weight, n_col,
-                                     eps)));
+                 (e = cu_launch_next(cu_of(dev), rms_norm_kernel<T>, dim3(n), dim3(NORM_THREADS), 0, (T *)h, ldh, x, weight,
+                                     n_col, eps)));
     return cu_check(e, "a norm", err);
 }
 

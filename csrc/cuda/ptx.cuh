@@ -88,6 +88,13 @@ static __device__ __forceinline__ void copy_async(uint4 *to, const void *from, b
                  : "r"((uint32_t)__cvta_generic_to_shared(to)), "l"(from), "r"(inside ? 16 : 0)
                  : "memory");
 }
+/* The same where `wanted`, without a branch. */
+static __device__ __forceinline__ void copy_async_if(uint4 *to, const void *from, bool inside, bool wanted) {
+    asm volatile("{\n.reg .pred wanted;\nsetp.ne.b32 wanted, %3, 0;\n@wanted cp.async.cg.shared.global [%0], [%1], 16, %2;\n}"
+                 :
+                 : "r"((uint32_t)__cvta_generic_to_shared(to)), "l"(from), "r"(inside ? 16 : 0), "r"((int)wanted)
+                 : "memory");
+}
 static __device__ __forceinline__ void copy_commit(void) { asm volatile("cp.async.commit_group;" ::: "memory"); }
 /* Waits for all groups that this thread has committed. */
 static __device__ __forceinline__ void copy_wait(void) { asm volatile("cp.async.wait_group 0;" ::: "memory"); }

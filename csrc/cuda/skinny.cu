@@ -1,121 +1,298 @@
 /*
  * Products of decode: few tokens, weights read once. 16-bit weights go through mma with 16 weight rows as m and 8 tokens as
- * n, whatever the batch, so a token's sums have one order. A block owns 16 rows; its eight warps split the columns in steps
- * of 32, and their partial sums are added in warp order.
+ * n, whatever the batch, so a token's sums have one order: columns are dealt out in groups of 64 to eight warps, a warp adds
+ * its own in ascending order, and the warps' sums are added in warp order, four and four.
  *
- * A product does not care in which order k is taken as long as both sides agree: every lane loads 16 bytes of k that lie
+ * A product does not care in which order k is taken as long as both sides agree: every lane reads 16 bytes of k that lie
  * together, and the fragments of two mma steps are cut from them.
+ *
+ * One block a multiprocessor. Each warp has a ring of its own that copies fill while it computes, across the ends of rows,
+ * so that it never runs dry before the block's last. For one token a block takes less than half of the shared memory: the
+ * next kernel's block stands beside it and has its ring filled when it may begin.
  */
-#include "numbers.cuh"
+#include "norm.cuh"
 #include "ptx.cuh"
 
-enum { WARPS = 8, UNROLL = 4 };
+enum { WARPS = 8, PART = 17 /* floats of 16 rows, apart */ };
 
 typedef struct skinny_args {
     const void *w;
     const void *x;
+    const float *norm_x; /* [n_col] f32 whose norm is the only token, in place of x */
+    const float *norm_weight;
+    float eps;
+    uint32_t n_col;
     const float *bias;
     float *out;
     void *act;
     const cu_slot *slot;
     const uint32_t *chosen; /* expert of each entry, or NULL: dense */
     size_t expert_stride;   /* elements */
+    uint32_t epilogue;
     uint32_t x_div;         /* entries that share one row of x */
     uint32_t ld;
     uint32_t n_row; /* of the result */
     uint32_t n;     /* tokens, or entries */
     uint32_t ldo;
+    uint32_t units;  /* groups of 16 weight rows; a SwiGLU group is eight of gate and the same eight of up */
+    uint32_t items;  /* units, of all entries */
+    uint32_t share, extra; /* items of a block, and blocks that take one more */
+    uint32_t inputs; /* rows of x that a place of the ring holds */
+    uint32_t spread; /* items go round the blocks, instead of a range to each */
 } skinny_args;
 
-template <typename W, int EPILOGUE>
-static __device__ __forceinline__ void finish(const skinny_args &a, uint32_t token, uint32_t row, float y, float up) {
-    if (EPILOGUE == CU_STORE) {
-        a.out[(size_t)token * a.ldo + row] = y;
-    } else if (EPILOGUE == CU_ADD) {
-        a.out[(size_t)token * a.ldo + row] += a.bias != NULL ? y + a.bias[row] : y;
-    } else if (EPILOGUE == CU_SWIGLU) {
+template <typename W>
+static __device__ __forceinline__ void finish(const skinny_args &a, uint32_t token, uint32_t row, float y, float up,
+                                              float before) {
+    float *out = a.out + (size_t)token * a.ldo + row;
+    if (a.epilogue == CU_STORE) {
+        *out = y;
+    } else if (a.epilogue == CU_ADD) {
+        *out = before + (a.bias != NULL ? y + a.bias[row] : y);
+    } else if (a.epilogue == CU_SWIGLU) {
         from_f32((W *)a.act + (size_t)token * a.ldo + row, y / (1.0f + expf(-y)) * up);
     } else if (a.slot[token].run) {
         a.slot[token].logits[row] = y;
     }
 }
 
-/* TILES groups of eight tokens per block; blockIdx.y is the group of groups, or the entry. */
-template <typename W, int TILES, int EPILOGUE>
-static __global__ void __launch_bounds__(32 * WARPS) skinny_kernel(const skinny_args a) {
-    __shared__ float part[WARPS][TILES * 8][17];
+/* Where a block is: items [item, item + count) are one pass; each pass takes all groups of tokens, stage by stage. */
+typedef struct place {
+    uint32_t item, count, part, stage;
+    uint32_t entry, unit; /* of the item; entry 0 where there are none */
+} place;
+
+/*
+ * MT: units of a pass, at most   NT: groups of eight tokens of a pass   HALVES: 32 columns of a stage
+ * STAGES: of a warp's ring   NORM: the token is the norm of norm_x   LATE: the next kernel is let in when all copies are begun
+ */
+template <typename W, int MT, int NT, int HALVES, int STAGES, bool NORM, bool LATE>
+static __global__ void __launch_bounds__(32 * WARPS, 2) skinny_kernel(const skinny_args a) {
+    enum {
+        CHUNKS = 4 * HALVES, /* 16 bytes each, of a row */
+        ROWS = 32 / CHUNKS,  /* that a warp copies at once */
+        STEPS = 16 / ROWS    /* copies of a unit */
+    };
+    extern __shared__ uint4 shared[];
     const uint32_t lane = threadIdx.x % 32, warp = threadIdx.x / 32, g = lane / 4, t = lane % 4;
-    const uint32_t rows = EPILOGUE == CU_SWIGLU ? 8 : 16, row0 = blockIdx.x * rows;
-    const W *w = (const W *)a.w, *x = (const W *)a.x;
-    uint32_t token0 = blockIdx.y * TILES * 8, n = a.n;
-    allow_next();
-    if (a.chosen != NULL) {
-        wait_previous();
-        token0 = 0;
-        n = 1;
-        w += a.chosen[blockIdx.y] * a.expert_stride;
-        x += (size_t)(blockIdx.y / a.x_div) * a.ld;
-    }
-    /* The rows of a SwiGLU tile are eight of gate and the same eight of up. */
-    const uint32_t low = min(row0 + g, a.n_row - 1);
-    const uint32_t high = EPILOGUE == CU_SWIGLU ? a.n_row + low : min(row0 + g + 8, a.n_row - 1);
-    const W *w_low = w + (size_t)low * a.ld + t * 8, *w_high = w + (size_t)high * a.ld + t * 8;
-    const uint32_t steps = a.ld / 32;
-    uint4 lo[UNROLL], hi[UNROLL];
-    const auto load = [&](uint32_t s0) {
+    const uint32_t copy_row = lane / CHUNKS, copy_chunk = lane % CHUNKS;
+    const bool swiglu = a.epilogue == CU_SWIGLU;
+    const uint32_t shift = swiglu ? 3 : 4, rows = 1 << shift; /* of a unit */
+    const uint32_t rounds = (a.ld + 64 * WARPS - 1) / (64 * WARPS), stages = rounds * (2 / HALVES);
+    const uint32_t chunks = a.ld / 8; /* of a row in memory */
+    const uint32_t parts = a.chosen != NULL ? 1 : (a.n + NT * 8 - 1) / (NT * 8);
+    const uint32_t slot_size = (MT * 16 + (NORM ? 0 : a.inputs)) * CHUNKS;
+    uint4 *ring = shared + warp * STAGES * slot_size;
+    uint4 *resident = shared + WARPS * STAGES * slot_size; /* of NORM: [rounds * 8 * WARPS] */
+    float *sums = (float *)(resident + (NORM ? rounds * 8 * WARPS : 0));
+    const uint32_t step = a.spread ? gridDim.x : 1;
+    const uint32_t begin = a.spread ? blockIdx.x : blockIdx.x * a.share + min(blockIdx.x, a.extra);
+    const uint32_t end = a.spread ? a.items : begin + a.share + (blockIdx.x < a.extra);
+
+    /* Chunks of a row of 128 bytes change halves with the row, so that two rows that are read at once do not collide. */
+    const auto swizzled = [](uint32_t row, uint32_t chunk) {
+        return row * CHUNKS + (HALVES == 2 ? chunk ^ (row & 1) * 4 : chunk);
+    };
+    const auto enter = [&](place &p) {
+        p.entry = a.chosen != NULL ? p.item / a.units : 0;
+        p.unit = p.item - p.entry * a.units;
+        p.count = MT == 1 || p.item >= end ? 1 : min(min((uint32_t)MT, end - p.item), a.units - p.unit);
+    };
+    /* The next part or pass. */
+    const auto turn = [&](place &p) {
+        p.stage = 0;
+        if (++p.part < parts) return;
+        p.part = 0;
+        p.item += p.count * step;
+        enter(p);
+    };
+
+    /* What copies need: the lane's chunk within its row, and where its rows are, in chunks. */
+    place ahead = {begin, 0, 0, 0, 0, 0};
+    const uint32_t chunk0 = warp * 8 + copy_chunk;
+    const uint4 *w = NULL;
+    const uint4 *x = NULL;
+    uint32_t from[MT * STEPS], chunk = chunk0, tokens = 1;
+    const auto aim = [&]() {
+        w = (const uint4 *)a.w, x = (const uint4 *)a.x;
+        if (a.chosen == NULL) {
+            x += ahead.part * NT * 8 * chunks;
+            tokens = a.n - ahead.part * NT * 8;
+        } else if (ahead.item < end) {
+            w += a.chosen[ahead.entry] * a.expert_stride / 8;
+            x += (size_t)(ahead.entry / a.x_div) * chunks;
+        }
 #pragma unroll
-        for (int u = 0; u < UNROLL; u++) {
-            const uint32_t s = s0 + u * WARPS;
-            if (s < steps) {
-                lo[u] = load_stream(w_low + (size_t)s * 32);
-                hi[u] = load_stream(w_high + (size_t)s * 32);
+        for (uint32_t k = 0; k < MT * STEPS; k++) {
+            const uint32_t r = k % STEPS * ROWS + copy_row;
+            uint32_t row = min((ahead.unit + k / STEPS) * rows + (swiglu ? r % 8 : r), a.n_row - 1);
+            if (swiglu && r >= 8) row += a.n_row;
+            from[k] = row * chunks;
+        }
+        chunk = chunk0;
+    };
+    const auto copy_weights = [&](uint4 *to) {
+        const bool inside = chunk < chunks;
+        const uint4 *at = w + (inside ? chunk : 0);
+#pragma unroll
+        for (uint32_t m = 0; m < MT; m++) {
+            if (m >= ahead.count) break;
+#pragma unroll
+            for (uint32_t k = 0; k < STEPS; k++) {
+                copy_async(&to[swizzled(m * 16 + k * ROWS + copy_row, copy_chunk)], at + from[m * STEPS + k], inside);
             }
         }
     };
-    /* Weights never change: the first of them come while the kernel before this one still runs. */
-    load(warp);
-    if (a.chosen == NULL) wait_previous();
-    float acc[TILES][4] = {};
-    for (uint32_t s0 = warp; s0 < steps; s0 += WARPS * UNROLL) {
+    const auto copy_inputs = [&](uint4 *to) {
+        if constexpr (!NORM) {
 #pragma unroll
-        for (int u = 0; u < UNROLL; u++) {
-            const uint32_t s = s0 + u * WARPS;
-            if (s >= steps) break;
-            const uint32_t first[4] = {lo[u].x, hi[u].x, lo[u].y, hi[u].y};
-            const uint32_t second[4] = {lo[u].z, hi[u].z, lo[u].w, hi[u].w};
-#pragma unroll
-            for (int i = 0; i < TILES; i++) {
-                const uint32_t token = token0 + i * 8 + g;
-                uint4 v = make_uint4(0, 0, 0, 0);
-                if (token < n) v = *(const uint4 *)(x + (size_t)token * a.ld + s * 32 + t * 8);
-                mma_16x8x16(acc[i], first, v.x, v.y, W());
-                mma_16x8x16(acc[i], second, v.z, v.w, W());
+            for (uint32_t i = 0; i < NT * 8; i += ROWS) {
+                const uint32_t r = i + copy_row;
+                const bool inside = chunk < chunks && r < tokens;
+                copy_async_if(&to[swizzled(MT * 16 + r, copy_chunk)], x + (inside ? r * chunks + chunk : 0), inside,
+                              r < a.inputs);
             }
         }
-        load(s0 + WARPS * UNROLL);
+    };
+    const auto move_on = [&]() {
+        chunk += HALVES == 2 ? 8 * WARPS : ahead.stage % 2 == 0 ? 4 : 8 * WARPS - 4;
+        if (++ahead.stage < stages) return;
+        turn(ahead);
+        aim();
+    };
+
+    enter(ahead);
+    place now = ahead;
+    if (!LATE) allow_next();
+    /* Weights never change: the first of them come while the kernel before this one still runs. */
+    if (a.chosen != NULL) wait_previous();
+    aim();
+    for (uint32_t k = 0; k < STAGES; k++) {
+        if (ahead.item < end) copy_weights(ring + k * slot_size);
+        if (NORM) copy_commit();
+        move_on();
     }
+    if (NORM) {
+        const uint32_t at = 4 * threadIdx.x;
+        float4 weight[4] = {};
 #pragma unroll
-    for (int i = 0; i < TILES; i++) {
-        part[warp][i * 8 + 2 * t][g] = acc[i][0];
-        part[warp][i * 8 + 2 * t + 1][g] = acc[i][1];
-        part[warp][i * 8 + 2 * t][g + 8] = acc[i][2];
-        part[warp][i * 8 + 2 * t + 1][g + 8] = acc[i][3];
-    }
-    __syncthreads();
-    for (uint32_t i = threadIdx.x; i < TILES * 8 * rows; i += 32 * WARPS) {
-        const uint32_t r = i % rows, k = i / rows;
-        if (token0 + k >= n || row0 + r >= a.n_row) continue;
-        float y = 0, up = 0;
-        for (int j = 0; j < WARPS; j++) {
-            y += part[j][k][r];
-            if (EPILOGUE == CU_SWIGLU) up += part[j][k][r + 8];
+        for (uint32_t k = 0; k < 4; k++) {
+            const uint32_t i = at + k * 4 * NORM_THREADS;
+            if (i < a.n_col) weight[k] = *(const float4 *)(a.norm_weight + i);
         }
-        finish<W, EPILOGUE>(a, a.chosen != NULL ? blockIdx.y : token0 + k, row0 + r, y, up);
+        wait_previous();
+        const float scale = norm_scale(a.norm_x, a.n_col, a.eps);
+        const auto normed = [&](uint32_t i, const float4 &f) {
+            float4 v = {};
+            if (i >= rounds * 64 * WARPS) return;
+            if (i < a.n_col) v = *(const float4 *)(a.norm_x + i);
+            ((uint2 *)resident)[i / 4] = make_uint2(pack<W>(v.x * scale * f.x, v.y * scale * f.y),
+                                                    pack<W>(v.z * scale * f.z, v.w * scale * f.w));
+        };
+#pragma unroll
+        for (uint32_t k = 0; k < 4; k++) normed(at + k * 4 * NORM_THREADS, weight[k]);
+        for (uint32_t i = at + 16 * NORM_THREADS; i < rounds * 64 * WARPS; i += 4 * NORM_THREADS) {
+            normed(i, i < a.n_col ? *(const float4 *)(a.norm_weight + i) : float4());
+        }
+        __syncthreads();
+    } else {
+        if (a.chosen == NULL) wait_previous();
+        ahead = now;
+        aim();
+        for (uint32_t k = 0; k < STAGES; k++) {
+            if (ahead.item < end) copy_inputs(ring + k * slot_size);
+            copy_commit();
+            move_on();
+        }
+    }
+
+    float acc[MT][NT][4] = {};
+    uint32_t slot = 0, side = 0;
+    float before = 0; /* what a sum is added to, fetched ahead where a thread has one */
+    /* At first there is always more to copy, then what has been copied is used up. */
+    for (uint32_t draining = 0; draining < 2; draining++) {
+        while ((draining ? now.item : ahead.item) < end) {
+            uint4 *place_of = ring + slot * slot_size;
+            copy_wait_but<STAGES - 1>();
+            __syncwarp();
+#pragma unroll
+            for (uint32_t h = 0; h < HALVES; h++) {
+                uint4 v[NT];
+#pragma unroll
+                for (uint32_t i = 0; i < NT; i++) {
+                    v[i] = make_uint4(0, 0, 0, 0);
+                    if (NORM) {
+                        const uint32_t at = HALVES == 2 ? now.stage * 8 * WARPS : now.stage / 2 * 8 * WARPS + now.stage % 2 * 4;
+                        if (g == 0) v[i] = resident[at + warp * 8 + h * 4 + t];
+                    } else if (i * 8 + g < a.inputs) {
+                        v[i] = place_of[swizzled(MT * 16 + i * 8 + g, 4 * h + t)];
+                    }
+                }
+#pragma unroll
+                for (uint32_t m = 0; m < MT; m++) {
+                    if (m >= now.count) break;
+                    const uint4 lo = place_of[swizzled(m * 16 + g, 4 * h + t)];
+                    const uint4 hi = place_of[swizzled(m * 16 + 8 + g, 4 * h + t)];
+                    const uint32_t first[4] = {lo.x, hi.x, lo.y, hi.y}, second[4] = {lo.z, hi.z, lo.w, hi.w};
+#pragma unroll
+                    for (uint32_t i = 0; i < NT; i++) mma_16x8x16(acc[m][i], first, v[i].x, v[i].y, W());
+#pragma unroll
+                    for (uint32_t i = 0; i < NT; i++) mma_16x8x16(acc[m][i], second, v[i].z, v[i].w, W());
+                }
+            }
+            __syncwarp();
+            if (!draining) {
+                copy_weights(place_of);
+                copy_inputs(place_of);
+                move_on();
+            }
+            copy_commit();
+            slot = slot + 1 == STAGES ? 0 : slot + 1;
+            if (++now.stage < stages) {
+                if (MT == 1 && a.epilogue == CU_ADD && now.stage + 1 == stages && threadIdx.x < 16 * a.inputs) {
+                    const uint32_t row = now.unit * 16 + threadIdx.x % 16;
+                    if (row < a.n_row) before = a.out[(size_t)(now.entry + threadIdx.x / 16) * a.ldo + row];
+                }
+                continue;
+            }
+            const uint32_t token0 = now.part * NT * 8, n = a.chosen != NULL ? 1 : min(a.n - token0, (uint32_t)NT * 8);
+#pragma unroll
+            for (uint32_t m = 0; m < MT; m++) {
+                if (m >= now.count) break;
+                float *part = sums + (NT == 1 ? side : 0) * WARPS * a.inputs * PART;
+#pragma unroll
+                for (uint32_t i = 0; i < NT; i++) {
+#pragma unroll
+                    for (uint32_t k = 0; k < 4; k++) {
+                        const uint32_t token = i * 8 + 2 * t + k % 2;
+                        if (token < n) part[(warp * a.inputs + token) * PART + g + k / 2 * 8] = acc[m][i][k];
+                        acc[m][i][k] = 0;
+                    }
+                }
+                __syncthreads();
+                side ^= 1;
+                const uint32_t row0 = (now.unit + m) * rows;
+                for (uint32_t i = threadIdx.x; i < n * rows; i += 32 * WARPS) {
+                    const uint32_t r = i & (rows - 1), k = i >> shift, token = a.chosen != NULL ? now.entry : token0 + k;
+                    if (row0 + r >= a.n_row) continue;
+                    float y[2] = {}, up[2] = {};
+#pragma unroll
+                    for (uint32_t j = 0; j < WARPS; j++) {
+                        y[j / 4] += part[(j * a.inputs + k) * PART + r];
+                        if (swiglu) up[j / 4] += part[(j * a.inputs + k) * PART + r + 8];
+                    }
+                    if ((MT > 1 || stages == 1) && a.epilogue == CU_ADD) before = a.out[(size_t)token * a.ldo + row0 + r];
+                    finish<W>(a, token, row0 + r, y[0] + y[1], up[0] + up[1], before);
+                }
+                if (NT > 1) __syncthreads();
+            }
+            turn(now);
+        }
+        if (LATE && !draining) allow_next();
     }
 }
 
 /* f32 weights: a warp per row of the result, lanes over columns, token after token. */
-template <int EPILOGUE>
 static __global__ void __launch_bounds__(32 * WARPS) skinny_f32_kernel(const skinny_args a) {
     const uint32_t lane = threadIdx.x % 32, row = blockIdx.x * WARPS + threadIdx.x / 32;
     wait_previous();
@@ -133,56 +310,97 @@ static __global__ void __launch_bounds__(32 * WARPS) skinny_f32_kernel(const ski
     float y = 0, up = 0;
     for (uint32_t k = lane; k < a.ld; k += 32) {
         y = fmaf(first[k], x[k], y);
-        if (EPILOGUE == CU_SWIGLU) up = fmaf(second[k], x[k], up);
+        if (a.epilogue == CU_SWIGLU) up = fmaf(second[k], x[k], up);
     }
     y = warp_sum(y);
-    if (EPILOGUE == CU_SWIGLU) up = warp_sum(up);
-    if (lane == 0) finish<float, EPILOGUE>(a, entry, row, y, up);
+    if (a.epilogue == CU_SWIGLU) up = warp_sum(up);
+    if (lane == 0) finish<float>(a, entry, row, y, up, a.epilogue == CU_ADD ? a.out[(size_t)entry * a.ldo + row] : 0.0f);
 }
 
-template <typename W, int EPILOGUE>
-static cudaError_t launch(const cu_device *d, const skinny_args &a) {
-    const uint32_t x = cu_div_up(a.n_row, EPILOGUE == CU_SWIGLU ? 8 : 16);
-    const dim3 block(32 * WARPS);
-    if (a.chosen != NULL) return cu_launch_next(d, skinny_kernel<W, 1, EPILOGUE>, dim3(x, a.n), block, 0, a);
-    if (a.n <= 8) return cu_launch_next(d, skinny_kernel<W, 1, EPILOGUE>, dim3(x), block, 0, a);
-    if (a.n <= 16) return cu_launch_next(d, skinny_kernel<W, 2, EPILOGUE>, dim3(x), block, 0, a);
-    return cu_launch_next(d, skinny_kernel<W, 4, EPILOGUE>, dim3(x, cu_div_up(a.n, 32)), block, 0, a);
+/* ---- Host ---- */
+
+/* Shared memory of a block where two are to stand on one multiprocessor of compute capability 9.0, one of each kernel. */
+static const size_t HALF_SHARED = 113 << 10;
+
+template <int MT, int NT, int HALVES, int STAGES, bool NORM>
+static size_t bytes_of(const skinny_args &a) {
+    const size_t slot = (size_t)(MT * 16 + (NORM ? 0 : a.inputs)) * HALVES * 64;
+    const size_t resident = NORM ? (size_t)cu_div_up(a.ld, 64 * WARPS) * 128 * WARPS : 0;
+    return WARPS * STAGES * slot + resident + (NT == 1 ? 2 : 1) * WARPS * a.inputs * PART * sizeof(float);
 }
 
-template <int EPILOGUE>
-static cudaError_t launch_type(const cu_device *d, uint32_t dtype, const skinny_args &a) {
-    if (dtype == KVF_F16) return launch<__half, EPILOGUE>(d, a);
-    if (dtype == KVF_BF16) return launch<__nv_bfloat16, EPILOGUE>(d, a);
-    return cu_launch_next(d, skinny_f32_kernel<EPILOGUE>, dim3(cu_div_up(a.n_row, WARPS), a.n), dim3(32 * WARPS), 0, a);
+template <typename W, int MT, int NT, int HALVES, int STAGES, bool NORM, bool LATE = false>
+static cudaError_t launch(const cu_device *d, const skinny_args &given) {
+    const auto kernel = skinny_kernel<W, MT, NT, HALVES, STAGES, NORM, LATE>;
+    const size_t bytes = bytes_of<MT, NT, HALVES, STAGES, NORM>(given);
+    const cudaError_t e = cudaFuncSetAttribute(kernel, cudaFuncAttributeMaxDynamicSharedMemorySize, (int)d->shared_bytes);
+    if (e != cudaSuccess) return e;
+    skinny_args a = given;
+    const uint32_t blocks = a.items < d->n_sm ? a.items : d->n_sm;
+    a.share = a.items / blocks, a.extra = a.items % blocks;
+    return cu_launch_next(d, kernel, dim3(blocks), dim3(32 * WARPS), bytes, a);
 }
 
-static int32_t run(kvf_device *dev, uint32_t dtype, uint32_t epilogue, const skinny_args &a, kv_err err) {
+/* The first of two that fits. */
+template <typename W, int MT, int NT, int HALVES, int STAGES, int LESS_MT, int LESS_HALVES, int LESS_STAGES, bool NORM>
+static cudaError_t launch_fitting(const cu_device *d, const skinny_args &a, size_t room) {
+    if (bytes_of<MT, NT, HALVES, STAGES, NORM>(a) <= room) return launch<W, MT, NT, HALVES, STAGES, NORM>(d, a);
+    return launch<W, LESS_MT, NT, LESS_HALVES, LESS_STAGES, NORM>(d, a);
+}
+
+template <typename W>
+static cudaError_t launch_type(const cu_device *d, skinny_args a) {
+    const uint32_t n = a.chosen != NULL ? 1 : a.n;
+    const size_t room = d->shared_bytes, half = room < HALF_SHARED ? room : HALF_SHARED;
+    a.units = cu_div_up(a.n_row, a.epilogue == CU_SWIGLU ? 8 : 16);
+    a.items = a.chosen != NULL ? a.units * a.n : a.units;
+    a.inputs = n < 32 ? n : 32;
+    a.spread = n == 1;
+    if (a.norm_x != NULL) return launch_fitting<W, 1, 1, 2, 6, 1, 2, 3, true>(d, a, half);
+    if (n == 1) return launch_fitting<W, 1, 1, 2, 6, 1, 2, 3, false>(d, a, half);
+    if (n <= 8) return launch_fitting<W, 2, 1, 2, 5, 2, 1, 3, false>(d, a, room);
+    if (n <= 16) return launch_fitting<W, 4, 2, 2, 2, 2, 1, 3, false>(d, a, room);
+    return launch_fitting<W, 4, 4, 2, 2, 2, 1, 2, false>(d, a, room);
+}
+
+static int32_t run(kvf_device *dev, uint32_t dtype, const skinny_args &a, kv_err err) {
     const cu_device *d = cu_of(dev);
     cudaError_t e;
     if (a.n == 0 || a.n_row == 0) return KVF_OK;
-    if (epilogue == CU_STORE) e = launch_type<CU_STORE>(d, dtype, a);
-    else if (epilogue == CU_ADD) e = launch_type<CU_ADD>(d, dtype, a);
-    else if (epilogue == CU_SWIGLU) e = launch_type<CU_SWIGLU>(d, dtype, a);
-    else e = launch_type<CU_LOGITS>(d, dtype, a);
+    if (dtype == KVF_F16) e = launch_type<__half>(d, a);
+    else if (dtype == KVF_BF16) e = launch_type<__nv_bfloat16>(d, a);
+    else e = cu_launch_next(d, skinny_f32_kernel, dim3(cu_div_up(a.n_row, WARPS), a.n), dim3(32 * WARPS), 0, a);
     return cu_check(e, "a product of decode", err);
+}
+
+static skinny_args args_of(const cu_matrix *w, uint32_t n_row, const void *x, uint32_t n, cu_skinny_out out) {
+    skinny_args a = {};
+    a.w = w->data, a.x = x, a.ld = w->ld, a.n = n;
+    a.epilogue = out.epilogue;
+    a.n_row = out.epilogue == CU_SWIGLU ? n_row / 2 : n_row;
+    a.out = out.out, a.act = out.act, a.ldo = out.ld, a.bias = out.bias, a.slot = out.slot;
+    return a;
 }
 
 int32_t cu_skinny(kvf_device *dev, uint32_t dtype, const cu_matrix *w, const void *x, uint32_t n, cu_skinny_out out,
                   kv_err err) {
-    skinny_args a = {};
-    a.w = w->data, a.x = x, a.ld = w->ld, a.n = n;
-    a.n_row = out.epilogue == CU_SWIGLU ? w->n_row / 2 : w->n_row;
-    a.out = out.out, a.act = out.act, a.ldo = out.ld, a.bias = out.bias, a.slot = out.slot;
-    return run(dev, dtype, out.epilogue, a, err);
+    return run(dev, dtype, args_of(w, w->n_row, x, n, out), err);
+}
+
+int32_t cu_skinny_norm(kvf_device *dev, uint32_t dtype, const cu_matrix *w, void *h, const float *x, const float *weight,
+                       float eps, uint32_t n, cu_skinny_out out, kv_err err) {
+    if (n > 1 || dtype == KVF_F32 || w->n_col % 4 != 0) {
+        CU_PASS(cu_rms_norm(dev, dtype, h, w->ld, x, weight, n, w->n_col, eps, err));
+        return cu_skinny(dev, dtype, w, h, n, out, err);
+    }
+    skinny_args a = args_of(w, w->n_row, NULL, n, out);
+    a.norm_x = x, a.norm_weight = weight, a.eps = eps, a.n_col = w->n_col;
+    return run(dev, dtype, a, err);
 }
 
 int32_t cu_skinny_experts(kvf_device *dev, uint32_t dtype, const cu_matrix *w, uint32_t n_row, const uint32_t *chosen,
                           uint32_t x_div, const void *x, uint32_t n_entry, cu_skinny_out out, kv_err err) {
-    skinny_args a = {};
-    a.w = w->data, a.x = x, a.ld = w->ld, a.n = n_entry;
-    a.n_row = out.epilogue == CU_SWIGLU ? n_row / 2 : n_row;
-    a.out = out.out, a.act = out.act, a.ldo = out.ld, a.bias = out.bias;
+    skinny_args a = args_of(w, n_row, x, n_entry, out);
     a.chosen = chosen, a.x_div = x_div, a.expert_stride = (size_t)n_row * w->ld;
-    return run(dev, dtype, out.epilogue, a, err);
+    return run(dev, dtype, a, err);
 }

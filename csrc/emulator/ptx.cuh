@@ -76,31 +76,36 @@ static inline void load_matrix_turned(uint32_t r[4], const uint4 *row) { ptx_loa
 struct ptx_copy {
     uint4 *to;
     const void *from;
-    bool inside, committed;
+    bool inside;
+    uint32_t group; /* number of its commit group, 0 before */
 };
 static std::vector<ptx_copy> ptx_copies[1024];
+static uint32_t ptx_copy_groups[1024];
 static inline void copy_async(uint4 *to, const void *from, bool inside) {
     if ((uintptr_t)to % 16 != 0 || (uintptr_t)from % 16 != 0) __builtin_trap();
-    ptx_copies[threadIdx.x].push_back({to, from, inside, false});
+    ptx_copies[threadIdx.x].push_back({to, from, inside, 0});
+}
+static inline void copy_async_if(uint4 *to, const void *from, bool inside, bool wanted) {
+    if (wanted) copy_async(to, from, inside);
 }
 static inline void copy_commit(void) {
-    for (ptx_copy &c : ptx_copies[threadIdx.x]) c.committed = true;
+    const uint32_t group = ++ptx_copy_groups[threadIdx.x];
+    for (ptx_copy &c : ptx_copies[threadIdx.x]) {
+        if (c.group == 0) c.group = group;
+    }
 }
 /* This thread's copies have landed where products do not see them before a fence. */
 static bool ptx_unfenced[1024];
-static inline void copy_wait(void) {
+template <int N>
+static inline void copy_wait_but(void) {
     std::vector<ptx_copy> left;
     ptx_unfenced[threadIdx.x] = true;
     for (const ptx_copy &c : ptx_copies[threadIdx.x]) {
-        if (!c.committed) left.push_back(c);
+        if (c.group == 0 || c.group + N > ptx_copy_groups[threadIdx.x]) left.push_back(c);
         else *c.to = c.inside ? *(const uint4 *)c.from : uint4{0, 0, 0, 0};
     }
     ptx_copies[threadIdx.x].swap(left);
 }
-/* Groups are not told apart: all of them land, which is allowed as well. */
-template <int N>
-static inline void copy_wait_but(void) {
-    copy_wait();
-}
+static inline void copy_wait(void) { copy_wait_but<0>(); }
 
 #endif
