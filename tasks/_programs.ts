@@ -36,6 +36,8 @@ export interface Bench {
   env?: Record<string, string>;
   /** Names of the only programs that it runs. */
   only?: string[];
+  /** Names of programs that it does not run. */
+  without?: string[];
   /** Seconds after which a program is ended and counts as failed. */
   limit?: number;
 }
@@ -52,10 +54,11 @@ export async function runPrograms(
   programs: string[],
   bench: Bench,
 ): Promise<number> {
-  const { variant, library, link, only } = bench;
-  programs = programs.filter((path) =>
-    only === undefined || only.includes(basename(path, "_test.c"))
-  );
+  const { variant, library, link, only, without = [] } = bench;
+  programs = programs.filter((path) => {
+    const name = basename(path, "_test.c");
+    return (only ?? [name]).includes(name) && !without.includes(name);
+  });
   if (programs.length === 0) return 0;
   const helpers = sources("tests/csrc", ".c")
     .filter((path) => !path.endsWith("_test.c"))
