@@ -241,6 +241,11 @@ typedef struct cu_view {
 /* Brings the device copies of tables [first, first + n) up to date; only differences travel. */
 int32_t cu_mirror_sync(kvf_cache *cache, kv_sequence *s, uint32_t first, uint32_t n, cu_mirror **mirror,
                        kv_err err);
+/*
+ * The same for all tables of a sequence that only decoded since the last time: full pages of plain rows that nothing is
+ * evicted from are as they were, and not compared.
+ */
+int32_t cu_mirror_follow(kvf_cache *cache, kv_sequence *s, cu_mirror **mirror, kv_err err);
 /* View of one layer whose tables are in step. */
 int32_t cu_layer_view(kvf_cache *cache, kv_sequence *s, uint32_t layer, cu_view *view, kv_err err);
 /* One table that belongs to no mirror: its page pointers in the staging ring. */

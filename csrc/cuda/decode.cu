@@ -320,16 +320,17 @@ static void fill_slot(cu_slot *slot, const kv_sequence *s, const cu_mirror *m, c
     memcpy(slot->stop, s->stop, s->n_stop * sizeof *s->stop);
 }
 
-/* Tables, slots and forced tokens onto the device. host: [shape->n] slots, zeros. */
+/* Tables, slots and forced tokens onto the device. host: [shape->n] slots, zeros. goes_on: since the last time of this call */
 static int32_t send_state(kvf_model *model, kvf_cache *cache, kv_sequence **s, uint32_t n, const step_shape *shape,
-                          const uint32_t *forced, uint32_t steps, cu_slot *host, kv_err err) {
+                          const uint32_t *forced, uint32_t steps, bool goes_on, cu_slot *host, kv_err err) {
     cu_decode *w = cu_weights(model)->decode;
     const timer spent(&cu_of(model->dev)->host_ms[1]);
     const cu_step_control control = {0, 0};
     memset(host, 0, shape->n * sizeof *host);
     for (uint32_t b = 0; b < n; b++) {
         cu_mirror *m;
-        CU_PASS(cu_mirror_sync(cache, s[b], 0, table_count(cache, s[b]), &m, err));
+        if (goes_on) CU_PASS(cu_mirror_follow(cache, s[b], &m, err));
+        else CU_PASS(cu_mirror_sync(cache, s[b], 0, table_count(cache, s[b]), &m, err));
         const cu_program *program;
         CU_PASS(cu_program_sync(cache, s[b], 0, table_count(cache, s[b]), &program, err));
         fill_slot(&host[b], s[b], m, program);
@@ -431,15 +432,15 @@ static void follow(kvf_cache *cache, kv_sequence *s, uint32_t queued, bool force
 
 /* Some steps of the call: state out, steps, tokens back, host tables brought up to date. */
 static int32_t run_ahead(kvf_model *model, kvf_cache *cache, kv_sequence **s, uint32_t n, uint32_t steps,
-                         const uint32_t *forced, uint32_t *tokens, volatile uint32_t *control, uint32_t *done,
-                         kv_err err) {
+                         const uint32_t *forced, bool goes_on, uint32_t *tokens, volatile uint32_t *control,
+                         uint32_t *done, kv_err err) {
     uint32_t queued = 0;
     const step_shape shape = shape_of(cache, s, n, forced != NULL);
     CU_PASS(prepare(model, &shape, err));
     cu_slot *slots = (cu_slot *)malloc(shape.n * sizeof *slots);
     uint32_t *made = (uint32_t *)malloc((size_t)AHEAD * shape.n * sizeof *made);
     int32_t status = slots == NULL || made == NULL ? kv_fail(err, KVF_ERR_MEMORY, "Cannot decode as memory ran out") : KVF_OK;
-    if (status == KVF_OK) status = send_state(model, cache, s, n, &shape, forced, steps, slots, err);
+    if (status == KVF_OK) status = send_state(model, cache, s, n, &shape, forced, steps, goes_on, slots, err);
     if (status == KVF_OK) status = queue_steps(model, s, n, &shape, steps, control, &queued, err);
     if (status == KVF_OK && forced == NULL) {
         status = be_download(model->dev, made, cu_weights(model)->decode->tokens, (size_t)queued * shape.n * sizeof *made,
@@ -487,7 +488,7 @@ extern "C" int32_t be_decode(kvf_model *model, kvf_cache *cache, kv_sequence **s
             status = reserve(cache, s, n_sequence, steps, forced != NULL, err);
         }
         if (status != KVF_OK) break;
-        status = run_ahead(model, cache, s, n_sequence, steps, forced != NULL ? forced + done : NULL,
+        status = run_ahead(model, cache, s, n_sequence, steps, forced != NULL ? forced + done : NULL, done > 0,
                            tokens + (size_t)done * n_sequence, poll, &ran, err);
         for (uint32_t b = 0; b < n_sequence && status == KVF_OK && logits != NULL && ran > 0; b++) {
             const size_t at = (size_t)done * n_sequence + b;

@@ -300,55 +300,100 @@ static __global__ void __launch_bounds__(256) rope_prefill_kernel(rope_args a, c
     }
 }
 
-/*
- * What a layer's program does with a new query, of one head and slot: it goes into the ring, and gives rows at positions
- * below `moves` their scores as if they were `shift` tokens later, by a product with the query as much earlier.
- */
+enum { MOVED = 4 /* rows that move along and are read ahead */ };
+
+/* What a layer's program does with a new query of one head and slot: all that is known before the query. */
+typedef struct query_plan {
+    float *ring;     /* where it goes; NULL: nowhere */
+    float *line;     /* scores of rows that move along */
+    head_rows rows;
+    uint32_t n;      /* rows among which are those that move along: they only ever move towards the front, a new one does not */
+    uint32_t moves;  /* those at positions below it do, as if they were `shift` tokens later */
+    uint32_t shift, oldest;
+    uint32_t ahead;  /* rows that were read */
+    uint32_t position[MOVED];
+    float low[MOVED][4], high[MOVED][4]; /* of their keys, as in load_head */
+    rope_angles angles;
+} query_plan;
+
 template <typename R>
-static __device__ void keep_query(const rope_args &a, const cu_program_work &w, const cu_slot *s, uint32_t layer, uint32_t head,
-                                  uint32_t window, const float low[4], const float high[4]) {
-    const uint32_t readers = a.n_head / s->n_stored, half = a.head_dim / 2, lane = threadIdx.x % 32, position = s->position;
+static __device__ __forceinline__ void plan_query(const rope_args &a, const cu_program_work &w, const cu_slot *s, uint32_t layer,
+                                                  uint32_t head, uint32_t window, query_plan *plan) {
+    const uint32_t readers = a.n_head / s->n_stored, half = a.head_dim / 2, lane = threadIdx.x % 32;
+    const uint32_t position = __ldcg(&s->position);
     const size_t table = (size_t)layer * s->n_stored + head / readers;
     const cu_program *p = program_of(s, table);
-    if (p == NULL) return;
-    if (p->ring != NULL) {
-        float *to = p->ring + ((size_t)(head % readers) * p->ring_size + position % p->ring_size) * a.head_dim;
+    plan->ring = NULL, plan->n = plan->ahead = 0;
+    if (!s->live || p == NULL) return;
+    if (p->ring != NULL) plan->ring = p->ring + ((size_t)(head % readers) * p->ring_size + position % p->ring_size) * a.head_dim;
+    const uint32_t n_row = __ldcg(&s->rows[table]) + 1;
+    plan->rows = {s->pages + table * s->cap, n_row, a.head_dim, a.row_dtype, s->packing + table};
+    plan->moves = moves_below(p, n_row, position + 1), plan->shift = position + 1 - n_row;
+    plan->n = min(plan->moves, n_row - 1);
+    if (plan->n == 0) return;
+    plan->oldest = window > 0 && position >= window ? position - window + 1 : 0;
+    plan->line = score_line(w, blockIdx.y, head);
+    if (!is_packed(plan->rows, 0)) plan->ahead = min((uint32_t)MOVED, plan->n); /* within the first page */
+    const R *key = page_keys<R>(plan->rows.pages[0]) + lane;
+#pragma unroll
+    for (uint32_t k = 0; k < MOVED; k++) {
+        if (k >= plan->ahead) break;
+        plan->position[k] = position_of(plan->rows, k);
+#pragma unroll
+        for (int j = 0; j < 4; j++) {
+            const bool there = lane + 32 * j < half;
+            plan->low[k][j] = there ? to_f32(key[k * a.head_dim + 32 * j]) : 0.0f;
+            plan->high[k][j] = there ? to_f32(key[k * a.head_dim + half + 32 * j]) : 0.0f;
+        }
+    }
+#pragma unroll
+    for (int j = 0; j < 4; j++) {
+        const uint32_t i = lane + 32 * j;
+        plan->angles.sine[j] = plan->angles.cosine[j] = 0;
+        if (i < half) sincosf((float)plan->shift * a.inv_freq[i], &plan->angles.sine[j], &plan->angles.cosine[j]);
+    }
+}
+
+/* It goes into the ring, and gives rows that move along their scores by a product with the query as much earlier. */
+template <typename R>
+static __device__ __forceinline__ void keep_query(const rope_args &a, const query_plan &plan, const float low[4],
+                                                  const float high[4]) {
+    const uint32_t half = a.head_dim / 2, lane = threadIdx.x % 32;
+    if (plan.ring != NULL) {
 #pragma unroll
         for (int j = 0; j < 4; j++) {
             const uint32_t i = lane + 32 * j;
-            if (i < half) to[i] = rounded(low[j], a.round), to[i + half] = rounded(high[j], a.round);
+            if (i < half) plan.ring[i] = rounded(low[j], a.round), plan.ring[i + half] = rounded(high[j], a.round);
         }
     }
-    const head_rows h = {s->pages + table * s->cap, s->rows[table] + 1, a.head_dim, a.row_dtype, s->packing + table};
-    const uint32_t moves = moves_below(p, h.n_row, position + 1), shift = position + 1 - h.n_row;
-    if (moves == 0) return;
-    const uint32_t oldest = window > 0 && position >= window ? position - window + 1 : 0;
+    if (plan.n == 0) return;
     float x[4], y[4];
 #pragma unroll
     for (int j = 0; j < 4; j++) {
         const float from = rounded(low[j], a.round), to = rounded(high[j], a.round);
-        float sine = 0, cosine = 0;
-        if (lane + 32 * j < half) sincosf((float)shift * a.inv_freq[lane + 32 * j], &sine, &cosine);
-        x[j] = from * cosine + to * sine;
-        y[j] = to * cosine - from * sine;
+        x[j] = from * plan.angles.cosine[j] + to * plan.angles.sine[j];
+        y[j] = to * plan.angles.cosine[j] - from * plan.angles.sine[j];
     }
-    float *line = score_line(w, blockIdx.y, head);
-    /* rows only ever move towards the front: the first positions lie among the first rows, and the new one does not */
-    for (uint32_t row = 0; row < min(moves, h.n_row - 1); row++) {
-        const uint32_t at = position_of(h, row);
-        if (at >= moves) continue;
-        const bool packed = is_packed(h, row / KVF_PAGE_ROWS);
-        const R *key = page_keys<R>(h.pages[row / KVF_PAGE_ROWS]) + row % KVF_PAGE_ROWS * a.head_dim;
+    const auto note = [&](uint32_t row, uint32_t position, float dot) {
+        dot = warp_sum(dot);
+        if (lane == 0 && position < plan.moves) plan.line[row] = position + plan.shift < plan.oldest ? -INFINITY : dot * a.scale;
+    };
+#pragma unroll
+    for (uint32_t k = 0; k < MOVED; k++) {
+        if (k >= plan.ahead) break;
+        float dot = 0;
+#pragma unroll
+        for (int j = 0; j < 4; j++) dot = fmaf(y[j], plan.high[k][j], fmaf(x[j], plan.low[k][j], dot));
+        note(k, plan.position[k], dot);
+    }
+    for (uint32_t row = plan.ahead; row < plan.n; row++) {
         float dot = 0;
 #pragma unroll
         for (int j = 0; j < 4; j++) {
             const uint32_t i = lane + 32 * j;
-            if (i >= half) continue;
-            dot = fmaf(x[j], packed ? key_of(h, row, i) : to_f32(key[i]), dot);
-            dot = fmaf(y[j], packed ? key_of(h, row, i + half) : to_f32(key[i + half]), dot);
+            if (i < half) dot = fmaf(y[j], key_of(plan.rows, row, i + half), fmaf(x[j], key_of(plan.rows, row, i), dot));
         }
-        dot = warp_sum(dot);
-        if (lane == 0) line[row] = at + shift < oldest ? -INFINITY : dot * a.scale;
+        note(row, position_of(plan.rows, row), dot);
     }
 }
 
@@ -358,7 +403,7 @@ static __device__ void keep_query(const rope_args &a, const cu_program_work &w, 
  * the step before.
  */
 template <typename R, bool KEEPS>
-static __global__ void __launch_bounds__(256) rope_step_kernel(const rope_args a, const cu_slot *slot, uint32_t layer,
+static __global__ void __launch_bounds__(256, 2) rope_step_kernel(const rope_args a, const cu_slot *slot, uint32_t layer,
                                                                const cu_program_work work, uint32_t window) {
     const uint32_t head = blockIdx.x * (blockDim.x / 32) + threadIdx.x / 32;
     if (head >= a.n_head + 2 * a.n_kv_head) return;
@@ -375,6 +420,8 @@ static __global__ void __launch_bounds__(256) rope_step_kernel(const rope_args a
     }
     rope_angles angles;
     find_angles(a, position, &angles);
+    query_plan plan;
+    if (KEEPS && head < a.n_head) plan_query<R>(a, work, s, layer, head, window, &plan);
     wait_previous();
     allow_next();
     if (!s->run) return;
@@ -382,7 +429,7 @@ static __global__ void __launch_bounds__(256) rope_step_kernel(const rope_args a
     head_of(a, blockIdx.y, head, angles, low, high);
     if (head < a.n_head) {
         store_query(a, head, blockIdx.y, low, high);
-        if (KEEPS) keep_query<R>(a, work, s, layer, head, window, low, high);
+        if (KEEPS) keep_query<R>(a, plan, low, high);
         return;
     }
     for (uint32_t i = 0; i < copies; i++) {

@@ -120,13 +120,14 @@ static int32_t note(batch *b, uint32_t what, uint32_t index, uint64_t value, kv_
     return KVF_OK;
 }
 
-static int32_t note_table(batch *b, const kv_sequence *s, uint32_t t, kv_err err) {
+/* known: pages that are as they were */
+static int32_t note_table(batch *b, const kv_sequence *s, uint32_t t, uint32_t known, kv_err err) {
     cu_mirror *m = b->mirror;
     const kv_table *table = &s->table[t];
     const uint32_t rows = kv_packed_pages(table) * KVF_PAGE_ROWS + table->rows - table->packed;
     const cu_packing packing = packing_of(b->cache, table);
     void **seen = m->seen_page + (size_t)t * m->cap;
-    for (uint32_t i = 0; i < table->n_page; i++) {
+    for (uint32_t i = known; i < table->n_page; i++) {
         void *data = b->cache->page[table->page[i]].data;
         if (seen[i] == data) continue;
         seen[i] = data;
@@ -149,7 +150,23 @@ int32_t cu_mirror_sync(kvf_cache *cache, kv_sequence *s, uint32_t first, uint32_
     b.cache = cache, b.mirror = mirror_of(cache, s), b.n = 0;
     if (b.mirror == NULL) return kv_fail(err, KVF_ERR_MEMORY, "Cannot send page tables as memory ran out");
     *mirror = b.mirror;
-    for (uint32_t t = first; t < first + n; t++) CU_PASS(note_table(&b, s, t, err));
+    for (uint32_t t = first; t < first + n; t++) CU_PASS(note_table(&b, s, t, 0, err));
+    return send_changes(cache, b.mirror, b.change, b.n, err);
+}
+
+int32_t cu_mirror_follow(kvf_cache *cache, kv_sequence *s, cu_mirror **mirror, kv_err err) {
+    const uint32_t n_table = cache->config.n_layer * s->n_stored_head;
+    const uint32_t cap = s->impl == NULL ? 0 : ((const cu_mirror *)s->impl)->cap;
+    batch b;
+    b.cache = cache, b.mirror = mirror_of(cache, s), b.n = 0;
+    if (b.mirror == NULL || b.mirror->cap != cap) return cu_mirror_sync(cache, s, 0, n_table, mirror, err);
+    *mirror = b.mirror;
+    for (uint32_t t = 0; t < n_table; t++) {
+        const kv_table *table = &s->table[t];
+        const kv_step *step = kv_step_of(s, t / s->n_stored_head);
+        const bool grows = table->format == NULL && (step == NULL || !step->evicts);
+        CU_PASS(note_table(&b, s, t, grows ? table->rows / KVF_PAGE_ROWS : 0, err));
+    }
     return send_changes(cache, b.mirror, b.change, b.n, err);
 }
 
