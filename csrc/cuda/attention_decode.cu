@@ -170,8 +170,10 @@ size_t cu_partial_bytes(const kvf_model_config *c, uint32_t n, uint32_t n_chunk)
 }
 
 uint32_t cu_attention_chunks(uint32_t n_row) {
-    const uint32_t most = CU_ATTENTION_CHUNK * CU_ATTENTION_CHUNKS;
-    return cu_div_up(n_row < most ? n_row : most, CU_ATTENTION_CHUNK);
+    const uint32_t most = CU_ATTENTION_CHUNK * CU_ATTENTION_CHUNKS, tile = CU_TILE_PAGES * KVF_PAGE_ROWS;
+    const uint32_t chunks = cu_div_up(n_row < most ? n_row : most, CU_ATTENTION_CHUNK);
+    const uint32_t tiles = cu_div_up(n_row < tile * CU_TILE_CHUNKS ? n_row : tile * CU_TILE_CHUNKS, tile);
+    return chunks > tiles ? chunks : tiles;
 }
 
 template <typename R, int VEC>

@@ -9,7 +9,7 @@
 #include "attention_tile.cuh"
 #include "ptx_hopper.cuh"
 
-enum { WARPS = 4, THREADS = 32 * WARPS, UNIT = KVF_PAGE_ROWS / 2, LEAST = 3 /* pages of the smallest chunk: 2^3 */ };
+enum { WARPS = 4, THREADS = 32 * WARPS, UNIT = KVF_PAGE_ROWS / 2 };
 
 /* Weights of f16 are that many powers of two larger, so that small ones keep their digits. */
 static __device__ __forceinline__ float raise_of(__half) { return 14; }
@@ -67,63 +67,65 @@ static __global__ void __launch_bounds__(THREADS, DIM == 256 ? 2 : DIM == 128 ? 
     const uint32_t lane = threadIdx.x % 32, warp = threadIdx.x / 32, g = lane / 4, t = lane % 4;
     const float raise = raise_of(R());
     /*
-     * Without step programs, the kernel before this one writes the queries and the row that is new. All else was there when
-     * it began, as kernels allow the next one only after they have waited: tables and whole pages are loaded while it runs.
+     * Without step programs, the kernel before this one writes the queries and the row that is new, and it lets this one
+     * begin only when all before it is there. So tables and whole pages are loaded while it runs.
      */
     if (a.work.acts != 0) wait_previous();
     const cu_slot *s = &a.slot[blockIdx.z];
-    const uint32_t stored = blockIdx.y, n_stored = s->n_stored, cap = s->cap, run = s->run;
+    const uint32_t stored = blockIdx.y, n_stored = s->n_stored, cap = s->cap, run = __ldcg(&s->run);
     void *const *pages = s->pages;
     const uint32_t *rows = s->rows;
     const cu_packing *packing = s->packing;
-    if (!run || stored >= n_stored) {
-        wait_previous();
-        return;
-    }
     const size_t table = (size_t)a.layer * n_stored + stored;
-    pages += table * cap;
-    /* A block's pages, its chunks one after the other: lanes hold the places of 32 of them. */
-    const auto page_at = [](uint32_t i, uint32_t shift) {
-        return ((blockIdx.x + (i >> shift) * gridDim.x) << shift) + (i & ((1u << shift) - 1));
-    };
-    const uint32_t last_rows = rows[table], kernel = packing[table].kernel;
+    uint32_t last_row = 0, kernel = CU_ATTEND_ANY;
+    /* A block's pages, its chunks one after the other: lanes hold the places of 32 of them, NULL where there are no more. */
     void *mine = NULL, *ahead = NULL;
-    if (!WATCHED && page_at(lane, LEAST) < cap) mine = pages[page_at(lane, LEAST)]; /* right unless chunks have grown */
-    const uint32_t n_row = last_rows + 1, readers = a.n_head / n_stored;
+    uint2 entry = make_uint2(0, 0), entry_ahead = make_uint2(0, 0); /* index of the page and, with WATCHED, its rows */
+    const auto page_at = [](uint32_t i, uint32_t per_chunk) {
+        return (blockIdx.x + i / per_chunk * gridDim.x) * per_chunk + i % per_chunk;
+    };
+    if (run && stored < n_stored) {
+        pages += table * cap;
+        last_row = __ldcg(&rows[table]), kernel = packing[table].kernel;
+        const uint32_t at = page_at(lane, CU_TILE_PAGES); /* unless chunks turn out to be larger */
+        if (!WATCHED && at < cap) mine = pages[at];
+    }
+    const uint32_t n_row = last_row + 1, readers = a.n_head / max(n_stored, 1u);
     watched w = {};
     if (WATCHED && kernel == CU_ATTEND_PLAIN) w = watch(a, s, stored, table, n_row);
     const uint32_t n_page = WATCHED ? w.n_page : (n_row - 1) / KVF_PAGE_ROWS + 1;
-    uint32_t shift = LEAST; /* pages of a chunk: two to the power of it */
-    while ((n_page - 1) >> shift >= CU_ATTENTION_CHUNKS) shift++;
-    const uint32_t n_chunk = ((n_page - 1) >> shift) + 1;
+    /* An even number, so that a warp's part of a chunk does not depend on the chunks that the block took before. */
+    const uint32_t per_chunk = max((uint32_t)CU_TILE_PAGES, (n_page + 2 * CU_TILE_CHUNKS - 1) / (2 * CU_TILE_CHUNKS) * 2);
+    const uint32_t n_chunk = (n_page + per_chunk - 1) / per_chunk;
     if (kernel != CU_ATTEND_PLAIN || blockIdx.x >= n_chunk) {
-        wait_previous();
+        /* Blocks without rows make room at once. One is enough for this kernel not to end before the one before it. */
+        if (blockIdx.x + blockIdx.y + blockIdx.z == 0) wait_previous();
         return;
     }
 
     uint32_t unit = warp;         /* the half page to be loaded next, of the block's pages */
     uint32_t valid = 0, row0 = 0; /* its rows that count, and the place of the first one */
     const R *next = NULL;
-    uint2 entry = make_uint2(0, 0), entry_ahead = make_uint2(0, 0); /* WATCHED: index of the page, and its rows */
     const auto look_up = [&](uint32_t i, void **page, uint2 *what) {
-        const uint32_t at = page_at(i + lane, shift);
+        const uint32_t at = page_at(i + lane, per_chunk);
+        *page = NULL;
         if (at >= n_page) return;
         if (WATCHED) *what = watched_page(w, at, n_row);
         *page = pages[WATCHED ? what->x : at];
     };
     const auto settle_unit = [&] {
-        const uint32_t at = page_at(unit / 2, shift), half = unit % 2 * UNIT;
+        const uint32_t from = unit / 2 % 32, half = unit % 2 * UNIT;
+        next = (const R *)__shfl_sync(0xffffffffu, (unsigned long long)mine, from);
         valid = 0;
-        if (at >= n_page) { /* only the last chunk is not full */
+        if (next == NULL) { /* only the last chunk is not full */
             unit = UINT32_MAX;
             return;
         }
-        next = (const R *)__shfl_sync(0xffffffffu, (unsigned long long)mine, unit / 2 % 32) + half * DIM;
+        next += half * DIM;
+        row0 = __shfl_sync(0xffffffffu, entry.x, from) * KVF_PAGE_ROWS + half;
         if (WATCHED) {
-            row0 = __shfl_sync(0xffffffffu, entry.x, unit / 2 % 32) * KVF_PAGE_ROWS + half;
-            valid = __shfl_sync(0xffffffffu, entry.y, unit / 2 % 32) >> half & 0xffffu;
+            valid = __shfl_sync(0xffffffffu, entry.y, from) >> half & 0xffffu;
         } else {
-            row0 = at * KVF_PAGE_ROWS + half;
             valid = row0 >= n_row ? 0 : n_row - row0 >= UNIT ? 0xffffu : (1u << (n_row - row0)) - 1;
         }
     };
@@ -131,6 +133,7 @@ static __global__ void __launch_bounds__(THREADS, DIM == 256 ? 2 : DIM == 128 ? 
         unit += WARPS;
         if (unit % 64 < WARPS) { /* the next 32 pages */
             mine = ahead, entry = entry_ahead;
+            if (!WATCHED) entry.x = page_at(unit / 64 * 32 + lane, per_chunk);
             look_up(unit / 64 * 32 + 32, &ahead, &entry_ahead);
         }
         settle_unit();
@@ -173,7 +176,9 @@ static __global__ void __launch_bounds__(THREADS, DIM == 256 ? 2 : DIM == 128 ? 
 #pragma unroll
         for (int i = 0; i < STEPS; i++) key[n][i] = make_uint4(0, 0, 0, 0);
     }
-    if (WATCHED || shift != LEAST) look_up(0, &mine, &entry);
+    if (!WATCHED) entry.x = page_at(lane, per_chunk);
+    if (WATCHED || per_chunk != CU_TILE_PAGES) look_up(0, &mine, &entry);
+    else if (entry.x >= n_page) mine = NULL;
     settle_unit();
     const bool whole = !WATCHED && row0 / KVF_PAGE_ROWS + 1 < n_page;
     if (whole) load_keys(), load_values();
@@ -192,11 +197,11 @@ static __global__ void __launch_bounds__(THREADS, DIM == 256 ? 2 : DIM == 128 ? 
     }
     __syncthreads();
 
-    for (uint32_t chunk = blockIdx.x, turn = 0; chunk < n_chunk; chunk += gridDim.x, turn++) {
+    for (uint32_t chunk = blockIdx.x, end = 2 * per_chunk; chunk < n_chunk; chunk += gridDim.x, end += 2 * per_chunk) {
         /* Of reader g (PAIRED: g % 4) and this thread's rows: */
         float max = -INFINITY, sum = 0;
         float acc[WORDS][4] = {}; /* two columns of readers 2 t and 2 t + 1 each */
-        while (unit >> (shift + 1) == turn) {
+        while (unit < end) {
             if (DIM == 256 || (DIM == 128 && !PAIRED)) __syncwarp(); /* queries stay in shared memory: too few registers */
             float c[2][4] = {};
 #pragma unroll
