@@ -3,9 +3,6 @@
  * n, whatever the batch, so a token's sums have one order: columns are dealt out in groups of 64 to eight warps, a warp adds
  * its own in ascending order, and the warps' sums are added in warp order, four and four.
  *
- * A product does not care in which order k is taken as long as both sides agree: every lane reads 16 bytes of k that lie
- * together, and the fragments of two mma steps are cut from them.
- *
  * One block a multiprocessor. Each warp has a ring of its own that copies fill while it computes, across the ends of rows,
  * so that it never runs dry before the block's last. For one token a block takes less than half of the shared memory: the
  * next kernel's block stands beside it and has its ring filled when it may begin.
@@ -89,14 +86,17 @@ static __global__ void __launch_bounds__(32 * WARPS, 2) skinny_kernel(const skin
     const uint32_t begin = a.spread ? blockIdx.x : blockIdx.x * a.share + min(blockIdx.x, a.extra);
     const uint32_t end = a.spread ? a.items : begin + a.share + (blockIdx.x < a.extra);
 
-    /* Chunks of a row of 128 bytes change halves with the row, so that two rows that are read at once do not collide. */
+    /* Where a chunk of a row lies, so that eight rows' chunks of one column never collide. */
     const auto swizzled = [](uint32_t row, uint32_t chunk) {
-        return row * CHUNKS + (HALVES == 2 ? chunk ^ (row & 1) * 4 : chunk);
+        return row * CHUNKS + (chunk ^ (HALVES == 2 ? row & 7 : row >> 1 & 3));
     };
     const auto enter = [&](place &p) {
         p.entry = a.chosen != NULL ? p.item / a.units : 0;
         p.unit = p.item - p.entry * a.units;
-        p.count = MT == 1 || p.item >= end ? 1 : min(min((uint32_t)MT, end - p.item), a.units - p.unit);
+        p.count = 1;
+        if (MT == 1 || p.item >= end) return;
+        const uint32_t left = min(end - p.item, a.units - p.unit), passes = (left + MT - 1) / MT;
+        p.count = (left + passes - 1) / passes;
     };
     /* The next part or pass. */
     const auto turn = [&](place &p) {
@@ -107,17 +107,16 @@ static __global__ void __launch_bounds__(32 * WARPS, 2) skinny_kernel(const skin
         enter(p);
     };
 
-    /* What copies need: the lane's chunk within its row, and where its rows are, in chunks. */
+    /* What copies need: the lane's column, and where its rows of weights are from there, in chunks. */
     place ahead = {begin, 0, 0, 0, 0, 0};
     const uint32_t chunk0 = warp * 8 + copy_chunk;
-    const uint4 *w = NULL;
-    const uint4 *x = NULL;
-    uint32_t from[MT * STEPS], chunk = chunk0, tokens = 1;
+    const uint4 *w = NULL, *x = NULL;
+    uint32_t from[MT * STEPS], chunk = chunk0, inputs = a.inputs;
     const auto aim = [&]() {
-        w = (const uint4 *)a.w, x = (const uint4 *)a.x;
+        w = (const uint4 *)a.w + chunk0, x = (const uint4 *)a.x + copy_row * chunks + chunk0;
         if (a.chosen == NULL) {
             x += ahead.part * NT * 8 * chunks;
-            tokens = a.n - ahead.part * NT * 8;
+            inputs = min(a.inputs, a.n - ahead.part * NT * 8);
         } else if (ahead.item < end) {
             w += a.chosen[ahead.entry] * a.expert_stride / 8;
             x += (size_t)(ahead.entry / a.x_div) * chunks;
@@ -131,35 +130,44 @@ static __global__ void __launch_bounds__(32 * WARPS, 2) skinny_kernel(const skin
         }
         chunk = chunk0;
     };
+    /* Of a lane's places only the last bit of four rows changes with the row. */
+    const uint32_t spot[2] = {swizzled(copy_row, copy_chunk), swizzled(ROWS + copy_row, copy_chunk) - ROWS * CHUNKS};
     const auto copy_weights = [&](uint4 *to) {
-        const bool inside = chunk < chunks;
-        const uint4 *at = w + (inside ? chunk : 0);
 #pragma unroll
         for (uint32_t m = 0; m < MT; m++) {
             if (m >= ahead.count) break;
 #pragma unroll
             for (uint32_t k = 0; k < STEPS; k++) {
-                copy_async(&to[swizzled(m * 16 + k * ROWS + copy_row, copy_chunk)], at + from[m * STEPS + k], inside);
+                copy_async(&to[(m * 16 + k * ROWS) * CHUNKS + spot[k % 2]], w + from[m * STEPS + k], chunk < chunks);
             }
         }
     };
+    /* Rows that no token has stay what they are: nobody looks at their products. */
     const auto copy_inputs = [&](uint4 *to) {
         if constexpr (!NORM) {
 #pragma unroll
             for (uint32_t i = 0; i < NT * 8; i += ROWS) {
-                const uint32_t r = i + copy_row;
-                const bool inside = chunk < chunks && r < tokens;
-                copy_async_if(&to[swizzled(MT * 16 + r, copy_chunk)], x + (inside ? r * chunks + chunk : 0), inside,
-                              r < a.inputs);
+                copy_async_if(&to[(MT * 16 + i) * CHUNKS + spot[i / ROWS % 2]], x + i * chunks, chunk < chunks,
+                              i + copy_row < inputs);
             }
         }
     };
     const auto move_on = [&]() {
-        chunk += HALVES == 2 ? 8 * WARPS : ahead.stage % 2 == 0 ? 4 : 8 * WARPS - 4;
+        const uint32_t by = HALVES == 2 ? 8 * WARPS : ahead.stage % 2 == 0 ? 4 : 8 * WARPS - 4;
+        chunk += by, w += by, x += by;
         if (++ahead.stage < stages) return;
         turn(ahead);
         aim();
     };
+
+    /* What products need: the row and column that a lane gives to load_matrix, of weights and of two groups of tokens. */
+    const uint32_t w_spot = swizzled(lane % 16, lane / 16);
+    uint32_t x_spot[NT > 1 ? NT / 2 : 1];
+#pragma unroll
+    for (uint32_t i = 0; i < sizeof x_spot / sizeof *x_spot; i++) {
+        const uint32_t row = min(i * 16 + lane % 8 + (NT > 1 ? lane / 16 * 8 : 0), NORM ? 0 : a.inputs - 1);
+        x_spot[i] = swizzled(MT * 16 + row, NT > 1 ? lane / 8 % 2 : lane / 8);
+    }
 
     enter(ahead);
     place now = ahead;
@@ -217,27 +225,30 @@ static __global__ void __launch_bounds__(32 * WARPS, 2) skinny_kernel(const skin
             __syncwarp();
 #pragma unroll
             for (uint32_t h = 0; h < HALVES; h++) {
-                uint4 v[NT];
+                uint32_t v[2][NT][2], r[4]; /* of two products of 16 columns */
+                if constexpr (NT == 1) {
+                    const uint32_t at = HALVES == 2 ? now.stage * 8 * WARPS : now.stage / 2 * 8 * WARPS + now.stage % 2 * 4;
+                    load_matrix(r, NORM ? &resident[at + warp * 8 + h * 4 + lane / 8] : &place_of[x_spot[0] ^ h * 4]);
+                    v[0][0][0] = r[0], v[0][0][1] = r[1], v[1][0][0] = r[2], v[1][0][1] = r[3];
+                } else {
 #pragma unroll
-                for (uint32_t i = 0; i < NT; i++) {
-                    v[i] = make_uint4(0, 0, 0, 0);
-                    if (NORM) {
-                        const uint32_t at = HALVES == 2 ? now.stage * 8 * WARPS : now.stage / 2 * 8 * WARPS + now.stage % 2 * 4;
-                        if (g == 0) v[i] = resident[at + warp * 8 + h * 4 + t];
-                    } else if (i * 8 + g < a.inputs) {
-                        v[i] = place_of[swizzled(MT * 16 + i * 8 + g, 4 * h + t)];
+                    for (uint32_t k = 0; k < 2; k++) {
+#pragma unroll
+                        for (uint32_t i = 0; i < NT; i += 2) {
+                            load_matrix(r, &place_of[x_spot[i / 2] ^ (h * 4 + k * 2)]);
+                            v[k][i][0] = r[0], v[k][i][1] = r[1], v[k][i + 1][0] = r[2], v[k][i + 1][1] = r[3];
+                        }
                     }
                 }
 #pragma unroll
                 for (uint32_t m = 0; m < MT; m++) {
                     if (m >= now.count) break;
-                    const uint4 lo = place_of[swizzled(m * 16 + g, 4 * h + t)];
-                    const uint4 hi = place_of[swizzled(m * 16 + 8 + g, 4 * h + t)];
-                    const uint32_t first[4] = {lo.x, hi.x, lo.y, hi.y}, second[4] = {lo.z, hi.z, lo.w, hi.w};
 #pragma unroll
-                    for (uint32_t i = 0; i < NT; i++) mma_16x8x16(acc[m][i], first, v[i].x, v[i].y, W());
+                    for (uint32_t k = 0; k < 2; k++) {
+                        load_matrix(r, &place_of[m * 16 * CHUNKS + (w_spot ^ (h * 4 + k * 2))]);
 #pragma unroll
-                    for (uint32_t i = 0; i < NT; i++) mma_16x8x16(acc[m][i], second, v[i].z, v[i].w, W());
+                        for (uint32_t i = 0; i < NT; i++) mma_16x8x16(acc[m][i], r, v[k][i][0], v[k][i][1], W());
+                    }
                 }
             }
             __syncwarp();
