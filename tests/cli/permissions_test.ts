@@ -246,7 +246,14 @@ function miniature(): string {
     "build/native_test": "",
   };
   for (
-    const path of ["build", "test_native", "test_gpu", "_emulate", "_programs"]
+    const path of [
+      "build",
+      "test_native",
+      "test_gpu",
+      "_child",
+      "_emulate",
+      "_programs",
+    ]
       .map((name) => `tasks/${name}.ts`)
   ) {
     files[path] = Deno.readTextFileSync(`${ROOT}/${path}`);
