@@ -1,6 +1,6 @@
 /**
- * A sample of what the card of the bundled model states, on seeds of its own. `niah_multikey_3` and `niah_multivalue` are
- * left out: the card says that they miss their floors.
+ * A sample of what the card of the bundled model states, on seeds of its own: every task at 512 tokens. The floors that
+ * the card says are missed are, but for one answer, those of longer prompts.
  */
 import { assert } from "@std/assert";
 import { fromFileUrl } from "@std/path";
@@ -24,15 +24,16 @@ Deno.test("the bundled model answers a sample of its tasks with the full cache",
   try {
     using store = await RecordStore.open(folder);
     for (const [name, floor] of Object.entries(FLOORS)) {
-      if (name === "niah_multikey_3" || name === "niah_multivalue") continue;
-      const task = cellTask(name, { length: 512, count: 4, seed: 7 });
+      // One answer of four entries more or less must not decide about a floor of 0.9.
+      const count = floor < 0.97 ? 16 : 4;
+      const task = cellTask(name, { length: 512, count, seed: 7 });
       const records = await runTask(model, task, full, {
         store,
         modelName: "needle-6m",
         commit: "test",
         seed: 7,
       });
-      const score = records.reduce((sum, one) => sum + one.score, 0) / 4;
+      const score = records.reduce((sum, one) => sum + one.score, 0) / count;
       assert(score >= floor, `${name}: ${score}, not ${floor}`);
     }
   } finally {
