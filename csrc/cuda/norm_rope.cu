@@ -408,15 +408,18 @@ static __global__ void __launch_bounds__(256, 2) rope_step_kernel(const rope_arg
     const uint32_t head = blockIdx.x * (blockDim.x / 32) + threadIdx.x / 32;
     if (head >= a.n_head + 2 * a.n_kv_head) return;
     const cu_slot *s = &slot[blockIdx.y];
+    const volatile cu_slot *now = s;
     const bool is_v = head >= a.n_head + a.n_kv_head;
-    const uint32_t position = __ldcg(&s->position), n_stored = s->n_stored;
+    const uint32_t position = now->position, n_stored = now->n_stored;
     const uint32_t kv = head - a.n_head - (is_v ? a.n_kv_head : 0), copies = n_stored / a.n_kv_head;
     const size_t first = (size_t)layer * n_stored + kv * copies;
     uint32_t row = 0;
     void *page = NULL;
-    if (head >= a.n_head && s->live) {
-        row = __ldcg(&s->rows[first]);
-        if (row / KVF_PAGE_ROWS < s->cap) page = s->pages[first * s->cap + row / KVF_PAGE_ROWS]; /* one that runs has it */
+    if (head >= a.n_head && now->live) {
+        const uint32_t cap = now->cap;
+        void *const volatile *pages = now->pages;
+        row = *(const volatile uint32_t *)&now->rows[first];
+        if (row / KVF_PAGE_ROWS < cap) page = pages[first * cap + row / KVF_PAGE_ROWS]; /* one that runs has it */
     }
     rope_angles angles;
     find_angles(a, position, &angles);
