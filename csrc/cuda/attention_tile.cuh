@@ -32,26 +32,4 @@ static __device__ __forceinline__ void settle(walk *w, uint32_t n_chunk, uint32_
     }
 }
 
-/* The warps' shares of a chunk, in order. sums: shared [WARPS, READERS, DIM]   stat: [WARPS, READERS, 2], maximum and sum */
-template <int READERS, int DIM, int WARPS>
-static __device__ __forceinline__ void store_chunk(const step_args &a, uint32_t stored, uint32_t readers, uint32_t chunk,
-                                                   const float *sums, const float *stat) {
-    for (uint32_t i = threadIdx.x; i < readers * DIM; i += 32 * WARPS) {
-        const uint32_t r = i / DIM, d = i % DIM;
-        float most = -INFINITY, total = 0, weights = 0;
-#pragma unroll
-        for (int w = 0; w < WARPS; w++) most = fmaxf(most, stat[(w * READERS + r) * 2]);
-        const float base = most == -INFINITY ? 0.0f : most;
-#pragma unroll
-        for (int w = 0; w < WARPS; w++) {
-            const float factor = exp2f(stat[(w * READERS + r) * 2] - base);
-            total = fmaf(factor, sums[(w * READERS + r) * DIM + d], total);
-            weights = fmaf(factor, stat[(w * READERS + r) * 2 + 1], weights);
-        }
-        float *to = partial_of(a, blockIdx.z, stored * readers + r, chunk);
-        to[d] = total;
-        if (d == 0) to[DIM] = most, to[DIM + 1] = weights;
-    }
-}
-
 #endif
