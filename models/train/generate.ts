@@ -4,7 +4,8 @@
  * `rows --tokenizer FILE --row T --seed S` writes rows to standard output without end, until the reader closes it. A row
  * is: uint16 task number; T uint16 token ids; T uint8 classes (0 padding, 1 text, 2 answer, 3 answer of a counting task,
  * 4 first token of an entry of a list, which decides what comes next). A row holds one context, then questions about it
- * with their answers, each answer closed by EOS; the first question stands as in an evaluation.
+ * with their answers, each answer closed by EOS; the first question stands as in an evaluation. `--focus SHARE` makes that
+ * share of the rows full haystacks of needles with many questions.
  *
  * `prompts --tokenizer FILE --task NAME --lengths 512,1024 --count N --seed S` writes one JSON object per line: `task,
  * length, ids` (with BOS), `answers, maxNewTokens, part` (whether one answer is enough).
@@ -185,6 +186,54 @@ function niahRow(random: Random, codec: PieceCodec, row: number): Row {
   return { task: name, pieces };
 }
 
+/** How many of the keys have a word of this one. */
+function sharing(keys: readonly string[]): Map<string, number> {
+  const uses = new Map<string, number>();
+  for (const word of keys.flatMap((key) => key.split("-"))) {
+    uses.set(word, (uses.get(word) ?? 0) + 1);
+  }
+  return new Map(keys.map((key) => [
+    key,
+    key.split("-").reduce((sum, word) => sum + (uses.get(word) ?? 0) - 1, 0),
+  ]));
+}
+
+/**
+ * A haystack of nothing but needles and as many questions as fit behind it: each is one more search of the same context.
+ * Half of the rows ask first for keys whose words other keys have too.
+ */
+function lookupRow(random: Random, codec: PieceCodec, row: number): Row {
+  const task = random.float() < 0.5 ? "niah_multikey_2" : "niah_multikey_3";
+  const share = random.float() < 0.5 ? 0.84 : 0.42 + 0.4 * random.float();
+  const niah = makeNiah(random, codec, {
+    config: NIAH_TASKS[task] as NiahConfig,
+    wording: wordingOf(task),
+    limit: Math.floor(share * row),
+    sentences: null,
+  });
+  const { prompt, answerPrefix, target, meta } = niah.first;
+  const pieces: Piece[] = [
+    { text: prompt + answerPrefix, kind: TEXT },
+    { text: target, kind: ANSWER },
+  ];
+  const asked = new Set(meta.query as string[]);
+  const open = random.shuffle(niah.keys.filter((key) => !asked.has(key)));
+  if (task === "niah_multikey_2" && random.float() < 0.5) {
+    const shared = sharing(niah.keys);
+    open.sort((a, b) => (shared.get(b) ?? 0) - (shared.get(a) ?? 0));
+  }
+  // No question has fewer tokens than this; those that no longer fit are left out.
+  const most = Math.floor((1 - share) * row / 16);
+  for (const key of open.slice(0, most)) {
+    const next = niah.ask([key]);
+    pieces.push(
+      { text: next.question + next.answerPrefix, kind: TEXT },
+      { text: next.target, kind: ANSWER },
+    );
+  }
+  return { task, pieces };
+}
+
 /** Chains of variables, each asked for. */
 function vtRow(random: Random, codec: PieceCodec, row: number): Row {
   const chains = random.float() < 0.5 ? 1 : random.between(2, 4);
@@ -213,7 +262,15 @@ function vtRow(random: Random, codec: PieceCodec, row: number): Row {
 /** A grid without limits on its length: the training rows' own. */
 const GRIDS = new Map<number, ReturnType<typeof needleTask>>();
 
-function drawRow(random: Random, codec: PieceCodec, row: number): Row {
+function drawRow(
+  random: Random,
+  codec: PieceCodec,
+  row: number,
+  focus: number,
+): Row {
+  if (focus > 0 && random.float() < focus) {
+    return lookupRow(random, codec, row);
+  }
   const kind = weighted(random, {
     niah: 70,
     vt: 16,
@@ -327,11 +384,12 @@ function encodeRow(
 /** Row number `index` of a seed; its task number, ids and classes are written to the buffers. */
 export function trainingRow(
   codec: PieceCodec,
-  { seed, index, ids, kinds }: {
+  { seed, index, ids, kinds, focus = 0 }: {
     seed: number;
     index: number;
     ids: Uint16Array;
     kinds: Uint8Array;
+    focus?: number;
   },
 ): number {
   const random = new Random(seed, "row", ids.length, index);
@@ -339,7 +397,7 @@ export function trainingRow(
     ids.fill(0);
     kinds.fill(0);
     try {
-      const row = drawRow(random, codec, ids.length);
+      const row = drawRow(random, codec, ids.length, focus);
       if (encodeRow(codec, row, ids, kinds)) return NAMES.indexOf(row.task);
     } catch (error) {
       // Drawn too large for the row: draw again.
@@ -360,7 +418,10 @@ function writeAll(bytes: Uint8Array): boolean {
   }
 }
 
-function writeRows(codec: PieceCodec, row: number, seed: number): void {
+function writeRows(
+  codec: PieceCodec,
+  { row, seed, focus }: { row: number; seed: number; focus: number },
+): void {
   const rows = 16;
   const size = 2 + 3 * row;
   const bytes = new Uint8Array(rows * size);
@@ -368,7 +429,7 @@ function writeRows(codec: PieceCodec, row: number, seed: number): void {
   const kinds = new Uint8Array(row);
   for (let index = 0;; index++) {
     const slot = index % rows;
-    const task = trainingRow(codec, { seed, index, ids, kinds });
+    const task = trainingRow(codec, { seed, index, ids, kinds, focus });
     bytes.set(new Uint8Array(new Uint16Array([task]).buffer), slot * size);
     bytes.set(new Uint8Array(ids.buffer), slot * size + 2);
     bytes.set(kinds, slot * size + 2 + 2 * row);
@@ -416,6 +477,7 @@ if (import.meta.main) {
       tokenizer: { type: "string" },
       row: { type: "string", default: "256" },
       seed: { type: "string", default: "0" },
+      focus: { type: "string", default: "0" },
       task: { type: "string", default: "needle" },
       lengths: { type: "string", default: "512" },
       count: { type: "string", default: "16" },
@@ -428,8 +490,13 @@ if (import.meta.main) {
     JSON.parse(Deno.readTextFileSync(values.tokenizer)) as TokenizerJson,
   );
   const seed = Number(values.seed);
-  if (positionals[0] === "rows") writeRows(codec, Number(values.row), seed);
-  else if (positionals[0] === "prompts") {
+  if (positionals[0] === "rows") {
+    writeRows(codec, {
+      row: Number(values.row),
+      seed,
+      focus: Number(values.focus),
+    });
+  } else if (positionals[0] === "prompts") {
     writePrompts(codec, {
       task: values.task,
       lengths: values.lengths.split(",").map(Number),

@@ -20,13 +20,14 @@ def split(data, row):
 class Rows:
     """Rows of one length, written by `workers` generator processes, a stream of seeds each."""
 
-    def __init__(self, generator, tokenizer, row, workers, seed):
+    def __init__(self, generator, tokenizer, row, workers, seed, focus):
         self.row, self.chunks, self.open, self.waited = row, deque(), True, 0.0
         self.space = threading.Semaphore(64)
         self.ready = threading.Semaphore(0)
         self.processes = [
             subprocess.Popen(
-                generator + ["rows", "--tokenizer", tokenizer, "--row", str(row), "--seed", str(seed + i)],
+                generator
+                + ["rows", "--tokenizer", tokenizer, "--row", str(row), "--seed", str(seed + i), "--focus", str(focus)],
                 stdout=subprocess.PIPE,
                 bufsize=0,
             )

@@ -49,7 +49,7 @@ ENTRY, ENTRY_WEIGHT, ENTRY_LOSS = 4, 5.0, 0.7
 # Tokens a row, rows a batch, share of the training time at most; the last stage takes all that is left.
 STAGES = "256x128:0.28,512x128:0.2,1280x48:0.2,4736x16:1"
 LEAVE_LOSS = 0.02
-# Rows of a task are kept with a probability of its loss over LEAVE_LOSS, and not less than this.
+# Rows of a task are kept with a probability of its loss over --learnt, and not less than this.
 KEEP = 0.25
 # Every other batch of the first stage is of copies until their loss is below this, where they are asked for.
 COPY_LOSS = 0.3
@@ -99,6 +99,7 @@ class Trainer:
         self.optimizer = self.make_optimizer()
         self.average, self.entries, self.copying = {}, {}, None
         self.best, self.best_weights, self.last_save = math.inf, None, time.time()
+        self.mean = [p.detach().clone() for p in model.parameters()] if args.average else None
 
     def make_optimizer(self):
         matrices = [p for p in self.model.parameters() if p.dim() == 2]
@@ -164,7 +165,26 @@ class Trainer:
         torch.nn.utils.clip_grad_norm_(self.model.parameters(), 1.0)
         self.optimizer.step()
         self.optimizer.zero_grad(set_to_none=True)
+        if self.mean is not None:
+            for mean, p in zip(self.mean, self.model.parameters()):
+                mean.lerp_(p.detach(), 1 / self.args.average)
         return loss.detach(), losses.detach(), kinds
+
+    def averaged(self):
+        """The averaged weights as they are stored; None where there are none or where they broke."""
+        if self.mean is None or not all(bool(mean.isfinite().all()) for mean in self.mean):
+            return None
+        last = [p.detach().clone() for p in self.model.parameters()]
+        self.take(self.mean)
+        weights = snapshot(self.model)
+        self.take(last)
+        return weights
+
+    def take(self, parameters):
+        """Sets the model's parameters."""
+        with torch.no_grad():
+            for p, value in zip(self.model.parameters(), parameters):
+                p.copy_(value)
 
     def note(self, tasks, losses, kinds):
         """Takes a batch's losses into the averages: of answers, and of the entries of lists."""
@@ -238,7 +258,7 @@ def train(args, model, device, begin, deadline, stopped):
             side = max(1, args.workers // 7)
             for length, workers in [(row, max(1, args.workers - side * len(mixed)))] + [(r, side) for r in mixed]:
                 if length not in feeds:
-                    rows = Rows(args.generator, args.tokenizer, length, workers, seed)
+                    rows = Rows(args.generator, args.tokenizer, length, workers, seed, args.focus)
                     feeds[length] = Feed(rows, keep, seed)
                     seed += workers
             stage_start = time.time()
@@ -276,7 +296,7 @@ def train(args, model, device, begin, deadline, stopped):
                     trainer.note(tasks, losses, kinds)
                 mean, worst = trainer.core()
                 for task, value in trainer.average.items():
-                    keep[task] = 2 * KEEP if task in COUNTING else max(KEEP, min(1.0, value / LEAVE_LOSS))
+                    keep[task] = 2 * KEEP if task in COUNTING else max(KEEP, min(1.0, value / args.learnt))
                 now = time.time()
                 if now - last_log > args.log_every or step <= 2:
                     short = {t: TASKS[t].replace("niah_", "") for t in range(len(TASKS))}
@@ -303,9 +323,31 @@ def train(args, model, device, begin, deadline, stopped):
         print(f"training stopped: {traceback.format_exc()}"[-2000:], flush=True)
     for feed in feeds.values():
         feed.rows.close()
+    averaged = trainer.averaged()
     put(model, trainer.best_weights or snapshot(model))
     write(snapshot(model), args.out)
-    return {"steps": step, "tokens": tokens, "seconds": time.time() - begin, "log": log}
+    return {"steps": step, "tokens": tokens, "seconds": time.time() - begin, "log": log}, averaged
+
+
+def measure(args, model, averaged, files, device, end):
+    """Accuracy of the weights; of the averaged ones too, where they are there: the better ones stay. The first
+    measurement may take half of what is left, so that both compare the same cells."""
+    if averaged is None:
+        return evaluate(model.eval(), args.tokenizer, files, TASKS, device, end)
+    last = snapshot(model)
+    plain = evaluate(model.eval(), args.tokenizer, files, TASKS, device, time.time() + (end - time.time()) / 2)
+    put(model, averaged)
+    print(f"the same of weights averaged over {args.average:g} steps:", flush=True)
+    other = evaluate(model, args.tokenizer, files, TASKS, device, end)
+    cells = [(task, n) for task in (TASKS[t] for t in CORE) for n in plain.get(task, {}) if n in other.get(task, {})]
+    scores = [sum(table[task][n] for task, n in cells) / max(1, len(cells)) for table in (plain, other)]
+    better = scores[1] > scores[0]
+    print(f"mean of {len(cells)} cells {scores[0]:.2f}, averaged {scores[1]:.2f}: {'averaged' if better else 'plain'} weights stay", flush=True)
+    if better:
+        write(averaged, args.out)
+        return other
+    put(model, last)
+    return plain
 
 
 def check_export(args, model, device):
@@ -354,6 +396,9 @@ def parse_args():
     p.add_argument("--rate", type=float, default=2e-3, help="learning rate at its peak")
     p.add_argument("--warmup", type=int, default=300, help="steps up to the peak")
     p.add_argument("--decay", choices=("last", "all"), default="last", help="stages in which the learning rate falls to zero")
+    p.add_argument("--focus", type=float, default=0.0, help="share of rows that are haystacks of needles with many questions")
+    p.add_argument("--learnt", type=float, default=LEAVE_LOSS, help="loss a token below which rows of a task are thinned out")
+    p.add_argument("--average", type=float, default=0.0, help="steps over which weights are averaged beside; 0: not at all")
     p.add_argument("--layers", type=int, default=6)
     p.add_argument("--hidden", type=int, default=256)
     p.add_argument("--count", type=int, default=32, help="evaluation examples per task and length")
@@ -397,10 +442,10 @@ def main():
     prompts = tempfile.mkdtemp()
     files = start_prompts(args, prompts)
     end = begin + 60 * args.minutes
-    report = train(args, model, device, begin, end - 60 * args.evaluation_minutes, stopped)
+    report, averaged = train(args, model, device, begin, end - 60 * args.evaluation_minutes, stopped)
     print(f"trained {report['steps']} steps, {report['tokens'] / 1e6:.1f} M tokens, {report['seconds']:.0f} s", flush=True)
     if not stopped:
-        report["accuracy"] = evaluate(model.eval(), args.tokenizer, files, TASKS, device, end)
+        report["accuracy"] = measure(args, model, averaged, files, device, end)
     for process, _ in files:
         process.kill()
     shutil.rmtree(prompts)

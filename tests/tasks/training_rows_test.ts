@@ -17,10 +17,10 @@ interface Asked {
 }
 
 /** A row with its questions, read back from ids and classes. */
-function readRow(length: number, index: number) {
+function readRow(length: number, index: number, focus = 0) {
   const ids = new Uint16Array(length);
   const kinds = new Uint8Array(length);
-  const task = trainingRow(codec, { seed: 5, index, ids, kinds });
+  const task = trainingRow(codec, { seed: 5, index, ids, kinds, focus });
   const asked: Asked[] = [];
   for (let at = 0; at < length; at++) {
     if ((kinds[at] as number) <= TEXT) continue;
@@ -85,4 +85,38 @@ Deno.test("the entries of a list are marked where they begin, those of other ans
     }
   }
   assert(lists > 20, String(lists));
+});
+
+Deno.test("rows of a focus are haystacks of needles with many questions, each asked once", () => {
+  const seen = new Map<string, number>();
+  for (let index = 0; index < 40; index++) {
+    const { name, ids, asked } = readRow(4736, index, 1);
+    assert(/^niah_multikey_[23]$/.test(name), name);
+    assert(asked.length > 4, `${name}: ${asked.length} questions`);
+    assert(ids.filter((id) => id !== 0).length > 0.9 * 4736);
+    const questions = asked.map(({ prompt, answer }) => {
+      const question = prompt.slice(0, prompt.lastIndexOf("\n"));
+      assertEquals([answer.trim()], oracleOf(name)(question));
+      return question.slice(question.lastIndexOf("\n"));
+    });
+    assertEquals(new Set(questions).size, asked.length);
+    seen.set(name, (seen.get(name) ?? 0) + asked.length);
+  }
+  assertEquals(seen.size, 2);
+  // Numbers are short: four times as many questions as the other rows may have.
+  assert((seen.get("niah_multikey_2") as number) > 20 * 25);
+});
+
+Deno.test("a focus is a share of the rows: the others are the ones of the other tasks", () => {
+  const names = new Set<string>();
+  let focused = 0;
+  for (let index = 0; index < 200; index++) {
+    const { name, asked } = readRow(1280, index, 0.5);
+    names.add(name);
+    if (/^niah_multikey_[23]$/.test(name) && asked.length > 2) focused++;
+  }
+  assert(focused > 50 && focused < 150, String(focused));
+  for (const name of ["vt", "needle", "niah_multivalue"]) {
+    assert(names.has(name), name);
+  }
 });
