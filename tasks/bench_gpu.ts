@@ -4,8 +4,8 @@
  *     deno task bench:gpu [--config=FILE] [--lengths=8192,32768] [--batch=32] [--rows=1024] [--repeats=20]
  *                         [--only=decode,packed] [--peer=FILE] [--arch=80,90a] [--json]
  *
- * `--only` measures some of products, attention, decode, prefill, packed and programs; prefill's floor needs products and
- * attention. `--peer` names the output of tasks/gpu/peer_torch.py of the same machine. The table's floors follow from the copy
+ * `--only` measures some of products, attention, same, decode, prefill, packed and programs; prefill's floor needs products
+ * and attention. `same` compares tokens of a sequence alone and among others: it fails where they differ. `--peer` names the output of tasks/gpu/peer_torch.py of the same machine. The table's floors follow from the copy
  * bandwidth and the rate of matrix products of the same run. Needs a GPU and nvcc; to read csrc, build and the files it is
  * given, to write build, and to run cc, nvcc and build/gpu_bench.
  *
@@ -35,6 +35,7 @@ const PROGRAM = "build/gpu_bench";
 const SECTIONS = [
   "products",
   "attention",
+  "same",
   "decode",
   "prefill",
   "packed",
@@ -122,6 +123,14 @@ async function main(args: string[]): Promise<void> {
       `Cannot measure everything as ${failed.in} failed: ${failed.message}`,
     );
   }
+  const other = measured.find((line) =>
+    line.what === "same" && line.equal === false
+  );
+  if (other) {
+    throw new BuildError(
+      `Cannot trust what was measured as a sequence's tokens must be the same alone and among ${other.batch}: ${other.equal_tokens} of ${other.steps} are`,
+    );
+  }
 }
 
 function count(name: string, text: string): number {
@@ -177,7 +186,10 @@ async function run(args: (number | string)[]): Promise<Measurement[]> {
   }
   const { code } = await child.status;
   const measured = lines(text);
-  if (code !== 0 && !measured.some(({ what }) => what === "failed")) {
+  const said = measured.some(({ what, equal }) =>
+    what === "failed" || equal === false
+  );
+  if (code !== 0 && !said) {
     say(`the program ended with status ${code}`);
     measured.push({ what: "failed", in: "the program", message: `${code}` });
   }

@@ -1,16 +1,19 @@
 /*
  * Times the CUDA build on random weights: copy and read bandwidth, the rate of matrix products, attention alone, prefill with
- * and without compression, decode of plain and of packed rows, decode with step programs. One JSON object per line;
- * tasks/bench_gpu.ts makes the table of it.
+ * and without compression, decode of plain and of packed rows, decode with step programs; and compares the tokens of one
+ * sequence alone and among others. One JSON object per line; tasks/bench_gpu.ts makes the table of it.
  *
  *     gpu_bench layers hidden heads kv_heads head_dim intermediate vocab short long batch rows repeats [sections]
  *
- * sections: any of products, attention, decode, prefill, packed, programs, with commas between; left out: all
+ * sections: any of products, attention, same, decode, prefill, packed, programs, with commas between; left out: all
+ * The status is 1 where something failed or tokens differ.
  */
 #include <stdio.h>
+#include <string.h>
 
 #include <algorithm>
 #include <chrono>
+#include <set>
 #include <string>
 #include <vector>
 
@@ -349,8 +352,53 @@ static void programs(setup *s, uint32_t batch) {
     for (uint32_t id : chosen) kvf_sequence_free(s->cache, id, ERR);
 }
 
+/* ---- One sequence alone and among others ---- */
+
+/*
+ * Greedy tokens of one prompt, in the middle of a batch of others of other lengths, and the logits that the last one was
+ * sampled from. With rows > 0 prompts longer than that are cut to it.
+ */
+static void answer(setup *s, uint32_t batch, uint32_t rows, std::vector<uint32_t> *answered, std::vector<float> *logits) {
+    enum { PROMPT = 2048, SEED = 77 };
+    const uint32_t place = batch / 2, n_step = (uint32_t)answered->size(), vocab = s->c.vocab;
+    std::vector<uint32_t> ids, tokens((size_t)n_step * batch);
+    std::vector<float> last((size_t)batch * vocab);
+    for (uint32_t b = 0; b < batch; b++) {
+        s->seed = SEED + (b == place ? 0 : b + 1); /* of the tokens that `prompt` draws */
+        ids.push_back(prompt(s, b == place ? PROMPT : 300 + b * 331 % 1900, rows, NULL, NULL, NULL));
+    }
+    must(kvf_decode(s->model, s->cache, ids.data(), batch, n_step - 1, tokens.data(), NULL, 0, NULL, ERR) == KVF_OK, "decode");
+    must(kvf_decode(s->model, s->cache, ids.data(), batch, 1, &tokens[(size_t)(n_step - 1) * batch], last.data(),
+                    (double)last.size() * sizeof(float), NULL, ERR) == KVF_OK, "decode");
+    for (uint32_t step = 0; step < n_step; step++) (*answered)[step] = tokens[(size_t)step * batch + place];
+    memcpy(logits->data(), &last[(size_t)place * vocab], vocab * sizeof(float));
+    for (uint32_t id : ids) kvf_sequence_free(s->cache, id, ERR);
+}
+
+/* Whether they are the same, bit for bit, alone and in batches of 8 and 32. */
+static bool same(setup *s) {
+    enum { STEPS = 64 };
+    std::vector<uint32_t> alone(STEPS), among(STEPS);
+    std::vector<float> want(s->c.vocab), got(s->c.vocab);
+    bool all = true;
+    for (uint32_t rows : {0u, s->rows}) {
+        answer(s, 1, rows, &alone, &want);
+        const size_t distinct = std::set<uint32_t>(alone.begin(), alone.end()).size();
+        for (uint32_t batch : {8u, 32u}) {
+            answer(s, batch, rows, &among, &got);
+            const bool equal = alone == among && memcmp(want.data(), got.data(), want.size() * sizeof(float)) == 0;
+            const auto at = std::mismatch(alone.begin(), alone.end(), among.begin()).first;
+            all = all && equal;
+            printf("{\"what\":\"same\",\"batch\":%u,\"rows\":%u,\"steps\":%d,\"distinct\":%zu,\"equal_tokens\":%d,"
+                   "\"equal\":%s}\n", batch, rows, (int)STEPS, distinct, (int)(at - alone.begin()), equal ? "true" : "false");
+        }
+    }
+    return all;
+}
+
 int main(int argc, char **argv) {
     setup s = {};
+    bool good = true;
     uint32_t v[12];
     if (argc != 13 && argc != 14) {
         fprintf(stderr, "Cannot run as 12 numbers must be given, and sections if any: %d\n", argc - 1);
@@ -389,6 +437,7 @@ int main(int argc, char **argv) {
     if (wanted("attention")) {
         for (uint32_t n : {s.short_n, s.long_n}) attention(&s, n);
     }
+    if (wanted("same")) good = same(&s);
     if (wanted("decode")) {
         for (uint32_t n : {s.short_n, s.long_n}) decode(&s, 1, n, 0);
         decode(&s, 1, s.short_n, s.rows);
@@ -410,5 +459,5 @@ int main(int argc, char **argv) {
     kvf_cache_free(s.cache);
     kvf_model_free(s.model);
     kvf_device_free(s.dev);
-    return 0;
+    return good ? 0 : 1;
 }

@@ -85,6 +85,14 @@ export function table(
         `rows ${time(reserve)}, state ${time(send)}, following ${time(follow)}`,
       ]);
     }
+    if (line.what === "same") {
+      rows.push([
+        `tokens of a sequence among ${batch}, ${kept}: those of it alone`,
+        `${line.equal_tokens} of ${line.steps}`,
+        `${line.steps}`,
+        line.equal === true ? "equal, logits too" : "DIFFERENT",
+      ]);
+    }
     if (line.what === "packed") {
       const floor = Number(line.bytes) / copy * 1e3;
       const format = line.bits === 0 ? "plain" : `${line.bits}-bit`;

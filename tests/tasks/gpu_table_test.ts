@@ -89,3 +89,24 @@ Deno.test("table() sets a peer's decode and prefill against the same of ours", (
   ];
   for (const line of lines) assert(text.includes(line), text);
 });
+
+Deno.test("table() says whether tokens among others are those of a sequence alone", () => {
+  const line = { what: "same", batch: 8, steps: 64 };
+  const text = table(LLAMA_8B, [
+    { ...line, rows: 0, "equal_tokens": 64, equal: true },
+    { ...line, rows: 1024, "equal_tokens": 5, equal: false },
+  ], []);
+  const name = "| tokens of a sequence among 8";
+  assert(
+    text.includes(
+      `${name}, full: those of it alone | 64 of 64 | 64 | equal, logits too |`,
+    ),
+    text,
+  );
+  assert(
+    text.includes(
+      `${name}, 1024 rows: those of it alone | 5 of 64 | 64 | DIFFERENT |`,
+    ),
+    text,
+  );
+});
