@@ -83,6 +83,11 @@ const STEPS: Step[] = [
     ],
   },
   {
+    name: "model",
+    limit: 100,
+    command: () => deno("bench-model", "tasks/bench_model.ts", "--json"),
+  },
+  {
     name: "peer",
     limit: 120,
     command: () => ["python3", "tasks/gpu/peer_torch.py", "--repeats=5"],
@@ -99,7 +104,7 @@ async function main(args: string[]): Promise<void> {
       out: "results/gpu",
       seconds: "520",
       arch: "90a",
-      steps: "build,c,deno,bench,peer",
+      steps: "build,c,deno,bench,model,peer",
     },
     unknown: (arg: string) => {
       throw new BuildError(
@@ -192,7 +197,9 @@ async function take(
 
 /** The measurements as a table, and what became of the steps; both as files, too. */
 function report(out: string, outcomes: Outcome[]): void {
-  const measured = lines(`${out}/bench.log`, outcomes, "bench");
+  const measured = ["bench", "model"].flatMap((name) =>
+    lines(`${out}/${name}.log`, outcomes, name)
+  );
   const peer = lines(`${out}/peer.log`, outcomes, "peer");
   const parts: string[] = [];
   if (measured.length > 0) {

@@ -42,6 +42,9 @@ export interface Shape {
   intermediate: number;
 }
 
+/** Bytes per second that a model is to be loaded with where the disk is faster. */
+const LOADING = 20e9;
+
 /** Operations of the linear layers for one token, without the output matrix. */
 export function linearFlop(shape: Shape): number {
   const { layers, hidden, queryHeads, kvHeads, headDim, intermediate } = shape;
@@ -91,6 +94,38 @@ export function table(
         `${line.equal_tokens} of ${line.steps}`,
         `${line.steps}`,
         line.equal === true ? "equal, logits too" : "DIFFERENT",
+      ]);
+    }
+    if (line.what === "loading") {
+      rows.push([
+        `loading ${gib(line.bytes)} of weights, ${line.device}`,
+        time(ms),
+        `${time(Number(line.bytes) / LOADING * 1e3)} at 20 GB/s`,
+        perSecond(line.bytes_per_s),
+      ]);
+      rows.push([
+        `loading: peak of host memory, ${line.device}`,
+        gib(line.host_peak_bytes),
+        line.device === "cpu" ? gib(line.bytes) : "",
+        "",
+      ]);
+    }
+    if (line.what === "reading") {
+      const slice = Number(line.slice) / 2 ** 20;
+      rows.push([
+        `reading those files, ${line.readers} readers, ${slice} MiB each`,
+        perSecond(line.bytes_per_s),
+        "",
+        "",
+      ]);
+    }
+    if (line.what === "bytes") {
+      const [held, wanted] = [line.resident_bytes, line.expected_bytes];
+      rows.push([
+        `bytes of ${line.method}, ${n} tokens, mean of ${kept}, ${line.least} to ${line.most} a head`,
+        gib(held, 4),
+        gib(wanted, 4),
+        ratio(Number(held) / Number(wanted)),
       ]);
     }
     if (line.what === "packed") {
@@ -184,13 +219,16 @@ export function table(
     ]);
   }
   const device = one("device");
-  return [
-    `${device?.name}: copy ${bandwidth(copy)}, read ${
+  const head = device === undefined ? [] : [
+    `${device.name}: copy ${bandwidth(copy)}, read ${
       bandwidth(Number(one("read")?.bytes_per_s))
     }, products of a layer ${rate(products)}${
       one("products")?.blas === false ? " (no cuBLASLt)" : ""
     }`,
     "",
+  ];
+  return [
+    ...head,
     "| what | ours | floor or peer | ratio |",
     "| --- | --- | --- | --- |",
     ...rows.map((cells) => `| ${cells.join(" | ")} |`),
@@ -198,7 +236,8 @@ export function table(
 }
 
 function time(ms: number): string {
-  return Number.isFinite(ms) ? `${ms.toPrecision(3)} ms` : "-";
+  if (!Number.isFinite(ms)) return "-";
+  return ms < 1000 ? `${ms.toPrecision(3)} ms` : `${(ms / 1e3).toFixed(3)} s`;
 }
 
 function ratio(x: number): string {
@@ -210,8 +249,12 @@ function rate(flop: unknown): string {
   return `${(Number(flop) / 1e12).toFixed(0)} TFLOP/s`;
 }
 
-function gib(bytes: unknown): string {
-  return `${(Number(bytes) / 2 ** 30).toFixed(2)} GiB`;
+function gib(bytes: unknown, digits = 2): string {
+  return `${(Number(bytes) / 2 ** 30).toFixed(digits)} GiB`;
+}
+
+function perSecond(bytes: unknown): string {
+  return `${(Number(bytes) / 1e9).toFixed(1)} GB/s`;
 }
 
 function bandwidth(bytes: number): string {

@@ -28,6 +28,23 @@ interface Probe {
 const NEEDLE = [
   ...["--model", "models/needle-6m", "--method", "fullkv", "--out", "OUT"],
 ];
+/** A model's config.json, so small that its weights are written at once. */
+const SHAPE = JSON.stringify({
+  "architectures": ["LlamaForCausalLM"],
+  "model_type": "llama",
+  "hidden_size": 64,
+  "intermediate_size": 96,
+  "num_attention_heads": 4,
+  "num_hidden_layers": 2,
+  "num_key_value_heads": 2,
+  "rms_norm_eps": 1e-5,
+  "rope_theta": 10000,
+  "max_position_embeddings": 1024,
+  "hidden_act": "silu",
+  "tie_word_embeddings": false,
+  "torch_dtype": "bfloat16",
+  "vocab_size": 300,
+});
 const COMMIT = "the commit is a record's fact, not a need";
 
 const PROBES: Record<string, Probe> = {
@@ -169,6 +186,18 @@ const PROBES: Record<string, Probe> = {
   },
   "bench-steps": {
     args: ["run", "tasks/bench_steps.ts", "--rows=64", "--rounds=1"],
+  },
+  "bench-model": {
+    args: [
+      ...["run", "tasks/bench_model.ts", "--device=cpu", "--layers=1"],
+      ...["--config=OUT/shape.json", "--folder=OUT/folder", "--repeats=1"],
+      ...["--length=64", "--rows=40"],
+    ],
+    files: { "shape.json": SHAPE },
+    excused: {
+      "read ./tasks/gpu": "the probe's shape lies in results",
+      "ffi ./build/libkvf_cuda.so": "needs a GPU",
+    },
   },
   "overheads": {
     args: [

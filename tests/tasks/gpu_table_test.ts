@@ -110,3 +110,33 @@ Deno.test("table() says whether tokens among others are those of a sequence alon
     text,
   );
 });
+
+Deno.test("table() sets loading against 20 GB/s and kept bytes against the budget's", () => {
+  const text = table(LLAMA_8B, [
+    {
+      what: "loading",
+      device: "cuda",
+      ms: 1000,
+      bytes: 5e9,
+      "bytes_per_s": 5e9,
+      "host_peak_bytes": 2 ** 25,
+    },
+    {
+      what: "bytes",
+      method: "adakv",
+      n: 8192,
+      rows: 1024,
+      least: 205,
+      most: 3000,
+      "resident_bytes": 0.1375 * 2 ** 30,
+      "expected_bytes": 0.125 * 2 ** 30,
+    },
+  ], []);
+  assert(text.startsWith("| what |"), text);
+  const lines = [
+    "| loading 4.66 GiB of weights, cuda | 1.000 s | 250 ms at 20 GB/s | 5.0 GB/s |",
+    "| loading: peak of host memory, cuda | 0.03 GiB |",
+    "| bytes of adakv, 8192 tokens, mean of 1024 rows, 205 to 3000 a head | 0.1375 GiB | 0.1250 GiB | 1.10 |",
+  ];
+  for (const line of lines) assert(text.includes(line), text);
+});
