@@ -284,9 +284,14 @@ void cu_plain_close(kvf_cache *cache, cu_plain *plain);
 /* Prefill. x: [n, ldx] in dtype. out: [n, ldo] f32; with `add` it is added to. cuBLASLt where it is there. */
 int32_t cu_gemm(kvf_device *dev, uint32_t dtype, const cu_matrix *w, const void *x, uint32_t ldx, uint32_t n, float *out,
                 uint32_t ldo, bool add, kv_err err);
-/* The same with results in dtype, half the bytes where that has 16 bits. Sums are f32 until they are rounded. */
-int32_t cu_gemm_narrow(kvf_device *dev, uint32_t dtype, const cu_matrix *w, const void *x, uint32_t ldx, uint32_t n, void *out,
-                       uint32_t ldo, kv_err err);
+/*
+ * What the widest results of a model, gate and up, go to memory in: BF16 where that is the weights' type, which takes half
+ * the bytes, f32 otherwise. Not F16: a gate below its range is harmless as a number and NaN after SwiGLU as an infinity.
+ */
+uint32_t cu_wide_dtype(uint32_t dtype);
+/* The same with results in cu_wide_dtype(dtype). Sums are f32 until they are rounded. */
+int32_t cu_gemm_wide(kvf_device *dev, uint32_t dtype, const cu_matrix *w, const void *x, uint32_t ldx, uint32_t n, void *out,
+                     uint32_t ldo, kv_err err);
 /* True when it ran. out_dtype: KVF_F32, or dtype */
 bool cu_blas_gemm(cu_device *d, uint32_t dtype, const cu_matrix *w, const void *x, uint32_t ldx, uint32_t n, void *out,
                   uint32_t out_dtype, uint32_t ldo, bool add);
@@ -390,7 +395,7 @@ struct cu_step_control;
 /* Begins a step: which slots run, and with which token; their embeddings, zeros for the others. forced: NULL: none are */
 int32_t cu_embed_step(kvf_model *model, float *x, cu_slot *slot, uint32_t n, const cu_step_control *control,
                       const uint32_t *forced, kv_err err);
-/* act[token, i] = silu(gate_up[token, i]) * gate_up[token, width + i], all in dtype. */
+/* act[token, i] = silu(gate_up[token, i]) * gate_up[token, width + i]; act in dtype, gate_up in cu_wide_dtype(dtype). */
 int32_t cu_swiglu(kvf_device *dev, uint32_t dtype, void *act, uint32_t lda, const void *gate_up, uint32_t n, uint32_t width,
                   kv_err err);
 /* x[token] += bias. */

@@ -58,15 +58,17 @@ int32_t cu_gemm(kvf_device *dev, uint32_t dtype, const cu_matrix *w, const void 
     return KVF_OK;
 }
 
-int32_t cu_gemm_narrow(kvf_device *dev, uint32_t dtype, const cu_matrix *w, const void *x, uint32_t ldx, uint32_t n, void *out,
-                       uint32_t ldo, kv_err err) {
-    if (dtype == KVF_F32) return cu_gemm(dev, dtype, w, x, ldx, n, (float *)out, ldo, false, err);
+uint32_t cu_wide_dtype(uint32_t dtype) { return dtype == KVF_BF16 ? KVF_BF16 : KVF_F32; }
+
+int32_t cu_gemm_wide(kvf_device *dev, uint32_t dtype, const cu_matrix *w, const void *x, uint32_t ldx, uint32_t n, void *out,
+                     uint32_t ldo, kv_err err) {
+    if (cu_wide_dtype(dtype) == KVF_F32) return cu_gemm(dev, dtype, w, x, ldx, n, (float *)out, ldo, false, err);
     if (n == 0 || w->n_row == 0) return KVF_OK;
-    if (cu_blas_gemm(cu_of(dev), dtype, w, x, ldx, n, out, dtype, ldo, false)) return KVF_OK;
+    if (cu_blas_gemm(cu_of(dev), dtype, w, x, ldx, n, out, KVF_BF16, ldo, false)) return KVF_OK;
     const dim3 grid(cu_div_up(w->n_row, TILE), cu_div_up(n, TILE));
-    CU_WITH_TYPE(dtype, T,
-                 (gemm_kernel<T, T><<<grid, 256, 0, cu_of(dev)->stream>>>((T *)out, ldo, (const T *)x, ldx, (const T *)w->data,
-                                                                         w->ld, n, w->n_row, w->n_col, false)));
+    using T = __nv_bfloat16;
+    gemm_kernel<T, T><<<grid, 256, 0, cu_of(dev)->stream>>>((T *)out, ldo, (const T *)x, ldx, (const T *)w->data, w->ld, n,
+                                                            w->n_row, w->n_col, false);
     CU_LAUNCHED("a matrix product");
     return KVF_OK;
 }

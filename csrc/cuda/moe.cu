@@ -134,8 +134,9 @@ size_t cu_experts_bytes(const kvf_model *model, uint32_t n) {
     const kvf_model_config *c = &model->config;
     const cu_layer *l = cu_weights(model)->layer;
     const size_t n_entry = (size_t)n * c->n_expert_used, element = cu_dtype_bytes(c->weight_dtype);
+    const size_t gate_up = 2 * (size_t)c->intermediate * cu_dtype_bytes(cu_wide_dtype(c->weight_dtype));
     const size_t lists = (size_t)n * c->n_expert * 4 + n_entry * 8 + (size_t)c->n_expert * (n_entry + 1) * 4;
-    const size_t token = l->gate_up.ld * element + 2 * (size_t)c->intermediate * element + l->down.ld * element + (size_t)c->hidden * 4;
+    const size_t token = l->gate_up.ld * element + gate_up + l->down.ld * element + (size_t)c->hidden * 4;
     return lists + n * token + 16 * 256;
 }
 
@@ -158,7 +159,7 @@ int32_t cu_experts_prefill(kvf_model *model, const cu_layer *layer, const void *
     uint32_t *list = (uint32_t *)cut(&at, (size_t)c->n_expert * n_entry * 4);
     uint32_t *counts = (uint32_t *)cut(&at, c->n_expert * 4);
     char *rows = (char *)cut(&at, n * row_bytes);
-    void *gate_up = cut(&at, (size_t)n * width * element);
+    void *gate_up = cut(&at, (size_t)n * width * cu_dtype_bytes(cu_wide_dtype(c->weight_dtype)));
     void *act = cut(&at, (size_t)n * layer->down.ld * element);
     float *y = (float *)cut(&at, (size_t)n * c->hidden * 4);
     if (status == KVF_OK) status = cu_check(cudaMemsetAsync(act, 0, (size_t)n * layer->down.ld * element, stream), "experts", err);
@@ -176,7 +177,7 @@ int32_t cu_experts_prefill(kvf_model *model, const cu_layer *layer, const void *
         const uint32_t *mine = list + (size_t)e * n_entry;
         pick_kernel<<<count[e], 128, 0, stream>>>(rows, (const char *)h, mine, c->n_expert_used, row_bytes);
         status = cu_check(cudaGetLastError(), "picking tokens", err);
-        if (status == KVF_OK) status = cu_gemm_narrow(dev, c->weight_dtype, &up, rows, ldh, count[e], gate_up, width, err);
+        if (status == KVF_OK) status = cu_gemm_wide(dev, c->weight_dtype, &up, rows, ldh, count[e], gate_up, width, err);
         if (status == KVF_OK) status = cu_swiglu(dev, c->weight_dtype, act, down.ld, gate_up, count[e], c->intermediate, err);
         if (status == KVF_OK) status = cu_gemm(dev, c->weight_dtype, &down, act, down.ld, count[e], y, c->hidden, false, err);
         if (status != KVF_OK) break;

@@ -117,20 +117,20 @@ int32_t cu_embed_step(kvf_model *model, float *x, cu_slot *slot, uint32_t n, con
 
 static __device__ __forceinline__ float swiglu(float gate, float up) { return gate / (1.0f + expf(-gate)) * up; }
 
-template <typename T>
-static __global__ void swiglu_kernel(T *act, uint32_t lda, const T *gate_up, uint32_t width) {
+template <typename T, typename W>
+static __global__ void swiglu_kernel(T *act, uint32_t lda, const W *gate_up, uint32_t width) {
     const uint32_t i = blockIdx.x * blockDim.x + threadIdx.x;
     if (i >= width) return;
-    const T *row = gate_up + (size_t)blockIdx.y * 2 * width;
+    const W *row = gate_up + (size_t)blockIdx.y * 2 * width;
     from_f32(&act[(size_t)blockIdx.y * lda + i], swiglu(to_f32(row[i]), to_f32(row[width + i])));
 }
 
 /* Eight columns a thread. */
-template <typename T>
-static __global__ void __launch_bounds__(256) swiglu_rows_kernel(T *act, uint32_t lda, const T *gate_up, uint32_t width) {
+template <typename T, typename W>
+static __global__ void __launch_bounds__(256) swiglu_rows_kernel(T *act, uint32_t lda, const W *gate_up, uint32_t width) {
     const uint32_t i = (blockIdx.x * blockDim.x + threadIdx.x) * 8;
     if (i >= width) return;
-    const T *row = gate_up + (size_t)blockIdx.y * 2 * width + i;
+    const W *row = gate_up + (size_t)blockIdx.y * 2 * width + i;
     float gate[8], up[8];
     load8(row, gate);
     load8(row + width, up);
@@ -139,16 +139,18 @@ static __global__ void __launch_bounds__(256) swiglu_rows_kernel(T *act, uint32_
     store8(act + (size_t)blockIdx.y * lda + i, gate);
 }
 
+template <typename T>
+static void run_swiglu(T *act, uint32_t lda, const void *gate_up, uint32_t n, uint32_t width, cudaStream_t stream) {
+    using W = typename wide_of<T>::type;
+    const bool rows = width % 8 == 0;
+    const dim3 grid(cu_div_up(width, rows ? 8 * 256 : 256), n);
+    if (rows) swiglu_rows_kernel<T, W><<<grid, 256, 0, stream>>>(act, lda, (const W *)gate_up, width);
+    else swiglu_kernel<T, W><<<grid, 256, 0, stream>>>(act, lda, (const W *)gate_up, width);
+}
+
 int32_t cu_swiglu(kvf_device *dev, uint32_t dtype, void *act, uint32_t lda, const void *gate_up, uint32_t n, uint32_t width,
                   kv_err err) {
-    cudaStream_t stream = cu_of(dev)->stream;
-    if (width % 8 == 0) {
-        const dim3 grid(cu_div_up(width, 8 * 256), n);
-        CU_WITH_TYPE(dtype, T, (swiglu_rows_kernel<T><<<grid, 256, 0, stream>>>((T *)act, lda, (const T *)gate_up, width)));
-    } else {
-        const dim3 grid(cu_div_up(width, 256), n);
-        CU_WITH_TYPE(dtype, T, (swiglu_kernel<T><<<grid, 256, 0, stream>>>((T *)act, lda, (const T *)gate_up, width)));
-    }
+    CU_WITH_TYPE(dtype, T, (run_swiglu<T>((T *)act, lda, gate_up, n, width, cu_of(dev)->stream)));
     CU_LAUNCHED("an activation");
     return KVF_OK;
 }

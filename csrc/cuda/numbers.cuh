@@ -157,6 +157,16 @@ static __device__ __forceinline__ const R *own_exact(const cu_own &own, uint32_t
     return (const R *)own.exact[what] + (size_t)((uint32_t)-length - 1) * head_dim;
 }
 
+/* What gate and up are kept in before SwiGLU; see cu_wide_dtype. */
+template <typename T>
+struct wide_of {
+    using type = T;
+};
+template <>
+struct wide_of<__half> {
+    using type = float;
+};
+
 /* Calls `call` with R defined as the type of `dtype`. */
 #define CU_WITH_TYPE(dtype, R, call) \
     do {                             \

@@ -8,7 +8,8 @@
  *
  * So the peak of a prefill that is compressed layer by layer is
  *   weights + rows of one layer, full + rows of the others, compressed + n * (hidden + n_head * head_dim) * 4
- *   + chunks (2048 * (qkv in f32 or gate_up, hidden and intermediate in weight_dtype) + 8192 * n_head * head_dim) + logits
+ *   + chunks (2048 * (qkv in f32 or gate_up in cu_wide_dtype, hidden and intermediate in weight_dtype)
+ *             + 8192 * n_head * head_dim) + logits
  */
 #include "numbers.cuh"
 
@@ -29,7 +30,7 @@ typedef struct cu_prefill {
     float *last_q;   /* [n_head, n_last, head_dim]: the last ones, with `again` */
     void *attention; /* [CU_QUERY_CHUNK, ld of o] in weight_dtype */
     void *h;         /* [CU_CHUNK, ld of qkv] in weight_dtype: normalised input of a product */
-    void *wide;      /* [CU_CHUNK] of qkv in f32, or of gate_up in weight_dtype */
+    void *wide;      /* [CU_CHUNK] of qkv in f32, or of gate_up in cu_wide_dtype */
     void *act;       /* [CU_CHUNK, ld of down] in weight_dtype */
     float *lse;      /* [n_head, CU_QUERY_CHUNK]; NULL where nothing is observed */
 } cu_prefill;
@@ -56,8 +57,8 @@ static void plan(const kvf_model *model, const kv_sequence *s, uint32_t keep, cu
     const size_t element = cu_dtype_bytes(c->weight_dtype), head = (size_t)c->n_head * c->head_dim * sizeof(float);
     /* products of decode, which make logits, read whole groups of 8 tokens */
     const size_t chunk = min_u32(CU_CHUNK, cu_round_up(n_token, 8)), queries = min_u32(CU_QUERY_CHUNK, n_token);
-    const size_t gate_up = c->n_expert > 0 ? 0 : 2 * (size_t)c->intermediate;
-    const size_t qkv_bytes = cu_qkv_width(c) * sizeof(float), gate_up_bytes = gate_up * element;
+    const size_t gate_up = (c->n_expert > 0 ? 0 : 2 * (size_t)c->intermediate) * cu_dtype_bytes(cu_wide_dtype(c->weight_dtype));
+    const size_t qkv = cu_qkv_width(c) * sizeof(float);
     p->again = keep != KEEP_ALL;
     p->n_last = p->again ? min_u32(n_token, max_u32(CU_LAST_QUERIES, s->observe->n_window)) : 0;
     p->n_q = p->again ? (uint32_t)queries : n_token;
@@ -67,7 +68,7 @@ static void plan(const kvf_model *model, const kv_sequence *s, uint32_t keep, cu
         {(void **)&p->last_q, p->n_last * head},
         {&p->attention, queries * l->o.ld * element},
         {&p->h, chunk * l->qkv.ld * element},
-        {&p->wide, chunk * (qkv_bytes > gate_up_bytes ? qkv_bytes : gate_up_bytes)},
+        {&p->wide, chunk * (qkv > gate_up ? qkv : gate_up)},
         {&p->act, c->n_expert > 0 ? 0 : chunk * l->down.ld * element},
         {(void **)&p->lse, s->observe->n_mass + s->observe->n_window > 0 ? queries * c->n_head * sizeof(float) : 0},
     };
@@ -262,7 +263,7 @@ static int32_t mlp(kvf_model *model, const cu_layer *l, cu_prefill *p, float *x,
     const uint32_t dtype = c->weight_dtype;
     CU_PASS(cu_norm_rows(dev, dtype, p->h, l->gate_up.ld, x, l->mlp_norm, n, c->hidden, c->norm_eps, err));
     if (c->n_expert > 0) return cu_experts_prefill(model, l, p->h, l->gate_up.ld, n, x, err);
-    CU_PASS(cu_gemm_narrow(dev, dtype, &l->gate_up, p->h, l->gate_up.ld, n, p->wide, 2 * c->intermediate, err));
+    CU_PASS(cu_gemm_wide(dev, dtype, &l->gate_up, p->h, l->gate_up.ld, n, p->wide, 2 * c->intermediate, err));
     CU_PASS(cu_swiglu(dev, dtype, p->act, l->down.ld, p->wide, n, c->intermediate, err));
     return cu_gemm(dev, dtype, &l->down, p->act, l->down.ld, n, x, c->hidden, true, err);
 }

@@ -178,9 +178,21 @@ static void recall(kvf_device *dev, shape s, uint32_t granularity, uint32_t n, u
     free(kept);
 }
 
+/* The MLPs add nothing. */
+static void attention_alone(kvf_model *model) {
+    const kvf_model_config *c = &model->config;
+    float *zeros = calloc((size_t)c->hidden * c->intermediate, sizeof *zeros);
+    for (uint32_t layer = 0; layer < c->n_layer; layer++) {
+        CHECK(be_model_load(model, KVF_T_DOWN, layer, 0, KVF_F32, 0, c->hidden, zeros, (kv_err){ERR}) == KVF_OK);
+    }
+    CHECK(be_model_finish(model, (kv_err){ERR}) == KVF_OK);
+    free(zeros);
+}
+
 /* Logits of all tokens with the same pattern for all heads; NULL: full attention. */
 static float *logits(kvf_device *dev, shape s, uint32_t n, uint32_t window, const uint32_t *pattern) {
     kvf_model *model = model_of_dtype(dev, s, s.dtype);
+    if (s.dtype != KVF_F32) attention_alone(model);
     for (uint32_t layer = 0; layer < s.n_layer; layer++) model->layer_window[layer] = window;
     run r = begin(dev, model, s, KVF_KV_HEAD, n);
     uint32_t patterns[3 * 8];
@@ -214,7 +226,12 @@ static void everything(kvf_device *dev, shape s, uint32_t n) {
     free(full);
 }
 
-/* Patterns that hold all rows of a sliding window and more give its logits; recent rows alone are one. */
+/*
+ * Patterns that hold all rows of a sliding window and more give its logits; recent rows alone are one. In 16 bits the two
+ * ways of attention round differently (they add probabilities in other tiles), and a layer's MLP makes two to three times as
+ * much of that: with it, BF16 came to 0.015 to 0.037 over eight seeds, whatever gate and up are rounded to. So the MLPs are
+ * left out there; that leaves 0.009 to 0.014, and 0.001 to 0.0017 in F16.
+ */
 static void windows(kvf_device *dev, shape s, uint32_t n, double tolerance) {
     const uint32_t patterns[][3] = {{KVF_ATTEND_ENDS, 0, 33}, {KVF_ATTEND_ENDS, 9, 40}, {KVF_ATTEND_LINES, 30, 100}, {KVF_ATTEND_BLOCKS, 2, 0}};
     float *window = logits(dev, s, n, 33, NULL);
@@ -255,7 +272,7 @@ int main(void) {
         }
     }
     windows(dev, (shape){N_LAYER, 4, 2, 32, KVF_BF16}, 330, 2e-2);
-    windows(dev, (shape){N_LAYER, 4, 1, 64, KVF_F16}, 200, 4e-3);
+    windows(dev, (shape){N_LAYER, 4, 1, 64, KVF_F16}, 200, 2.5e-3);
     refusals(dev, shapes[0]);
     kvf_device_free(dev);
     CHECK(kvf_live_handles() == 0);
