@@ -111,14 +111,53 @@ void cpu_matrix_row(const cpu_matrix *m, uint32_t dtype, uint32_t row, float *ou
     for (uint32_t i = 0; i < m->k; i++) out[i] = cpu_get(m->data, packed_index(m, dtype, row, i), dtype);
 }
 
+/* Rows of the matrix's own type: bits are moved, not converted. */
+typedef struct move_job {
+    const cpu_matrix *m;
+    uint32_t dtype, row, n_row;
+    const char *data; /* [n_row, k] */
+} move_job;
+
+/* Row `lane` of a panel: units of `unit` bytes, [n][CPU_PANEL] in the panel; some of a row at a time, so that lines stay near. */
+static inline void move_lanes(char *panel, const char *rows, size_t row_bytes, uint32_t lane, uint32_t n_lane, uint32_t n,
+                              size_t unit) {
+    enum { NEAR = 32 };
+    for (uint32_t first = 0; first < n; first += NEAR) {
+        const uint32_t end = first + NEAR < n ? first + NEAR : n;
+        for (uint32_t l = 0; l < n_lane; l++) {
+            const char *from = rows + l * row_bytes;
+            char *to = panel + (lane + l) * unit;
+            for (uint32_t i = first; i < end; i++) memcpy(to + (size_t)i * CPU_PANEL * unit, from + i * unit, unit);
+        }
+    }
+}
+
+/* The rows that are in one panel. */
+static void move_panel(void *arg, uint32_t chunk, uint32_t thread) {
+    const move_job *job = arg;
+    const cpu_matrix *m = job->m;
+    const uint32_t panel = job->row / CPU_PANEL + chunk, end = job->row + job->n_row, dtype = job->dtype, k = m->k;
+    const uint32_t first = panel * CPU_PANEL > job->row ? panel * CPU_PANEL : job->row;
+    const uint32_t last = (panel + 1) * CPU_PANEL < end ? (panel + 1) * CPU_PANEL : end;
+    const size_t element = cpu_dtype_bytes(dtype), row_bytes = k * element;
+    const char *from = job->data + (first - job->row) * row_bytes;
+    char *to = (char *)m->data + panel * m->panel_bytes;
+    const uint32_t lane = first % CPU_PANEL, n = last - first;
+    (void)thread;
+    if (dtype == KVF_F16) {
+        move_lanes(to, from, row_bytes, lane, n, k, 2);
+    } else if (dtype == KVF_F32) {
+        move_lanes(to, from, row_bytes, lane, n, k, 4);
+    } else { /* pairs of columns, and one that is left over */
+        move_lanes(to, from, row_bytes, lane, n, k / 2, 4);
+        for (uint32_t l = 0; l < n && k % 2 == 1; l++) {
+            memcpy(to + ((size_t)(k / 2) * CPU_PANEL + lane + l) * 4, from + l * row_bytes + (k - 1) * element, element);
+        }
+    }
+}
+
 static void pack(kvf_model *model, cpu_matrix *m, uint32_t row, uint32_t from, const void *data, size_t at) {
     const uint32_t dtype = model->config.weight_dtype;
-    if (from == dtype && dtype != KVF_F32) { /* bits are moved, not converted */
-        for (uint32_t i = 0; i < m->k; i++) {
-            ((uint16_t *)(void *)m->data)[packed_index(m, dtype, row, i)] = ((const uint16_t *)data)[at + i];
-        }
-        return;
-    }
     for (uint32_t i = 0; i < m->k; i++) cpu_put(m->data, packed_index(m, dtype, row, i), dtype, cpu_get(data, at + i, from));
 }
 
@@ -161,6 +200,13 @@ int32_t be_model_load(kvf_model *model, uint32_t tensor, uint32_t layer, uint32_
     float *vector;
     kv_tensor_shape(model, tensor, &rows, &cols);
     cpu_matrix *m = matrix_of(model, tensor, layer, expert, &row, &vector);
+    if (m != NULL && dtype == model->config.weight_dtype) {
+        move_job job = {m, dtype, row + first_row, n_row, data};
+        const uint32_t n_panel = (job.row + n_row - 1) / CPU_PANEL - job.row / CPU_PANEL + 1;
+        if (n_panel == 1) move_panel(&job, 0, 0);
+        else cpu_parallel(model->dev, n_panel, move_panel, &job);
+        return KVF_OK;
+    }
     for (uint32_t i = 0; i < n_row; i++) {
         if (m != NULL) {
             pack(model, m, row + first_row + i, dtype, data, (size_t)i * cols);
