@@ -10,7 +10,7 @@
  *   - int32_t results: negative is an error (KVF_ERR_*), 0 is success; functions that make an object of a cache return
  *     its id, which is positive. Constructors return a handle or NULL. The message of an error goes to the caller's
  *     buffer `err` of `err_cap` bytes (NUL-terminated, cut if too long; NULL with 0 is allowed).
- *   - No pointer is kept beyond the call it was given to.
+ *   - No pointer is kept beyond the call it was given to, except by kvf_model_source.
  *   - A struct's first field is its own size in bytes; another size than the library's is refused.
  *   - Every call checks its arguments. One handle serves one call at a time; a second one gets KVF_ERR_BUSY.
  *   - Byte counts are double (exact to 2^53), all other sizes uint32_t.
@@ -30,7 +30,7 @@ extern "C" {
 #endif
 
 #define KVF_API __attribute__((visibility("default")))
-#define KVF_ABI_VERSION 12
+#define KVF_ABI_VERSION 13
 /* Rows of one page. */
 #define KVF_PAGE_ROWS 32
 
@@ -153,6 +153,12 @@ KVF_API void kvf_model_free(kvf_model *model);
 KVF_API int32_t kvf_model_load(kvf_model *model, uint32_t tensor, uint32_t layer, uint32_t expert, uint32_t dtype,
                                uint32_t first_row, uint32_t n_row, const void *data, double data_bytes, char *err,
                                uint32_t err_cap);
+/*
+ * Says where the data of most calls of kvf_model_load will lie, so that a GPU copies from there without a detour: the memory
+ * is pinned, where the system lets it. It must stay where it is until kvf_model_ready succeeds, the model is freed or
+ * another source, NULL among them, takes its place.
+ */
+KVF_API int32_t kvf_model_source(kvf_model *model, void *data, double bytes, char *err, uint32_t err_cap);
 /* Checks that every row of every tensor was loaded; the message names the first one that is missing. */
 KVF_API int32_t kvf_model_ready(kvf_model *model, char *err, uint32_t err_cap);
 /* Fills all weights from a counter-based generator (normal-like, norms near 1); for benchmarks without weights. */

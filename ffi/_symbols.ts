@@ -18,7 +18,7 @@ const model = "pointer" as Deno.NativeTypedPointer<ModelPointer>;
 const cache = "pointer" as Deno.NativeTypedPointer<CachePointer>;
 
 /** Version of the ABI that this table describes. */
-export const ABI_VERSION = 12;
+export const ABI_VERSION = 13;
 
 const PREFILL_LAYERS = [
   model,
@@ -113,6 +113,16 @@ export const SYMBOLS = {
       "u32", // n_row
       "buffer", // data
       "f64", // data_bytes
+      "buffer", // err, written
+      "u32", // err_cap, bytes
+    ],
+    result: "i32",
+  },
+  kvf_model_source: {
+    parameters: [
+      model,
+      "buffer", // data, kept
+      "f64", // bytes
       "buffer", // err, written
       "u32", // err_cap, bytes
     ],

@@ -105,6 +105,8 @@ export class NativeModel implements Disposable {
   /** Its shape. */
   readonly config: NativeModelConfig;
   #native: Native<ModelPointer>;
+  /** What the library reads until it is told otherwise. */
+  #held: { source?: Uint8Array<ArrayBuffer> } = {};
 
   /** Allocates the weights; their values are undefined until they are loaded. */
   constructor(device: Device, config: NativeModelConfig) {
@@ -157,11 +159,15 @@ export class NativeModel implements Disposable {
     );
     this.device = device;
     this.config = config;
+    const held = this.#held;
     this.#native = new Native(
       "NativeModel",
       library,
       pointer,
-      (pointer) => library.functions.kvf_model_free(pointer),
+      (pointer) => {
+        library.functions.kvf_model_free(pointer);
+        delete held.source;
+      },
       [parent],
     );
   }
@@ -188,10 +194,23 @@ export class NativeModel implements Disposable {
     );
   }
 
+  /**
+   * Says where the data of {@linkcode NativeModel.load} will lie from now on, until {@linkcode NativeModel.ready}: a GPU
+   * then copies from there without a detour. The buffer is held.
+   * @param buffer the memory that files are read into
+   */
+  source(buffer: Uint8Array<ArrayBuffer>): void {
+    const { library, pointer } = this.#native;
+    const { byteLength } = buffer;
+    library.status("kvf_model_source", pointer, buffer, byteLength);
+    this.#held.source = buffer;
+  }
+
   /** Checks that every row of every tensor was loaded; the message of the error names the first that is missing. */
   ready(): void {
     const { library, pointer } = this.#native;
     library.status("kvf_model_ready", pointer);
+    delete this.#held.source;
   }
 
   /** Fills all weights with numbers drawn from `seed`, for measurements of a shape without weights. */

@@ -136,11 +136,13 @@ function readFully(
 ): void {
   for (let done = 0; done < target.length;) {
     const n = handle.readSync(target.subarray(done));
-    if (n === null || n === 0) {
-      throw malformed(file, `${what} must be complete`, "the file ended early");
-    }
+    if (n === null || n === 0) throw incomplete(file, what);
     done += n;
   }
+}
+
+function incomplete(file: string, what: string): SyntaxError {
+  return malformed(file, `${what} must be complete`, "the file ended early");
 }
 
 function parseTensor(
@@ -421,6 +423,70 @@ function rowsOf({ shape, bytes }: TensorInfo): [rows: number, bytes: number] {
   return [rows, rows === 0 ? 0 : bytes / rows];
 }
 
+/** Some rows of a tensor that are read at once. */
+export interface RowPiece {
+  /** Header of their file. */
+  readonly header: SafetensorsHeader;
+  /** The tensor. */
+  readonly tensor: TensorInfo;
+  /** First row. */
+  readonly firstRow: number;
+  /** Rows. */
+  readonly rowCount: number;
+  /** Where they begin in the file. */
+  readonly start: number;
+  /** Bytes. */
+  readonly bytes: number;
+}
+
+/** Bytes of the longest row. */
+export function longestRow(tensors: Iterable<TensorInfo>): number {
+  let most = 0;
+  for (const tensor of tensors) most = Math.max(most, rowsOf(tensor)[1]);
+  return most;
+}
+
+/** Cuts tensors of a file into pieces of whole rows, of at most `most` bytes or one row, in the order of their bytes. */
+export function* rowPieces(
+  header: SafetensorsHeader,
+  tensors: Iterable<TensorInfo>,
+  most: number,
+): Generator<RowPiece, void, void> {
+  for (const tensor of [...tensors].sort((a, b) => a.start - b.start)) {
+    if (tensor.bytes === 0) continue;
+    const [rows, rowBytes] = rowsOf(tensor);
+    const perPiece = Math.max(1, Math.floor(most / rowBytes));
+    for (let firstRow = 0; firstRow < rows; firstRow += perPiece) {
+      const rowCount = Math.min(perPiece, rows - firstRow);
+      const start = tensor.start + firstRow * rowBytes;
+      yield {
+        ...{ header, tensor, firstRow, rowCount, start },
+        bytes: rowCount * rowBytes,
+      };
+    }
+  }
+}
+
+/** Opens a file whose header was read, which must not have changed its size. */
+export function openTensors(
+  { file, fileBytes }: SafetensorsHeader,
+): Deno.FsFile {
+  const handle = Deno.openSync(file);
+  try {
+    const size = sizeOf(handle);
+    if (size === fileBytes) return handle;
+    throw malformed(file, `it must still have ${fileBytes} bytes`, size);
+  } catch (error) {
+    handle.close();
+    throw error;
+  }
+}
+
+/** The error of a file that ended within a tensor. */
+export function endedEarly(file: string, tensor: TensorInfo): SyntaxError {
+  return incomplete(file, `tensor ${show(tensor.name)}`);
+}
+
 /**
  * Streams tensors through one reused buffer, as whole rows, in the order of their bytes. Breaking out of the loop
  * closes the file.
@@ -436,59 +502,26 @@ export function* streamTensors(
   tensors: Iterable<TensorInfo> = header.tensors.values(),
   options: StreamOptions = {},
 ): Generator<TensorChunk, void, void> {
-  const buffer = new StreamBuffer(options.bufferBytes);
-  yield* streamInto(header, tensors, buffer);
-}
-
-/** The one buffer that loading a model uses. */
-export class StreamBuffer {
-  #bytes: Uint8Array<ArrayBuffer>;
-  /** A buffer of `bytes` bytes. */
-  constructor(bytes: number = DEFAULT_BUFFER_BYTES) {
-    if (!Number.isSafeInteger(bytes) || bytes < 1) {
-      throw new RangeError(
-        `Cannot stream tensors as bufferBytes must be a positive integer: ${bytes}`,
-      );
-    }
-    this.#bytes = new Uint8Array(bytes);
-  }
-  /** The bytes, at least `least` of them. */
-  take(least: number): Uint8Array<ArrayBuffer> {
-    if (this.#bytes.length < least) this.#bytes = new Uint8Array(least);
-    return this.#bytes;
+  const { bufferBytes = DEFAULT_BUFFER_BYTES } = options;
+  checkBufferBytes(bufferBytes);
+  const wanted = [...tensors];
+  const buffer = new Uint8Array(Math.max(bufferBytes, longestRow(wanted)));
+  using handle = openTensors(header);
+  for (const piece of rowPieces(header, wanted, buffer.length)) {
+    const { tensor, firstRow, rowCount, start, bytes } = piece;
+    const data = buffer.subarray(0, bytes);
+    handle.seekSync(start, Deno.SeekMode.Start);
+    readFully(handle, data, header.file, `tensor ${show(tensor.name)}`);
+    yield { tensor, firstRow, rowCount, data };
   }
 }
 
-/** {@linkcode streamTensors} with a buffer that outlives one file. */
-export function* streamInto(
-  header: SafetensorsHeader,
-  tensors: Iterable<TensorInfo>,
-  buffer: StreamBuffer,
-): Generator<TensorChunk, void, void> {
-  const { file, fileBytes } = header;
-  const inOrder = [...tensors].sort((a, b) => a.start - b.start);
-  using handle = Deno.openSync(file);
-  const size = sizeOf(handle);
-  if (size !== fileBytes) {
-    throw malformed(file, `it must still have ${fileBytes} bytes`, size);
-  }
-  let position = 0;
-  for (const tensor of inOrder) {
-    if (tensor.bytes === 0) continue;
-    const [rows, rowBytes] = rowsOf(tensor);
-    const space = buffer.take(rowBytes);
-    const perChunk = Math.floor(space.length / rowBytes);
-    if (position !== tensor.start) {
-      handle.seekSync(tensor.start, Deno.SeekMode.Start);
-    }
-    for (let firstRow = 0; firstRow < rows; firstRow += perChunk) {
-      const rowCount = Math.min(perChunk, rows - firstRow);
-      const data = space.subarray(0, rowCount * rowBytes);
-      readFully(handle, data, file, `tensor ${show(tensor.name)}`);
-      yield { tensor, firstRow, rowCount, data };
-    }
-    position = tensor.start + tensor.bytes;
-  }
+/** Refuses sizes of a buffer that are none. */
+export function checkBufferBytes(bytes: number): void {
+  if (Number.isSafeInteger(bytes) && bytes >= 1) return;
+  throw new RangeError(
+    `Cannot stream tensors as bufferBytes must be a positive integer: ${bytes}`,
+  );
 }
 
 /**

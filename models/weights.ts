@@ -1,10 +1,17 @@
 /**
  * Streams a model's weights from its files into the native library (or anything else that takes rows), through one
- * reused buffer. Needs read permission for the folder.
+ * reused buffer whose parts are filled side by side. Needs read permission for the folder.
  *
  * @module
  */
-import { readWeightHeaders, StreamBuffer, streamInto } from "./safetensors.ts";
+import { readAhead } from "./_read_ahead.ts";
+import {
+  checkBufferBytes,
+  longestRow,
+  readWeightHeaders,
+  type RowPiece,
+  rowPieces,
+} from "./safetensors.ts";
 import {
   type LoadPlan,
   planLoad,
@@ -15,6 +22,13 @@ import type { ModelConfig } from "./types.ts";
 
 /** What takes the rows; the native model is one. */
 export interface WeightSink {
+  /**
+   * Called before the first row, if it is there.
+   *
+   * @param buffer Where the data of every row will lie. It stays where it is until {@linkcode WeightSink.ready}, or the
+   * failure of loading, is over.
+   */
+  begin?(buffer: Uint8Array<ArrayBuffer>): void;
   /**
    * Takes whole rows of a tensor. The data is only valid during the call, or until its promise settles.
    *
@@ -55,18 +69,32 @@ export interface LoadOptions {
   onProgress?: (progress: LoadProgress) => void;
   /** Cancels loading; the promise is rejected with the signal's reason. */
   signal?: AbortSignal;
-  /** Bytes of the reused buffer. Default: a 64th of the weights, from 256 KiB to 8 MiB. */
+  /** Bytes of the reused buffer, or its longest row. Default: a 64th of the weights, from 256 KiB to 32 MiB. */
   bufferBytes?: number;
 }
+
+/** Parts of the buffer at most: reads that run at a time. */
+const MOST_PARTS = 8;
+/** Bytes of a part at least, where the buffer is cut at all. */
+const LEAST_PART = 1 << 20;
 
 /** A buffer that is small beside the weights, and large enough for few reads. */
 function bufferFor(weightBytes: number): number {
   const part = Math.ceil(weightBytes / 64);
-  return Math.min(8 << 20, Math.max(256 << 10, part));
+  return Math.min(32 << 20, Math.max(256 << 10, part));
 }
 
-/** Milliseconds after which loading lets timers, signals and progress bars run. */
-const SLICE_MS = 50;
+/** How a buffer of so many bytes is cut: parts, each of which holds a row. */
+function cut(
+  bytes: number,
+  row: number,
+): { parts: number; partBytes: number } {
+  const least = Math.max(LEAST_PART, row);
+  const parts = Math.max(1, Math.min(MOST_PARTS, Math.floor(bytes / least)));
+  // Parts begin on pages of their own.
+  const partBytes = parts > 1 ? Math.floor(bytes / parts / 4096) * 4096 : bytes;
+  return { parts, partBytes: Math.max(partBytes, row) };
+}
 
 /**
  * Loads all weights of a model. Extra memory: the one buffer.
@@ -89,36 +117,43 @@ export async function loadWeights(
   const plan = typeof source === "string"
     ? planLoad(readWeightHeaders(source), config)
     : source;
-  const buffer = new StreamBuffer(bufferBytes ?? bufferFor(plan.bytes));
-  let doneBytes = 0;
-  let pause = performance.now() + SLICE_MS;
-  for (const header of plan.headers) {
-    const wanted = [...header.tensors.values()]
-      .filter((t) => plan.entries.has(t.name));
-    for (const chunk of streamInto(header, wanted, buffer)) {
-      const { slot, dtype } = plan.entries.get(chunk.tensor.name)!;
-      const pending = sink.load(
-        TENSOR_KINDS[slot.kind],
-        slot.layer,
-        slot.expert,
-        WEIGHT_DTYPES[dtype],
-        chunk.firstRow,
-        chunk.rowCount,
-        chunk.data,
-      );
-      if (pending) await pending;
-      doneBytes += chunk.data.length;
-      onProgress?.({
-        doneBytes,
-        totalBytes: plan.bytes,
-        tensor: chunk.tensor.name,
-      });
-      if (performance.now() > pause) {
-        await new Promise((resolve) => setTimeout(resolve, 0));
-        pause = performance.now() + SLICE_MS;
-      }
-      signal?.throwIfAborted();
+  const wanted = plan.headers.map((header) => ({
+    header,
+    tensors: [...header.tensors.values()].filter(({ name }) =>
+      plan.entries.has(name)
+    ),
+  }));
+  const total = bufferBytes ?? bufferFor(plan.bytes);
+  checkBufferBytes(total);
+  const longest = longestRow(wanted.flatMap(({ tensors }) => tensors));
+  const { parts, partBytes } = cut(total, longest);
+  const buffer = new Uint8Array(parts * partBytes);
+  function* pieces(): Generator<RowPiece, void, void> {
+    for (const { header, tensors } of wanted) {
+      yield* rowPieces(header, tensors, partBytes);
     }
+  }
+  sink.begin?.(buffer);
+  let doneBytes = 0;
+  for await (const chunk of readAhead(pieces(), buffer, parts)) {
+    const { slot, dtype } = plan.entries.get(chunk.tensor.name)!;
+    const pending = sink.load(
+      TENSOR_KINDS[slot.kind],
+      slot.layer,
+      slot.expert,
+      WEIGHT_DTYPES[dtype],
+      chunk.firstRow,
+      chunk.rowCount,
+      chunk.data,
+    );
+    if (pending) await pending;
+    doneBytes += chunk.data.length;
+    onProgress?.({
+      doneBytes,
+      totalBytes: plan.bytes,
+      tensor: chunk.tensor.name,
+    });
+    signal?.throwIfAborted();
   }
   await sink.ready();
   return plan;

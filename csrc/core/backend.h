@@ -34,6 +34,8 @@ void be_model_close(kvf_model *model);
 /* Whole rows of one tensor, converted from `dtype` (data is host memory). */
 int32_t be_model_load(kvf_model *model, uint32_t tensor, uint32_t layer, uint32_t expert, uint32_t dtype,
                       uint32_t first_row, uint32_t n_row, const void *data, kv_err err);
+/* Where most rows' data will lie from now on; be_model_close forgets it. data NULL, bytes 0: nowhere. */
+int32_t be_model_source(kvf_model *model, void *data, size_t bytes, kv_err err);
 /* All rows are there: derived data may be made. */
 int32_t be_model_finish(kvf_model *model, kv_err err);
 int32_t be_model_randomize(kvf_model *model, uint32_t seed, kv_err err);

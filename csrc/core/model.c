@@ -294,8 +294,24 @@ int32_t kvf_model_load(kvf_model *model, uint32_t tensor, uint32_t layer, uint32
     return status;
 }
 
+int32_t kvf_model_source(kvf_model *model, void *data, double bytes, char *text, uint32_t cap) {
+    const kv_err err = {text, cap};
+    int32_t status = kv_enter(model, KV_MODEL, "load from a source", err);
+    if (status != KVF_OK) return status;
+    if (model->ready) {
+        status = kv_fail(err, KVF_ERR_STATE, "Cannot load from a source as the model must not be ready yet");
+    } else if (!(bytes >= 0 && bytes < 0x1p53) || bytes != floor(bytes) || (data == NULL) != (bytes == 0)) {
+        status = kv_fail(err, KVF_ERR_ARG, "Cannot load from a source as it must have whole bytes, and none where it is NULL: %g", bytes);
+    } else {
+        status = be_model_source(model, data, (size_t)bytes, err);
+    }
+    kv_leave(model->dev);
+    return status;
+}
+
 static int32_t finish(kvf_model *model, kv_err err) {
-    const int32_t status = be_model_finish(model, err);
+    int32_t status = be_model_finish(model, err);
+    if (status == KVF_OK) status = be_model_source(model, NULL, 0, err);
     if (status != KVF_OK) return status;
     model->ready = true;
     free(model->loaded);

@@ -161,6 +161,8 @@ typedef struct cu_model {
     double bytes;
     bool measuring; /* only `bytes` is counted */
     cu_decode *decode; /* workspace and graphs of decode; NULL before its first call */
+    char *source;      /* of the caller: pinned memory that rows are loaded from; NULL: there is none */
+    size_t source_bytes;
 } cu_model;
 
 static inline cu_model *cu_weights(const kvf_model *model) { return (cu_model *)model->impl; }

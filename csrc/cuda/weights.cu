@@ -102,10 +102,35 @@ extern "C" int32_t be_model_open(kvf_model *model, kv_err err) {
     return status;
 }
 
+/* Bytes of a page of host memory; whole ones are pinned. */
+#define HOST_PAGE ((uintptr_t)4096)
+
+extern "C" int32_t be_model_source(kvf_model *model, void *data, size_t bytes, kv_err err) {
+    cu_model *w = cu_weights(model);
+    CU_PASS(cu_enter(model->dev, err));
+    if (w->source != NULL) {
+        cudaStreamSynchronize(cu_of(model->dev)->stream);
+        cudaHostUnregister(w->source);
+        w->source = NULL;
+        cudaGetLastError();
+    }
+    if (data == NULL) return KVF_OK;
+    const uintptr_t from = (uintptr_t)data / HOST_PAGE * HOST_PAGE, end = ((uintptr_t)data + bytes + HOST_PAGE - 1) / HOST_PAGE * HOST_PAGE;
+    if (cudaHostRegister((void *)from, end - from, cudaHostRegisterDefault) != cudaSuccess) {
+        cudaGetLastError();
+        return KVF_OK; /* what cannot be pinned is copied through the staging ring */
+    }
+    w->source = (char *)from;
+    w->source_bytes = end - from;
+    return KVF_OK;
+}
+
 extern "C" void be_model_close(kvf_model *model) {
     cu_model *w = cu_weights(model);
     if (w == NULL) return;
     kvf_device *dev = model->dev;
+    if (w->source != NULL) cudaHostUnregister(w->source);
+    w->source = NULL;
     cu_decode_free(model);
     for (uint32_t i = 0; i < model->config.n_layer; i++) {
         cu_layer *l = &w->layer[i];
@@ -181,7 +206,13 @@ extern "C" int32_t be_model_load(kvf_model *model, uint32_t tensor, uint32_t lay
     const uint32_t ld = m != NULL ? m->ld : cols;
     char *to = m != NULL ? (char *)m->data + (size_t)(row + first_row) * ld * cu_dtype_bytes(to_dtype) : (char *)vector;
     const size_t row_bytes = (size_t)cols * cu_dtype_bytes(dtype);
-    if (dtype == to_dtype && ld == cols) return be_upload(dev, to, data, n_row * row_bytes, err);
+    if (dtype == to_dtype && ld == cols) {
+        const cu_model *w = cu_weights(model);
+        const size_t bytes = n_row * row_bytes, at = (uintptr_t)data - (uintptr_t)w->source;
+        if (w->source == NULL || at > w->source_bytes || bytes > w->source_bytes - at) return be_upload(dev, to, data, bytes, err);
+        CU_TRY(cudaMemcpyAsync(to, data, bytes, cudaMemcpyHostToDevice, cu_of(dev)->stream), "copying weights to the device");
+        return cu_synchronize(dev, err); /* the caller may reuse the memory */
+    }
     /* A piece is at most a quarter of the ring; one row always fits (cols <= 2^20). */
     uint32_t step = (uint32_t)((CU_STAGE_HALF / 4) / row_bytes);
     if (step == 0) step = 1;

@@ -64,7 +64,7 @@ enum cudaDeviceAttr { cudaDevAttrMemoryPoolsSupported, cudaDevAttrMaxSharedMemor
 enum cudaFuncAttribute { cudaFuncAttributeMaxDynamicSharedMemorySize = 8 };
 enum cudaMemPoolAttr { cudaMemPoolAttrReleaseThreshold = 4, cudaMemPoolAttrReservedMemCurrent = 5, cudaMemPoolAttrUsedMemCurrent = 7 };
 enum cudaStreamCaptureMode { cudaStreamCaptureModeThreadLocal = 1 };
-enum { cudaEventDisableTiming = 2, cudaStreamNonBlocking = 1, cudaHostAllocDefault = 0, cudaHostAllocMapped = 2 };
+enum { cudaEventDisableTiming = 2, cudaStreamNonBlocking = 1, cudaHostAllocDefault = 0, cudaHostAllocMapped = 2, cudaHostRegisterDefault = 0 };
 
 struct cudaDeviceProp {
     char name[256];
@@ -108,6 +108,8 @@ static inline cudaError_t cudaHostAlloc(T **to, size_t bytes, unsigned) {
     return emulator_host_alloc((void **)to, bytes);
 }
 cudaError_t cudaFreeHost(void *data);
+cudaError_t cudaHostRegister(void *data, size_t bytes, unsigned);
+cudaError_t cudaHostUnregister(void *data);
 template <typename T>
 static inline cudaError_t cudaHostGetDevicePointer(T **to, void *host, unsigned) {
     *to = (T *)host;

@@ -234,6 +234,16 @@ cudaError_t cudaFreeHost(void *data) {
     free(data);
     return cudaSuccess;
 }
+cudaError_t cudaHostRegister(void *data, size_t bytes, unsigned) {
+    guard g(lock);
+    pinned[(char *)data] = bytes;
+    return cudaSuccess;
+}
+cudaError_t cudaHostUnregister(void *data) {
+    guard g(lock);
+    drain_all();
+    return pinned.erase((char *)data) == 1 ? cudaSuccess : fail(cudaErrorInvalidValue);
+}
 cudaError_t cudaDeviceGetDefaultMemPool(cudaMemPool_t *p, int) {
     *p = &the_pool;
     return cudaSuccess;

@@ -107,6 +107,7 @@ function weightSink(native: NativeModel): WeightSink {
   const tensors = Object.keys(TENSOR_KINDS) as TensorName[];
   const dtypes = Object.keys(WEIGHT_DTYPES) as WeightDtype[];
   return {
+    begin: (buffer) => native.source(buffer),
     load(kind, layer, expert, dtype, firstRow, rows, data) {
       native.load({
         tensor: tensors[kind]!,

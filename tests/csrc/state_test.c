@@ -152,6 +152,13 @@ static void models(kvf_device *dev) {
     REFUSED(kvf_model_load(model, KVF_T_Q, 0, 0, KVF_F32, 0, 1, data, 15, ERR), KVF_ERR_ARG);
     REFUSED(kvf_model_load(model, KVF_T_Q, 0, 0, KVF_F32, 0, 1, data, NAN, ERR), KVF_ERR_ARG);
     REFUSED(kvf_model_load(model, KVF_T_Q, 0, 0, KVF_F32, 0, 1, NULL, 16, ERR), KVF_ERR_ARG);
+    REFUSED(kvf_model_source(model, NULL, 16, ERR), KVF_ERR_ARG);
+    REFUSED(kvf_model_source(model, data, 0, ERR), KVF_ERR_ARG);
+    REFUSED(kvf_model_source(model, data, 1.5, ERR), KVF_ERR_ARG);
+    REFUSED(kvf_model_source(model, data, NAN, ERR), KVF_ERR_ARG);
+    CHECK(kvf_model_source(model, data, sizeof data, ERR) == KVF_OK);
+    CHECK(kvf_model_source(model, NULL, 0, ERR) == KVF_OK);
+    CHECK(kvf_model_source(model, data, sizeof data, ERR) == KVF_OK);
     REFUSED(kvf_model_ready(model, ERR), KVF_ERR_STATE);
     CHECK(strstr(test_message, "embed") != NULL);
     const struct {
@@ -169,6 +176,7 @@ static void models(kvf_device *dev) {
     CHECK(kvf_model_ready(model, ERR) == KVF_OK && kvf_model_ready(model, ERR) == KVF_OK);
     REFUSED(kvf_model_load(model, KVF_T_Q, 0, 0, KVF_F32, 0, 1, data, 16, ERR), KVF_ERR_STATE);
     REFUSED(kvf_model_randomize(model, 1, ERR), KVF_ERR_STATE);
+    REFUSED(kvf_model_source(model, data, sizeof data, ERR), KVF_ERR_STATE);
     kvf_model_free(model);
     kvf_model_free(model);
     CHECK(kvf_model_bytes(model) == 0);

@@ -128,6 +128,71 @@ for (const name of GOLDEN_NAMES) {
   });
 }
 
+Deno.test("loadWeights() reads ahead into parts of one buffer and hands rows over in order", async () => {
+  const folder = join(GOLDEN_MODELS, "llama");
+  const model = config("llama");
+  const sink = new FakeSink(model);
+  const places = new Set<number>();
+  let begun: Uint8Array<ArrayBuffer> | undefined;
+  await loadWeights(folder, model, {
+    begin: (buffer) => void (begun = buffer),
+    load: (...args) => {
+      const data = args[6];
+      assertEquals(data.buffer, begun!.buffer);
+      places.add(data.byteOffset);
+      sink.load(...args);
+    },
+    ready: () => sink.ready(),
+  }, { bufferBytes: 4 << 20 });
+  assert(sink.done);
+  assertEquals(places, new Set([0, 1 << 20, 2 << 20, 3 << 20]));
+  for (
+    const { slot } of planLoad(readWeightHeaders(folder), model).entries
+      .values()
+  ) {
+    assertEquals(
+      sink.tensors.get(
+        `${TENSOR_KINDS[slot.kind]}/${slot.layer}/${slot.expert}`,
+      )!.data,
+      readTensor(join(folder, "model.safetensors"), slot.name).data,
+    );
+  }
+});
+
+Deno.test("loadWeights() reports a file that ended early when the rows before were handed over", async () => {
+  using folder = temporaryFolder();
+  const file = join(folder.path, "model.safetensors");
+  const model = config("llama", { num_hidden_layers: 1 });
+  writeSafetensors(file, zeros(model));
+  const sink = new FakeSink(model);
+  let chunks = 0;
+  await assertRejects(
+    () =>
+      loadWeights(folder.path, model, {
+        begin: () => Deno.truncateSync(file, 5000),
+        load: () => void chunks++,
+        ready: () => sink.ready(),
+      }, { bufferBytes: 4 << 20 }),
+    SyntaxError,
+    file,
+  );
+  assertEquals([chunks, sink.done], [0, false]);
+  writeSafetensors(file, zeros(model));
+  await assertRejects(
+    () =>
+      loadWeights(folder.path, model, {
+        load: () => {
+          if (++chunks === 1) Deno.truncateSync(file, 5000);
+        },
+        ready: () => sink.ready(),
+      }, { bufferBytes: 600 }),
+    SyntaxError,
+    "complete",
+  );
+  assert(chunks > 1, `${chunks} chunks`);
+  assert(!sink.done);
+});
+
 Deno.test("loadWeights() rejects with the signal's reason and stops", async () => {
   const model = config("llama");
   const sink = new FakeSink(model);
