@@ -38,6 +38,7 @@ const DENO_TESTS = [
   "tests/engine/golden_test.ts",
   "tests/engine/minference_test.ts",
   "tests/engine/packed_test.ts",
+  "tests/engine/processes_test.ts",
   "tests/engine/programs_test.ts",
   "tests/engine/promises_test.ts",
   "tests/engine/scheduler_test.ts",

@@ -87,13 +87,17 @@ const PROBES: Record<string, Probe> = {
   },
   "test-cuda": {
     args: ["test", "tests/ffi/structs_test.ts"],
-    excused: { "ffi ./build/libkvf_cuda.so": "needs a GPU" },
+    excused: {
+      "ffi ./build/libkvf_cuda.so": "needs a GPU",
+      "run deno": "needs a GPU",
+    },
   },
   "test-emulated": {
     args: ["test", "tests/ffi/structs_test.ts"],
     excused: {
       "ffi ./build/emulated/libkvf_cuda.so":
         "only test:emulated builds the library",
+      "run deno": "only test:emulated builds the library",
     },
   },
   "native": {
