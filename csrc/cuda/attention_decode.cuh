@@ -99,16 +99,14 @@ static __device__ __forceinline__ float *partial_of(const step_args &a, uint32_t
  */
 static __device__ __forceinline__ void finish_head(const step_args &a, uint32_t stored, uint32_t readers, uint32_t n_chunk,
                                                    uint32_t n_block, float *weight) {
-    constexpr int FIRST = 8; /* chunks whose sums are on their way while the weights are found */
+    constexpr int FIRST = 16; /* chunks whose sums are on their way while the weights are found */
     __shared__ bool last;
     const uint32_t slot = blockIdx.z, head0 = stored * readers, lane = threadIdx.x % 32, stride = partial_stride(a.head_dim);
     __syncthreads();
     if (threadIdx.x == 0) {
         uint32_t *arrived = &a.arrived[(size_t)slot * a.n_head + stored];
-        __threadfence(); /* for what the whole block wrote */
-        last = atomicAdd(arrived, 1u) == n_block - 1;
+        last = add_in_order(arrived, 1u) == n_block - 1; /* after what the whole block wrote, before what it reads */
         if (last) *arrived = 0;
-        __threadfence();
     }
     __syncthreads();
     if (!last) return;
@@ -171,7 +169,7 @@ static __device__ __forceinline__ void finish_head(const step_args &a, uint32_t 
             }
             c = FIRST;
         }
-#pragma unroll 8
+#pragma unroll 16
         for (; c < n_chunk; c++) add(__ldcg(four + (size_t)c * (stride / 4)), w[c]);
         store_as(a.out, a.out_dtype, to + i % width * 4, sum.x);
         store_as(a.out, a.out_dtype, to + i % width * 4 + 1, sum.y);

@@ -1,15 +1,18 @@
 /*
- * Attention of one step over 16-bit rows. A warp takes half a page at a time and its loads go straight from memory into the
- * operands of the tensor cores; the next half page is on its way while one is worked on. Scores: query heads are the m side,
- * rows the n side. A query is split into two 16-bit numbers that add up to it, eight rows apart, so it loses nothing by the
- * rounding and the two parts of a score lie in one thread. Those scores lie as the weights of the second product need them:
- * columns of values are the m side, heads the n side. Weights are split in the same way; up to four heads take both halves
- * of the n side, beyond that there are two products.
+ * Attention of one step over 16-bit rows. A warp takes half a page at a time: copies bring keys and values to places of its own
+ * in shared memory, the keys of the next half page as soon as the scores of this one are there, its values as soon as these have
+ * been added up. Loads into registers would do with fewer instructions, but they go through the L1 cache, and of that a step
+ * leaves next to nothing, as its products take all of a multiprocessor for shared memory: too little would be on its way.
+ *
+ * Scores: query heads are the m side, rows the n side. A query is split into two 16-bit numbers that add up to it, eight rows
+ * apart, so it loses nothing by the rounding and the two parts of a score lie in one thread. Those scores lie as the weights of
+ * the second product need them: columns of values are the m side, heads the n side. Weights are split in the same way; up to
+ * four heads take both halves of the n side, beyond that there are two products.
  */
 #include "attention_tile.cuh"
 #include "ptx_hopper.cuh"
 
-enum { WARPS = 4, THREADS = 32 * WARPS, UNIT = KVF_PAGE_ROWS / 2 };
+enum { WARPS = 4, THREADS = 32 * WARPS, UNIT = KVF_PAGE_ROWS / 2, BLOCKS = 4 /* of a multiprocessor */ };
 
 /* Weights of f16 are that many powers of two larger, so that small ones keep their digits. */
 static __device__ __forceinline__ float raise_of(__half) { return 14; }
@@ -22,6 +25,10 @@ static __device__ __forceinline__ float2 unpack_pair(uint32_t pair, __half) {
     __half2 half;
     memcpy(&half, &pair, sizeof half);
     return __half22float2(half);
+}
+
+static __device__ __forceinline__ uint32_t word_of(const uint4 &v, int k) {
+    return k == 0 ? v.x : k == 1 ? v.y : k == 2 ? v.z : v.w;
 }
 
 /* The warps' shares of a chunk, in order: its partial result, or where there is no other one, the result. */
@@ -59,13 +66,16 @@ static __device__ __forceinline__ void store_shares(const step_args &a, uint32_t
 
 /* PAIRED: at most four readers. WATCHED: step programs choose pages, or want to know the scores; results are the same. */
 template <typename R, int DIM, bool PAIRED, bool WATCHED>
-static __global__ void __launch_bounds__(THREADS, DIM == 256 ? 2 : DIM == 128 ? 3 : 4) tile_kernel(const step_args a) {
+static __global__ void __launch_bounds__(THREADS, DIM == 256 ? 2 : BLOCKS) tile_kernel(const step_args a) {
     constexpr int READERS = PAIRED ? 4 : 8, STEPS = DIM / 32, WORDS = DIM / 16; /* WORDS: pairs of columns of a thread */
+    constexpr uint32_t ROW = DIM / 8, HALF = UNIT * ROW; /* 16 bytes each, of a row and of half a page's keys */
+    extern __shared__ uint4 shared[];
     __shared__ uint4 query[STEPS * 2][32]; /* parts of eight columns: rounded, and what the rounding lost */
     __shared__ __align__(16) float sums[WARPS * READERS * DIM];
     __shared__ float stat[WARPS * READERS * 2], weight[READERS * CU_ATTENTION_CHUNKS];
     const uint32_t lane = threadIdx.x % 32, warp = threadIdx.x / 32, g = lane / 4, t = lane % 4;
     const float raise = raise_of(R());
+    uint4 *const keys = shared + warp * 2 * HALF, *const values = keys + HALF;
     /*
      * Without step programs, the kernel before this one writes the queries and the row that is new, and it lets this one
      * begin only when all before it is there. So tables and whole pages are loaded while it runs.
@@ -138,44 +148,27 @@ static __global__ void __launch_bounds__(THREADS, DIM == 256 ? 2 : DIM == 128 ? 
         }
         settle_unit();
     };
-    uint4 key[2][STEPS];         /* rows g and g + 8 */
-    uint32_t value[4][WORDS];    /* rows 2 t, 2 t + 1 and those eight further */
+    /* Places of 16 bytes in shared memory, so that what a warp reads at once lies in different banks. */
+    const auto key_place = [](uint32_t row, uint32_t at) { return row * ROW + (DIM == 32 ? at : at ^ row % 2 * 4); };
+    const auto value_place = [](uint32_t row, uint32_t at) { return row * ROW + (DIM == 32 ? at : at ^ row / 2 % 4 * 2); };
     const auto load_keys = [&] {
-        if (valid == 0) return;
 #pragma unroll
-        for (int n = 0; n < 2; n++) {
-#pragma unroll
-            for (int i = 0; i < STEPS; i++) {
-                if (WATCHED && !(valid >> (8 * n + g) & 1)) continue; /* rows that were not chosen cost nothing */
-                key[n][i] = load_rows(next + (8 * n + g) * DIM + i * 32 + t * 8);
-            }
+        for (uint32_t i = lane; i < HALF; i += 32) {
+            const uint32_t row = i / ROW;
+            /* Rows that do not count cost nothing. */
+            copy_async_if(&keys[key_place(row, i % ROW)], next + i * 8, valid >> row & 1, valid != 0);
         }
+        copy_commit();
     };
     const auto load_values = [&] {
 #pragma unroll
-        for (int j = 0; j < 4; j++) {
-            const uint32_t row = j / 2 * 8 + 2 * t + j % 2;
-            const bool there = valid >> row & 1; /* what lies beyond the rows may be anything */
-            if constexpr (DIM == 32) {
-                uint2 two = make_uint2(0, 0);
-                if (there) two = *(const uint2 *)(next + (KVF_PAGE_ROWS + row) * DIM + g * 4);
-                value[j][0] = two.x, value[j][1] = two.y;
-            } else {
-#pragma unroll
-                for (int i = 0; i < WORDS / 4; i++) {
-                    uint4 four = make_uint4(0, 0, 0, 0);
-                    if (there) four = load_rows(next + (KVF_PAGE_ROWS + row) * DIM + i * 64 + g * 8);
-                    value[j][4 * i] = four.x, value[j][4 * i + 1] = four.y;
-                    value[j][4 * i + 2] = four.z, value[j][4 * i + 3] = four.w;
-                }
-            }
+        for (uint32_t i = lane; i < HALF; i += 32) {
+            const uint32_t row = i / ROW;
+            /* What lies beyond the rows may be anything, so it becomes zeros even where no row counts. */
+            copy_async_if(&values[value_place(row, i % ROW)], next + KVF_PAGE_ROWS * DIM + i * 8, valid >> row & 1, next != NULL);
         }
+        copy_commit();
     };
-#pragma unroll
-    for (int n = 0; n < 2; n++) {
-#pragma unroll
-        for (int i = 0; i < STEPS; i++) key[n][i] = make_uint4(0, 0, 0, 0);
-    }
     if (!WATCHED) entry.x = page_at(lane, per_chunk);
     if (WATCHED || per_chunk != CU_TILE_PAGES) look_up(0, &mine, &entry);
     else if (entry.x >= n_page) mine = NULL;
@@ -202,7 +195,8 @@ static __global__ void __launch_bounds__(THREADS, DIM == 256 ? 2 : DIM == 128 ? 
         float max = -INFINITY, sum = 0;
         float acc[WORDS][4] = {}; /* two columns of readers 2 t and 2 t + 1 each */
         while (unit < end) {
-            if (DIM == 256 || (DIM == 128 && !PAIRED)) __syncwarp(); /* queries stay in shared memory: too few registers */
+            copy_wait_but<1>();
+            __syncwarp();
             float c[2][4] = {};
 #pragma unroll
             for (int i = 0; i < STEPS; i++) {
@@ -210,8 +204,9 @@ static __global__ void __launch_bounds__(THREADS, DIM == 256 ? 2 : DIM == 128 ? 
                 const uint32_t left[4] = {high.x, low.x, high.y, low.y}, right[4] = {high.z, low.z, high.w, low.w};
 #pragma unroll
                 for (int n = 0; n < 2; n++) {
-                    mma_16x8x16(c[n], left, key[n][i].x, key[n][i].y, R());
-                    mma_16x8x16(c[n], right, key[n][i].z, key[n][i].w, R());
+                    const uint4 key = keys[key_place(8 * n + g, i * 4 + t)];
+                    mma_16x8x16(c[n], left, key.x, key.y, R());
+                    mma_16x8x16(c[n], right, key.z, key.w, R());
                 }
             }
 
@@ -230,6 +225,7 @@ static __global__ void __launch_bounds__(THREADS, DIM == 256 ? 2 : DIM == 128 ? 
                 }
                 most = fmaxf(most, x[k]);
             }
+            __syncwarp();
             next_unit();
             load_keys();
             most = fmaxf(most, __shfl_xor_sync(0xffffffffu, most, 1));
@@ -257,17 +253,35 @@ static __global__ void __launch_bounds__(THREADS, DIM == 256 ? 2 : DIM == 128 ? 
                 rest[n] = pack_pair(y[0] - rounded.x, y[1] - rounded.y, R());
                 if (PAIRED && g >= 4) p[n] = rest[n];
             }
+            copy_wait_but<1>();
+            __syncwarp();
 #pragma unroll
-            for (int i = 0; i < WORDS; i++) {
-                uint32_t v[4];
+            for (int i = 0; i < WORDS; i += DIM == 32 ? 2 : 4) {
+                uint4 value[4]; /* rows 2 t, 2 t + 1 and those eight further */
 #pragma unroll
-                for (int j = 0; j < 4; j += 2) {
-                    v[j] = __byte_perm(value[j][i], value[j + 1][i], 0x5410);
-                    v[j + 1] = __byte_perm(value[j][i], value[j + 1][i], 0x7632);
+                for (uint32_t j = 0; j < 4; j++) {
+                    const uint32_t row = j / 2 * 8 + 2 * t + j % 2;
+                    if constexpr (DIM == 32) {
+                        const uint2 two = ((const uint2 *)values)[row * 2 * ROW + g];
+                        value[j] = make_uint4(two.x, two.y, 0, 0);
+                    } else {
+                        value[j] = values[value_place(row, i * 2 + g)];
+                    }
                 }
-                mma_16x8x16(acc[i], v, p[0], p[1], R());
-                if (!PAIRED) mma_16x8x16(acc[i], v, rest[0], rest[1], R());
+#pragma unroll
+                for (int k = 0; k < (DIM == 32 ? 2 : 4); k++) {
+                    uint32_t v[4];
+#pragma unroll
+                    for (int j = 0; j < 4; j += 2) {
+                        const uint32_t low = word_of(value[j], k), high = word_of(value[j + 1], k);
+                        v[j] = __byte_perm(low, high, 0x5410);
+                        v[j + 1] = __byte_perm(low, high, 0x7632);
+                    }
+                    mma_16x8x16(acc[i + k], v, p[0], p[1], R());
+                    if (!PAIRED) mma_16x8x16(acc[i + k], v, rest[0], rest[1], R());
+                }
             }
+            __syncwarp();
             load_values();
         }
         sum += __shfl_xor_sync(0xffffffffu, sum, 1);
@@ -300,7 +314,9 @@ template <typename R, int DIM, bool PAIRED>
 static cudaError_t launch(const cu_device *d, const step_args &a, dim3 grid) {
     const bool watches = (a.work.acts & CU_WATCHES) != 0;
     void (*kernel)(step_args) = watches ? tile_kernel<R, DIM, PAIRED, true> : tile_kernel<R, DIM, PAIRED, false>;
-    return cu_launch_next(d, kernel, grid, dim3(THREADS), 0, a);
+    const size_t bytes = (size_t)WARPS * 2 * UNIT * DIM * sizeof(R);
+    const cudaError_t e = cudaFuncSetAttribute(kernel, cudaFuncAttributeMaxDynamicSharedMemorySize, (int)bytes);
+    return e != cudaSuccess ? e : cu_launch_next(d, kernel, grid, dim3(THREADS), bytes, a);
 }
 
 template <typename R>
@@ -315,9 +331,9 @@ static cudaError_t launch_dim(const cu_device *d, uint32_t readers, const step_a
 bool cu_attention_tile(const cu_device *d, uint32_t row_dtype, uint32_t readers, const step_args &a, dim3 grid,
                        cudaError_t *status) {
     const uint32_t dim = a.head_dim;
-    /* Blocks are small, and more of them than there is room for keep every multiprocessor busy to the end. */
-    const uint32_t wanted = cu_div_up((size_t)16 * d->n_sm, (size_t)grid.y * grid.z);
-    grid.x = wanted < a.n_chunk ? wanted : a.n_chunk;
+    /* As many blocks as have room at once: those that come later would begin with empty hands. */
+    const size_t room = (size_t)BLOCKS * d->n_sm / ((size_t)grid.y * grid.z);
+    grid.x = room < 1 ? 1 : room < a.n_chunk ? (uint32_t)room : a.n_chunk;
     if (row_dtype == KVF_F32 || readers > 8 || (dim != 32 && dim != 64 && dim != 128 && dim != 256)) return false;
     *status = row_dtype == KVF_F16 ? launch_dim<__half>(d, readers, a, grid) : launch_dim<__nv_bfloat16>(d, readers, a, grid);
     return true;

@@ -408,6 +408,12 @@ template <typename R, bool KEEPS>
 static __global__ void __launch_bounds__(256, 2) rope_step_kernel(const rope_args a, const cu_slot *slot, uint32_t layer,
                                                                const cu_program_work work, uint32_t window) {
     const uint32_t head = blockIdx.x * (blockDim.x / 32) + threadIdx.x / 32;
+    /*
+     * Attention looks its pages up meanwhile, which the step before left as they are. In the first layer nothing else makes
+     * sure that the embedding has said which slots run.
+     */
+    const bool early = layer > 0 && work.acts == 0;
+    if (early) allow_next();
     if (head >= a.n_head + 2 * a.n_kv_head) return;
     const cu_slot *s = &slot[blockIdx.y];
     const volatile cu_slot *now = s;
@@ -428,7 +434,7 @@ static __global__ void __launch_bounds__(256, 2) rope_step_kernel(const rope_arg
     query_plan plan;
     if (KEEPS && head < a.n_head) plan_query<R>(a, work, s, layer, head, window, &plan);
     wait_previous();
-    allow_next();
+    if (!early) allow_next();
     if (!s->run) return;
     float low[4], high[4];
     head_of(a, blockIdx.y, head, angles, low, high);

@@ -33,6 +33,16 @@ static __device__ __forceinline__ uint32_t fma_half2(uint32_t a, uint32_t b, uin
     return d;
 }
 
+/*
+ * atomicAdd that is seen after all that came before it and before all that comes after it, of this thread and of those that it
+ * has met at a barrier.
+ */
+static __device__ __forceinline__ uint32_t add_in_order(uint32_t *to, uint32_t x) {
+    uint32_t before;
+    asm volatile("atom.add.acq_rel.gpu.global.u32 %0, [%1], %2;" : "=r"(before) : "l"(to), "r"(x) : "memory");
+    return before;
+}
+
 /* 16 bytes that nobody reads again soon. */
 static __device__ __forceinline__ uint4 load_stream(const void *at) {
     uint4 v;

@@ -330,8 +330,8 @@ static __global__ void __launch_bounds__(32 * WARPS) skinny_f32_kernel(const ski
 
 /* ---- Host ---- */
 
-/* Shared memory of a block where two are to stand on one multiprocessor of compute capability 9.0, one of each kernel. */
-static const size_t HALF_SHARED = 113 << 10;
+/* Shared memory that the block of a product with a norm may take beside one without, compute capability 9.0. */
+static const size_t BESIDE = (228 << 10) - (122944 + 2 * 1024);
 
 template <int MT, int NT, int HALVES, int STAGES, bool NORM>
 static size_t bytes_of(const skinny_args &a) {
@@ -362,13 +362,18 @@ static cudaError_t launch_fitting(const cu_device *d, const skinny_args &a, size
 template <typename W>
 static cudaError_t launch_type(const cu_device *d, skinny_args a) {
     const uint32_t n = a.chosen != NULL ? 1 : a.n;
-    const size_t room = d->shared_bytes, half = room < HALF_SHARED ? room : HALF_SHARED;
+    const size_t room = d->shared_bytes, beside = room < BESIDE ? room : BESIDE;
     a.units = cu_div_up(a.n_row, a.epilogue == CU_SWIGLU ? 8 : 16);
     a.items = a.chosen != NULL ? a.units * a.n : a.units;
     a.inputs = n < 32 ? n : 32;
     a.spread = n == 1;
-    if (a.norm_x != NULL) return launch_fitting<W, 1, 1, 2, 6, 1, 2, 3, true>(d, a, half);
-    if (n == 1) return launch_fitting<W, 1, 1, 2, 6, 1, 2, 3, false>(d, a, half);
+    /*
+     * Products with and without a norm take turns. One of each has room on a multiprocessor but not two without: otherwise
+     * the blocks of one stand in pairs on half of the multiprocessors, those of the next on the other half, and so on.
+     */
+    if (a.norm_x != NULL && bytes_of<1, 1, 2, 6, true>(a) <= beside) return launch<W, 1, 1, 2, 6, true>(d, a);
+    if (a.norm_x != NULL) return launch_fitting<W, 1, 1, 2, 5, 1, 2, 3, true>(d, a, beside);
+    if (n == 1) return launch_fitting<W, 1, 1, 2, 7, 1, 2, 3, false>(d, a, room);
     if (n <= 8) return launch_fitting<W, 2, 1, 2, 5, 2, 1, 3, false>(d, a, room);
     if (n <= 16) return launch_fitting<W, 4, 2, 2, 2, 2, 1, 3, false>(d, a, room);
     return launch_fitting<W, 4, 4, 2, 2, 2, 1, 2, false>(d, a, room);
