@@ -36,12 +36,15 @@ import { sanitizerFlags } from "./test_native.ts";
 const DENO_TESTS = [
   "tests/ffi",
   "tests/engine/golden_test.ts",
+  "tests/engine/acting_test.ts",
   "tests/engine/minference_test.ts",
   "tests/engine/packed_test.ts",
   "tests/engine/processes_test.ts",
   "tests/engine/programs_test.ts",
   "tests/engine/promises_test.ts",
   "tests/engine/scheduler_test.ts",
+  "tests/engine/shapes_test.ts",
+  "tests/methods",
 ];
 
 /** How the C tests may be run on a GPU. */

@@ -51,7 +51,7 @@ struct block_state {
     std::vector<fiber> fibers;
     std::vector<warp_state> warps;
     barrier block, named[16];
-    uint32_t live, votes, vote_result;
+    uint32_t live, votes;
     fiber *now;
     char *shared;
     const work *body;
@@ -154,6 +154,7 @@ uint32_t block_reduce_or(uint32_t value) {
     const uint32_t out = state.votes;
     block_barrier();
     state.votes = 0;
+    block_barrier(); /* nobody votes anew before */
     return out;
 }
 

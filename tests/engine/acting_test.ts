@@ -3,7 +3,7 @@ import { assert } from "@std/assert";
 import { Cache, decode, Device } from "../../ffi/mod.ts";
 import { resolveMethod, resolveOptions } from "../../methods/mod.ts";
 import type { Granularity } from "../../methods/types.ts";
-import { BUILD, frequencies, KIND, TINY } from "../ffi/tiny.ts";
+import { BUILD, frequencies, TINY } from "../ffi/tiny.ts";
 import { keptBy, ranked, upTo } from "../methods/oracle/choice.ts";
 import { choicesOf } from "../methods/oracle/expect.ts";
 import type { Layer } from "../methods/oracle/layer.ts";
@@ -175,14 +175,11 @@ const CASES: [string, Record<string, unknown>, Acting][] = [
   ],
 ];
 
-/** The CUDA build refuses step programs by name. */
-const ignore = KIND === "cuda";
-
 for (const [name, given, acting] of CASES) {
   const title = `${name} with ${
     JSON.stringify(given)
   } generates what a decoder in doubles does`;
-  Deno.test(title, { ignore }, async () => {
+  Deno.test(title, async () => {
     using device = new Device({ ...BUILD, threads: 1 });
     for (
       const [groupSize, headDim] of [[1, 64], [3, 80], [5, 96], [
