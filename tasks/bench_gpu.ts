@@ -4,8 +4,9 @@
  *     deno task bench:gpu [--config=FILE] [--lengths=8192,32768] [--batch=32] [--rows=1024] [--repeats=20]
  *                         [--only=decode,packed] [--peer=FILE] [--arch=80,90a] [--json]
  *
- * `--only` measures some of products, attention, same, decode, prefill, packed and programs; prefill's floor needs products
- * and attention. `same` compares tokens of a sequence alone and among others: it fails where they differ. `--peer` names the output of tasks/gpu/peer_torch.py of the same machine. The table's floors follow from the copy
+ * `--only` measures some of products, attention, same, scarce, decode, prefill, packed and programs; prefill's floor needs
+ * products and attention. `same` compares tokens of a sequence alone and among others, `scarce` logits of a prompt with ever
+ * less memory: they fail where they differ. `--peer` names the output of tasks/gpu/peer_torch.py of the same machine. The table's floors follow from the copy
  * bandwidth and the rate of matrix products of the same run. Needs a GPU and nvcc; to read csrc, build and the files it is
  * given, to write build, and to run cc, nvcc and build/gpu_bench.
  *
@@ -36,6 +37,7 @@ const SECTIONS = [
   "products",
   "attention",
   "same",
+  "scarce",
   "decode",
   "prefill",
   "packed",
@@ -123,12 +125,15 @@ async function main(args: string[]): Promise<void> {
       `Cannot measure everything as ${failed.in} failed: ${failed.message}`,
     );
   }
-  const other = measured.find((line) =>
-    line.what === "same" && line.equal === false
-  );
-  if (other) {
+  const other = measured.find(({ equal }) => equal === false);
+  if (other?.what === "same") {
     throw new BuildError(
       `Cannot trust what was measured as a sequence's tokens must be the same alone and among ${other.batch}: ${other.equal_tokens} of ${other.steps} are`,
+    );
+  }
+  if (other) {
+    throw new BuildError(
+      `Cannot trust what was measured as a prompt's logits must not depend on memory: with ${other.free_bytes} free bytes they are others`,
     );
   }
 }

@@ -67,10 +67,10 @@ const STEPS: Step[] = [
   },
   {
     name: "deno",
-    limit: 110,
+    limit: 240,
     command: (arch) => [
       ...deno("gpu", "tasks/test_gpu.ts", "deno"),
-      ...[`--arch=${arch}`, "--limit=60"],
+      ...[`--arch=${arch}`, "--limit=120"],
     ],
     emulated: deno("gpu", "tasks/test_gpu.ts", "deno", "--emulated"),
   },

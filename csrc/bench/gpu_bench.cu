@@ -1,12 +1,12 @@
 /*
  * Times the CUDA build on random weights: copy and read bandwidth, the rate of matrix products, attention alone, prefill with
  * and without compression, decode of plain and of packed rows, decode with step programs; and compares the tokens of one
- * sequence alone and among others. One JSON object per line; tasks/bench_gpu.ts makes the table of it.
+ * sequence alone and among others, and the logits of a prompt with ever less memory. One JSON object per line; tasks/bench_gpu.ts makes the table of it.
  *
  *     gpu_bench layers hidden heads kv_heads head_dim intermediate vocab short long batch rows repeats [sections]
  *
- * sections: any of products, attention, same, decode, prefill, packed, programs, with commas between; left out: all
- * The status is 1 where something failed or tokens differ.
+ * sections: any of products, attention, same, scarce, decode, prefill, packed, programs, with commas between; left out: all
+ * The status is 1 where something failed or tokens or logits differ.
  */
 #include <stdio.h>
 #include <string.h>
@@ -120,8 +120,10 @@ static uint32_t draw(setup *s) {
 /*
  * Runs a prompt; with rows > 0 each layer is compressed to that many rows by window scores before the next one runs.
  * policy_ms: the device's time between the events before and after each compression
+ * refused: NULL: a prompt that does not fit is a failure; otherwise whether it was one, and 0 is returned
  */
-static uint32_t prompt(setup *s, uint32_t n, uint32_t rows, double *ms, double *policy_ms, double *least_free) {
+static uint32_t prompt(setup *s, uint32_t n, uint32_t rows, double *ms, double *policy_ms, double *least_free,
+                       bool *refused = NULL) {
     std::vector<uint32_t> tokens(n), counts(s->c.n_kv_head, rows - std::min(rows, 32u));
     for (uint32_t &t : tokens) t = draw(s) % s->c.vocab;
     const uint32_t window = 32;
@@ -139,7 +141,12 @@ static uint32_t prompt(setup *s, uint32_t n, uint32_t rows, double *ms, double *
         must(cudaEventCreate(&marks.back()) == cudaSuccess, "events");
         cudaEventRecord(marks.back(), cu_of(s->dev)->stream);
     };
-    must(kvf_prefill_begin(s->model, s->cache, q, tokens.data(), n, &observe, NULL, ERR) == KVF_OK, "prefill");
+    const int32_t begun = kvf_prefill_begin(s->model, s->cache, q, tokens.data(), n, &observe, NULL, ERR);
+    if (refused != NULL && (*refused = begun == KVF_ERR_MEMORY)) {
+        must(kvf_sequence_free(s->cache, q, ERR) == KVF_OK, "prefill");
+        return 0;
+    }
+    must(begun == KVF_OK, "prefill");
     for (uint32_t layer = 0; layer < s->c.n_layer; layer++) {
         must(kvf_prefill_layers(s->model, s->cache, q, layer, 1, KVF_PHASE_ALL, NULL, ERR) == KVF_OK, "prefill");
         if (least_free != NULL) *least_free = std::min(*least_free, free_bytes());
@@ -396,6 +403,40 @@ static bool same(setup *s) {
     return all;
 }
 
+/* ---- Ever less memory ---- */
+
+/* Whether a prompt that is cut to `rows` gives the same logits, bit for bit, until it is refused before anything is done. */
+static bool scarce(setup *s, uint32_t n, double most, double step) {
+    enum { SEED = 5 };
+    std::vector<float> want(s->c.vocab), got(s->c.vocab);
+    cudaMemPool_t pool;
+    bool all = true, refused = false;
+    must(cudaDeviceGetDefaultMemPool(&pool, 0) == cudaSuccess, "the memory pool");
+    for (int i = 0; !refused; i++) {
+        const double left = i == 0 ? 0 : most - (i - 1) * step; /* 0: all that there is */
+        void *filler = NULL;
+        double ms = 0;
+        must(cu_synchronize(s->dev, (kv_err){ERR}) == KVF_OK && cudaMemPoolTrimTo(pool, 0) == cudaSuccess, "the memory pool");
+        must(i == 0 || left > 0, "refusing a prompt without memory");
+        if (left > 0) must(cudaMalloc(&filler, (size_t)(free_bytes() - left)) == cudaSuccess, "taking memory");
+        const double free_before = free_bytes();
+        s->seed = SEED;
+        message[0] = '\0';
+        const uint32_t q = prompt(s, n, s->rows, &ms, NULL, NULL, &refused);
+        bool equal = true;
+        if (!refused) {
+            must(kvf_sequence_logits(s->cache, q, left == 0 ? want.data() : got.data(), s->c.vocab, ERR) == KVF_OK &&
+                     kvf_sequence_free(s->cache, q, ERR) == KVF_OK, "logits");
+            equal = left == 0 || memcmp(want.data(), got.data(), want.size() * sizeof(float)) == 0;
+        }
+        all = all && equal && refused == (message[0] != '\0');
+        printf("{\"what\":\"scarce\",\"n\":%u,\"rows\":%u,\"free_bytes\":%.0f,\"ms\":%.6g,\"equal\":%s,\"refused\":\"%s\"}\n", n,
+               s->rows, free_before, ms, equal ? "true" : "false", refused ? message : "");
+        cudaFree(filler);
+    }
+    return all;
+}
+
 int main(int argc, char **argv) {
     setup s = {};
     bool good = true;
@@ -438,6 +479,7 @@ int main(int argc, char **argv) {
         for (uint32_t n : {s.short_n, s.long_n}) attention(&s, n);
     }
     if (wanted("same")) good = same(&s);
+    if (wanted("scarce")) good = scarce(&s, s.long_n, 2.4e9, 0.3e9) && good;
     if (wanted("decode")) {
         for (uint32_t n : {s.short_n, s.long_n}) decode(&s, 1, n, 0);
         decode(&s, 1, s.short_n, s.rows);

@@ -96,6 +96,17 @@ export function table(
         line.equal === true ? "equal, logits too" : "DIFFERENT",
       ]);
     }
+    if (line.what === "scarce") {
+      const all = ours.find((o) => o.what === "scarce" && o.n === n);
+      rows.push([
+        `prefill, ${n} tokens to ${line.rows} rows, ${
+          gib(line.free_bytes)
+        } free`,
+        line.refused === "" ? time(ms) : "refused",
+        time(Number(all?.ms)),
+        line.equal === true ? "same logits" : "DIFFERENT",
+      ]);
+    }
     if (line.what === "loading") {
       rows.push([
         `loading ${gib(line.bytes)} of weights, ${line.device}`,
