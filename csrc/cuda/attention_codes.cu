@@ -184,16 +184,26 @@ static __global__ void __launch_bounds__(THREADS, TILES == 1 ? 2 : 1) codes_kern
     float *sums = (float *)((uint8_t *)shared4 + WARPS * STAGES * PAGE_BYTES) + WARPS * READERS * WEIGHT_STRIDE;
     static_assert(DIM * 32 <= WARPS * READERS * WEIGHT_STRIDE * (int)sizeof(float), "queries fit");
     float *stat = sums + WARPS * READERS * DIM;                                           /* [WARPS, READERS, 2] */
-    wait_previous();
-    allow_next();
+    /*
+     * The kernel before this one lets it begin when all before that one is there. So only the queries and the new row are
+     * missing: tables, and packed pages, which a step does not change, are read while it runs.
+     */
     const cu_slot *s = &a.slot[blockIdx.z];
     const uint32_t stored = blockIdx.y;
-    if (!s->run || stored >= s->n_stored) return;
-    const size_t table = (size_t)a.layer * s->n_stored + stored;
-    const cu_packing *packing = &s->packing[table];
-    const uint32_t packed = packing->packed, n_row = s->rows[table] + 1;
-    if (packed == 0 || packing->kernel != (BITS == 4 ? CU_ATTEND_CODES_4 : CU_ATTEND_CODES_2)) return;
-    if (chooses(a, s, table)) return;
+    const cu_packing *packing = NULL;
+    size_t table = 0;
+    if (__ldcg(&s->run) && stored < s->n_stored) {
+        table = (size_t)a.layer * s->n_stored + stored;
+        packing = &s->packing[table];
+        if (packing->packed == 0 || packing->kernel != (BITS == 4 ? CU_ATTEND_CODES_4 : CU_ATTEND_CODES_2)) packing = NULL;
+        else if (chooses(a, s, table)) packing = NULL;
+    }
+    if (packing == NULL) {
+        /* One block is enough for this kernel not to end before the one before it. */
+        if (blockIdx.x + blockIdx.y + blockIdx.z == 0) wait_previous();
+        return;
+    }
+    const uint32_t packed = packing->packed, n_row = __ldcg(&s->rows[table]) + 1;
     const kv_part &value = packing->format->layout.value;
     const uint32_t group = value.group, n_group = value.n_group;
     const uint32_t readers = a.n_head / s->n_stored, n_packed = packed_pages(packed);
@@ -201,7 +211,7 @@ static __global__ void __launch_bounds__(THREADS, TILES == 1 ? 2 : 1) codes_kern
     const uint32_t per_chunk = pages_of_chunk(n_packed, s->n_stored, plain_chunk_pages);
     const uint32_t packed_chunks = (n_packed - 1) / per_chunk + 1;
     const uint32_t n_chunk = packed_chunks + (n_plain - 1) / plain_chunk_pages + 1;
-    if (blockIdx.x >= n_chunk) return;
+    if (blockIdx.x >= n_chunk) return; /* never the first block */
     void *const *pages = s->pages + table * s->cap;
     const uint32_t positions = page_type::PARAMS + 4 * KVF_PAGE_ROWS * n_group;
     const uint32_t n_piece = (positions + 4 * KVF_PAGE_ROWS + 63) / 64 * 4;
@@ -233,6 +243,8 @@ static __global__ void __launch_bounds__(THREADS, TILES == 1 ? 2 : 1) codes_kern
     };
     for (uint32_t i = 0; i + 1 < STAGES; i++) fetch(i);
     uint32_t now = 0; /* stage of the page that comes next */
+    wait_previous();
+    allow_next();
 
     /*
      * Queries are brought to [1, 2) by a power of two, for the range of f16. A lane's part is the same in all warps.
@@ -389,7 +401,7 @@ static __global__ void __launch_bounds__(THREADS, TILES == 1 ? 2 : 1) codes_kern
             for (int i = 0; i < DIM / 16; i++) {
                 if (TILES == 1) {
                     /* the rest's columns are two lanes further; either lane adds one of the two rows up */
-                    const uint32_t j = i % 2 * 2 + t / 2, channel = i / 2 * 32 + slot_of<BITS>(g, j);
+                    const uint32_t j = i % 2 * 2 + t / 2, channel = i / 2 * 32 + channel_of<BITS>(g, j);
                     const float factor = (float)(1u << power<BITS>(j));
 #pragma unroll
                     for (int e = 0; e < 2; e++) {
@@ -401,7 +413,7 @@ static __global__ void __launch_bounds__(THREADS, TILES == 1 ? 2 : 1) codes_kern
 #pragma unroll
                     for (int e = 0; e < 4; e++) {
                         const int j = i % 2 * 2 + e / 2;
-                        const uint32_t channel = i / 2 * 32 + slot_of<BITS>(g, j);
+                        const uint32_t channel = i / 2 * 32 + channel_of<BITS>(g, j);
                         const float offset = __shfl_sync(0xffffffffu, base[e % 2], channel / group * 4 + t);
                         own[(2 * t + e % 2) * DIM + channel] = fmaf(acc[i][e], (float)(1u << power<BITS>(j)), offset);
                     }

@@ -43,9 +43,16 @@ static __device__ __forceinline__ uint32_t rest_pair(float x, float y, uint32_t 
     return pack_pair(x - f.x, y - f.y, __half());
 }
 
+/* How the 16 bytes of a slot's values are shifted about. */
+template <int BITS, int DIM>
+static __device__ __forceinline__ uint32_t value_shift(uint32_t slot) {
+    if (BITS == 4) return DIM == 64 ? slot / 16 : slot / 16 * 2 + slot / 2 % 2;
+    return DIM == 64 ? slot / 8 * 2 : slot / 16 * 4 + slot / 8 % 2;
+}
+
 /*
- * Where the 16 bytes i of a page lie in shared memory. Codes are shifted about so that the four lanes of one g, which look
- * at lines 8 apart, find them in different banks.
+ * Where the 16 bytes i of a page lie in shared memory. Codes are shifted about so that what is looked at together lies in
+ * different banks: eight lines of a matrix, or the lines of keys of 2 bits that the four lanes of one g take, 8 apart.
  */
 template <int BITS, int DIM>
 static __device__ __forceinline__ uint32_t place_of(uint32_t i) {
@@ -53,18 +60,12 @@ static __device__ __forceinline__ uint32_t place_of(uint32_t i) {
     constexpr uint32_t LINE = DIM * BITS / 128; /* of values */
     if (i < page::KEYS / 16) return i ^ (BITS == 4 ? i / 8 % 4 * 2 : i / 8 % 2);
     if (i < page::CODES / 16 || i >= page::PARAMS / 16) return i;
-    const uint32_t slot = (i - page::CODES / 16) / LINE;
-    return i ^ (BITS == 4 ? slot / 16 * (LINE / 2) : slot / 8 * LINE);
+    return i ^ value_shift<BITS, DIM>((i - page::CODES / 16) / LINE);
 }
 
-/*
- * Four codes of two sources, side by side: of `half` (4 bits: which half of the words; 2 bits: which byte).
- * The permutation's selector is a constant where half is one.
- */
-template <int BITS>
-static __device__ __forceinline__ uint32_t side_by_side(uint32_t a, uint32_t b, uint32_t half) {
-    if (BITS == 4) return __byte_perm(a, b, half == 0 ? 0x5410u : 0x7632u);
-    return __byte_perm(a, b, 0x4400u + 0x1111u * half); /* bytes 1 and 3 are masked away */
+/* Four codes of two bits of two words, byte `byte`, side by side; bytes 1 and 3 are masked away. */
+static __device__ __forceinline__ uint32_t side_by_side(uint32_t a, uint32_t b, uint32_t byte) {
+    return __byte_perm(a, b, 0x4400u + 0x1111u * byte);
 }
 
 /* Code j of four, of both sources, times 2^-power(j). */
@@ -78,11 +79,16 @@ static __device__ __forceinline__ int power(int j) {
     return 24 - (BITS == 4 ? j % 2 * 4 : 2 * j);
 }
 
-/* Slot (channel of 32) that is code j of a lane's four. */
+/* Slot that is code j of a column's four. */
 template <int BITS>
 static __device__ __forceinline__ uint32_t slot_of(uint32_t g, uint32_t j) {
     if (BITS == 4) return g / 4 * 16 + (g % 2 * 4 + j) * 2 + g / 2 % 2;
-    return g / 4 * 16 + g % 4 * 4 + j;
+    return 4 * g + j;
+}
+/* Channel of 32 that is code j of a row's four. */
+template <int BITS>
+static __device__ __forceinline__ uint32_t channel_of(uint32_t g, uint32_t j) {
+    return BITS == 4 ? slot_of<4>(g, j) : g % 4 * 8 + g / 4 * 4 + j;
 }
 
 /*
@@ -94,8 +100,13 @@ template <int BITS, int DIM>
 static __device__ __forceinline__ void add_keys(float c[4][4], float base[4], const uint8_t *page,
                                                 const uint4 *queries, uint32_t g, uint32_t t) {
     const uint8_t *params = page + page_of<BITS, DIM>::KEYS + 16 * t;
+    /* 4 bits: the line that the lane gives to load_matrix: matrix p has the lanes' pairs p, place_of them */
+    const uint32_t row = threadIdx.x % 8, matrix = threadIdx.x / 8 % 4;
+    const uint4 *line = (const uint4 *)page + row / 2 * 8 + 2 * (matrix ^ row / 2) + row % 2;
+    uint32_t pair[4];
 #pragma unroll
     for (int i = 0; i < DIM / 16; i++) {
+        if (BITS == 4 && i % 2 == 0) load_matrix_turned(pair, line + i / 2 * 32);
         const uint4 offsets = *(const uint4 *)(params + i / 2 * 64), scales = *(const uint4 *)(params + 2 * DIM + i / 2 * 64);
         const uint32_t offset[4] = {offsets.x, offsets.y, offsets.z, offsets.w};
         const uint32_t scale[4] = {scales.x, scales.y, scales.z, scales.w};
@@ -105,12 +116,12 @@ static __device__ __forceinline__ void add_keys(float c[4][4], float base[4], co
 #pragma unroll
         for (int h = 0; h < 2; h++) {
             const int p = i % 2 * 2 + h;
-            /* place_of the pair's first 16 bytes */
-            const uint8_t *codes = BITS == 4 ? page + (i / 2 * 32 + 8 * t + 2 * (p ^ t)) * 16 + g / 2 * 4
-                                             : page + (i / 2 * 16 + 4 * t + (p ^ t / 2)) * 16 + g / 4 * 4;
-            const uint32_t both = side_by_side<BITS>(load_word(codes), load_word(codes + 4 * BITS), BITS == 4 ? g % 2 : g % 4);
+            if (BITS == 2) { /* place_of the pair's 16 bytes */
+                const uint8_t *codes = page + (i / 2 * 16 + 4 * t + (p ^ t / 2)) * 16 + g / 4 * 4;
+                pair[p] = side_by_side(load_word(codes), load_word(codes + 8), g % 4);
+            }
 #pragma unroll
-            for (int j = 0; j < 4; j++) x[h][j] = element<BITS>(both, j);
+            for (int j = 0; j < 4; j++) x[h][j] = element<BITS>(pair[p], j);
             scaled[2 * h] = product(query[2 * h], scale[p]);
             scaled[2 * h + 1] = fma_half2(query[2 * h + 1], scale[p], lost(query[2 * h], scale[p], scaled[2 * h]));
         }
@@ -130,7 +141,7 @@ template <int BITS, int DIM, int TILES, int GROUP>
 static __device__ __forceinline__ void add_values(float acc[DIM / 16][4], float base[4], const uint8_t *page,
                                                   const uint32_t hi[2][2], const uint32_t rest[2][2], uint32_t group,
                                                   uint32_t n_group, uint32_t g, uint32_t t) {
-    constexpr uint32_t LINE = DIM * BITS / 8, STEP = BITS == 4 ? 2 : 1;
+    constexpr uint32_t LINE = DIM * BITS / 128, STEP = BITS == 4 ? 2 : 1; /* LINE: in 16 bytes */
     constexpr int COLUMNS = TILES; /* products with weights, and with the rest */
     const uint32_t first = BITS == 4 ? t / 2 * 16 + t % 2 : 8 * t; /* of the lane's slots, STEP apart */
     const uint8_t *offsets = page + page_of<BITS, DIM>::PARAMS + first * 2 * n_group;
@@ -168,6 +179,16 @@ static __device__ __forceinline__ void add_values(float acc[DIM / 16][4], float 
             }
         }
     }
+    /*
+     * The line that the lane gives to load_matrix: matrix i has the lanes' slots 2 i and 2 i + 1. Its columns are 4 codes of 4
+     * bits, or 8 of 2 bits: those of 32 channels and those of the next 32, and the lanes of either half exchange them.
+     */
+    const uint32_t row = threadIdx.x % 8, matrix = threadIdx.x / 8 % 4;
+    const uint32_t line = BITS == 4 ? row / 4 * 16 + row / 2 % 2 + 4 * matrix + row % 2 * 2 : row / 2 * 8 + 2 * matrix + row % 2;
+    const uint4 *lines = (const uint4 *)(page + page_of<BITS, DIM>::CODES);
+    const uint32_t place = line * LINE ^ value_shift<BITS, DIM>(line);
+    const uint32_t first_half = g < 4 ? 0x4240u : 0x4745u, second_half = g < 4 ? 0x4644u : 0x4341u;
+    uint32_t pair[4], other[4];
     uint32_t w[HALVES][2][2][COLUMNS];
 #pragma unroll
     for (int b = 0; b < DIM / 32; b++) {
@@ -193,28 +214,18 @@ static __device__ __forceinline__ void add_values(float acc[DIM / 16][4], float 
                 }
             }
         }
+        if (BITS == 4 || b % 2 == 0) load_matrix_turned(pair, lines + (place ^ (BITS == 4 ? b : b / 2)));
         uint32_t x[2][2][4];
 #pragma unroll
-        for (int k = 0; k < 2; k++) {
+        for (int i = 0; i < 4; i++) {
+            if (BITS == 2 && b % 2 == 0) other[i] = __shfl_xor_sync(0xffffffffu, pair[i], 16);
+            const uint32_t both = BITS == 4 ? pair[i] : __byte_perm(pair[i], other[i], b % 2 == 0 ? first_half : second_half);
 #pragma unroll
-            for (int h = 0; h < 2; h++) {
-                uint32_t one[2];
-#pragma unroll
-                for (int e = 0; e < 2; e++) {
-                    /* place_of the line's 16 bytes */
-                    const uint32_t u = 4 * k + 2 * h + e;
-                    const uint8_t *codes = page + page_of<BITS, DIM>::CODES;
-                    if (BITS == 4) one[e] = load_short(codes + (first + u * STEP) * LINE + (b ^ t / 2 * (DIM / 64)) * 16 + 2 * g);
-                    else one[e] = codes[(first + (u ^ t)) * LINE + b * 8 + g];
-                }
-                const uint32_t both = __byte_perm(one[0], one[1], 0x5410);
-#pragma unroll
-                for (int j = 0; j < 4; j++) x[k][h][j] = element<BITS>(both, j);
-            }
+            for (int j = 0; j < 4; j++) x[i / 2][i % 2][j] = element<BITS>(both, j);
         }
 #pragma unroll
         for (int half = 0; half < HALVES; half++) {
-            const uint32_t own = HALVES == 1 || g / 4 == (uint32_t)half ? 0xffffffffu : 0;
+            const uint32_t own = HALVES == 1 || channel_of<BITS>(g, 0) / 16 == (uint32_t)half ? 0xffffffffu : 0;
 #pragma unroll
             for (int m = 0; m < 2; m++) {
 #pragma unroll

@@ -103,13 +103,15 @@ static __device__ __forceinline__ void finish_head(const step_args &a, uint32_t 
     __shared__ bool last;
     const uint32_t slot = blockIdx.z, head0 = stored * readers, lane = threadIdx.x % 32, stride = partial_stride(a.head_dim);
     __syncthreads();
-    if (threadIdx.x == 0) {
-        uint32_t *arrived = &a.arrived[(size_t)slot * a.n_head + stored];
-        last = add_in_order(arrived, 1u) == n_block - 1; /* after what the whole block wrote, before what it reads */
-        if (last) *arrived = 0;
+    if (n_block > 1) {
+        if (threadIdx.x == 0) {
+            uint32_t *arrived = &a.arrived[(size_t)slot * a.n_head + stored];
+            last = add_in_order(arrived, 1u) == n_block - 1; /* after what the whole block wrote, before what it reads */
+            if (last) *arrived = 0;
+        }
+        __syncthreads();
+        if (!last) return;
     }
-    __syncthreads();
-    if (!last) return;
     const bool fours = a.head_dim % 4 == 0;
     const uint32_t width = fours ? a.head_dim / 4 : a.head_dim, n_item = readers * width;
     const float *mine = partial_of(a, slot, head0 + threadIdx.x / width, 0) + threadIdx.x % width * 4;
