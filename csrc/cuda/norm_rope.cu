@@ -435,7 +435,7 @@ static __global__ void __launch_bounds__(256, 2) rope_step_kernel(const rope_arg
     if (KEEPS && head < a.n_head) plan_query<R>(a, work, s, layer, head, window, &plan);
     wait_previous();
     if (!early) allow_next();
-    if (!s->run) return;
+    if (!__ldcg(&s->run)) return; /* written in this step: the L1 cache may have what lay beside it from before */
     float low[4], high[4];
     head_of(a, blockIdx.y, head, angles, low, high);
     if (head < a.n_head) {
