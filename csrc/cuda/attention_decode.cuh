@@ -44,6 +44,7 @@ static __device__ __forceinline__ watched watch(const step_args &a, const cu_slo
     w.notes = p->has_mass;
     if (w.notes || w.moves > 0) w.line = score_line(a.work, blockIdx.z, stored * (a.n_head / s->n_stored));
     if (p->pages.size == 0) return w;
+    wait_previous(); /* for the choice */
     w.pick = pick_line(a.work, blockIdx.z, stored);
     w.n_page = a.work.n_pick[(size_t)blockIdx.z * a.work.max_stored + stored];
     return w;

@@ -77,10 +77,10 @@ static __global__ void __launch_bounds__(THREADS, DIM == 256 ? 2 : BLOCKS) tile_
     const float raise = raise_of(R());
     uint4 *const keys = shared + warp * 2 * HALF, *const values = keys + HALF;
     /*
-     * Without step programs, the kernel before this one writes the queries and the row that is new, and it lets this one
-     * begin only when all before it is there. So tables and whole pages are loaded while it runs.
+     * The kernel before this one writes the queries and the row that is new, or chooses pages. Tables, and unless pages are
+     * chosen, whole pages are as the step before left them, as what step programs do to a layer's rows follows its attention.
+     * So they are loaded while that kernel runs.
      */
-    if (a.work.acts != 0) wait_previous();
     const cu_slot *s = &a.slot[blockIdx.z];
     const uint32_t stored = blockIdx.y, n_stored = s->n_stored, cap = s->cap, run = __ldcg(&s->run);
     void *const *pages = s->pages;
@@ -173,7 +173,7 @@ static __global__ void __launch_bounds__(THREADS, DIM == 256 ? 2 : BLOCKS) tile_
     if (WATCHED || per_chunk != CU_TILE_PAGES) look_up(0, &mine, &entry);
     else if (entry.x >= n_page) mine = NULL;
     settle_unit();
-    const bool whole = !WATCHED && row0 / KVF_PAGE_ROWS + 1 < n_page;
+    const bool whole = (!WATCHED || w.pick == NULL) && row0 / KVF_PAGE_ROWS + 1 < n_page;
     if (whole) load_keys(), load_values();
     look_up(32, &ahead, &entry_ahead);
     wait_previous();
@@ -219,11 +219,15 @@ static __global__ void __launch_bounds__(THREADS, DIM == 256 ? 2 : BLOCKS) tile_
                 x[k] = (c[k / 2][k % 2] + c[k / 2][k % 2 + 2]) * a.scale;
                 if (seen && a.window != 0) seen = s->position - page_positions<R>(page, DIM)[in_page] < a.window;
                 if (!seen) x[k] = -INFINITY;
-                if (WATCHED && w.line != NULL && valid >> row & 1 && g % READERS < readers) {
-                    const uint32_t position = w.moves > 0 ? page_positions<R>(page, DIM)[in_page] : 0;
-                    x[k] = noted(w, g % READERS, row0 + row, position, x[k]);
+                if (WATCHED && row0 + row < w.moves && valid >> row & 1 && g % READERS < readers) {
+                    if (page_positions<R>(page, DIM)[in_page] < w.moves) x[k] = w.line[g % READERS * w.ld + row0 + row];
                 }
                 most = fmaxf(most, x[k]);
+            }
+            if (WATCHED && w.notes && g < readers) { /* beyond the rows: anything */
+                float *line = w.line + (size_t)g * w.ld + row0 + 2 * t;
+                *(float2 *)line = make_float2(x[0], x[1]);
+                *(float2 *)(line + 8) = make_float2(x[2], x[3]);
             }
             __syncwarp();
             next_unit();
