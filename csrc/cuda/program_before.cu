@@ -5,7 +5,19 @@
 #include "program.cuh"
 #include "select.cuh"
 
-enum { THREADS = 256, WARPS = THREADS / 32, READER_TILE = 4, SPLIT = 8 /* blocks of a choice */ };
+enum {
+    THREADS = 256,
+    WARPS = THREADS / 32,
+    READER_TILE = 4,
+    SPLIT = 8,    /* blocks of a choice */
+    AHEAD = 16,   /* channels of a thread whose bounds are read before the query is there */
+    HELD = 2048,  /* blocks, and pages, of a choice that shared memory has room for */
+    COUNTED = 512 /* blocks whose ranks may be counted, rather than searched for */
+};
+#ifndef CU_HELD_BLOCKS
+#define CU_HELD_BLOCKS HELD /* that it is used for */
+#define CU_COUNTED_BLOCKS COUNTED
+#endif
 
 /* ---- Choice of pages ---- */
 
@@ -51,9 +63,16 @@ static __device__ choice_plan plan_of(const choice &c) {
     return p;
 }
 
-/* Shared memory of a choice: the queries' positive parts, then their negative ones; partial sums; one score per reader and block. */
+/*
+ * Shared memory of a choice, but for what holds keys and pages: the queries' positive parts, then their negative ones; partial
+ * sums; one score per reader and block. In 16 bytes.
+ */
 static __host__ __device__ size_t choice_floats(uint32_t readers, uint32_t head_dim) {
-    return (size_t)readers * (2 * head_dim + KV_BOUND_BLOCKS) + WARPS * READER_TILE * KV_BOUND_BLOCKS;
+    return (size_t)readers * ((2 * head_dim + 3) / 4 * 4 + KV_BOUND_BLOCKS) + WARPS * READER_TILE * KV_BOUND_BLOCKS;
+}
+
+static size_t choice_bytes(uint32_t readers, uint32_t head_dim) {
+    return choice_floats(readers, head_dim) * sizeof(float) + 2 * HELD * sizeof(uint32_t);
 }
 
 /* The reduced score of a block, whose readers' are score[r * ld]. */
@@ -64,25 +83,54 @@ static __device__ float reduced(const choice &c, const float *score, size_t ld) 
     return x == x ? x : -INFINITY;
 }
 
+/* Bounds of this block's first segment, of the lane's block and the warp's channels. */
+typedef struct bounds_ahead {
+    bool known;
+    uint32_t stale; /* a block whose bounds have changed since */
+    float high[AHEAD], low[AHEAD];
+} bounds_ahead;
+
+static __device__ __forceinline__ void read_ahead(const choice &c, bounds_ahead *b, uint32_t n_block) {
+    const uint32_t dim = c.rows.head_dim, lane = threadIdx.x % 32, warp = threadIdx.x / 32;
+    b->known = blockIdx.x * KV_BOUND_BLOCKS < n_block;
+    if (!b->known) return;
+    const float *high = c.bounds[blockIdx.x] + lane, *low = high + (size_t)dim * KV_BOUND_BLOCKS;
+#pragma unroll
+    for (int k = 0; k < AHEAD; k++) {
+        const uint32_t d = warp + k * WARPS;
+        b->high[k] = d < dim ? __ldcg(high + d * KV_BOUND_BLOCKS) : 0.0f;
+        b->low[k] = d < dim ? __ldcg(low + d * KV_BOUND_BLOCKS) : 0.0f;
+    }
+}
+
 /* Scores of the segments that this block takes. */
-static __device__ void score_blocks(const choice &c, const choice_plan &p, float *shared) {
+static __device__ void score_blocks(const choice &c, const choice_plan &p, const bounds_ahead &ahead, float *shared) {
     const uint32_t dim = c.rows.head_dim, lane = threadIdx.x % 32, warp = threadIdx.x / 32;
     float *above = shared, *below = above + c.readers * dim, *sums = below + c.readers * dim;
     float *found = sums + WARPS * READER_TILE * KV_BOUND_BLOCKS; /* [readers, KV_BOUND_BLOCKS] */
     for (uint32_t segment = blockIdx.x; segment * KV_BOUND_BLOCKS < p.n_block; segment += gridDim.x) {
-        const float *high = c.bounds[segment], *low = high + (size_t)dim * KV_BOUND_BLOCKS;
+        const float *high = c.bounds[segment] + lane, *low = high + (size_t)dim * KV_BOUND_BLOCKS;
+        const uint32_t block = segment * KV_BOUND_BLOCKS + lane;
+        const bool known = ahead.known && segment == blockIdx.x && block != ahead.stale;
         for (uint32_t r0 = 0; r0 < c.readers; r0 += READER_TILE) {
             float acc[READER_TILE] = {};
-#pragma unroll 8
-            for (uint32_t d = warp; d < dim; d += WARPS) {
-                const float h = high[d * KV_BOUND_BLOCKS + lane], l = low[d * KV_BOUND_BLOCKS + lane];
+            const auto add = [&](uint32_t d, float h, float l) {
 #pragma unroll
                 for (int r = 0; r < READER_TILE; r++) {
                     if (r0 + r >= c.readers) break;
                     acc[r] = fmaf(above[(r0 + r) * dim + d], h, acc[r]);
                     acc[r] = fmaf(below[(r0 + r) * dim + d], l, acc[r]);
                 }
+            };
+#pragma unroll
+            for (int k = 0; k < AHEAD; k++) {
+                const uint32_t d = warp + k * WARPS;
+                if (d >= dim) break;
+                if (known) add(d, ahead.high[k], ahead.low[k]);
+                else add(d, high[d * KV_BOUND_BLOCKS], low[d * KV_BOUND_BLOCKS]);
             }
+#pragma unroll 8
+            for (uint32_t d = warp + AHEAD * WARPS; d < dim; d += WARPS) add(d, high[d * KV_BOUND_BLOCKS], low[d * KV_BOUND_BLOCKS]);
             for (int r = 0; r < READER_TILE; r++) sums[(warp * READER_TILE + r) * KV_BOUND_BLOCKS + lane] = acc[r];
             __syncthreads();
             if (warp < READER_TILE && r0 + warp < c.readers) {
@@ -92,7 +140,6 @@ static __device__ void score_blocks(const choice &c, const choice_plan &p, float
             }
             __syncthreads();
         }
-        const uint32_t block = segment * KV_BOUND_BLOCKS + lane;
         if (warp == 0 && block < p.n_block) c.score[block] = reduced(c, found + lane, KV_BOUND_BLOCKS);
         __syncthreads();
     }
@@ -129,40 +176,89 @@ static __device__ void mark(uint32_t *mask, uint32_t first, uint32_t end) {
     }
 }
 
-/* All scores are there: the choice as a list of pages. Called by one block. */
-static __device__ void choose(const choice &c, const choice_plan &p) {
-    __shared__ cut_state state;
-    __shared__ uint32_t part[32], last;
+/*
+ * Calls use(i, rank) for the `wanted` blocks of the highest keys, the lower one among equals, in order. key: shared, with zeros
+ * up to a multiple of four
+ */
+template <typename Use>
+static __device__ void for_each_counted(uint32_t *part, const uint32_t *key, uint32_t n, uint32_t wanted, Use use) {
+    uint32_t above[COUNTED / THREADS] = {}, n_above = 0; /* keys above the thread's own */
+#pragma unroll
+    for (uint32_t k = 0; k < COUNTED / THREADS; k++) {
+        const uint32_t i = threadIdx.x + k * THREADS, own = i < n ? key[i] : 0;
+        if (k * THREADS >= n) break;
+#pragma unroll 4
+        for (uint32_t j = 0; j < n; j += 4) {
+            const uint4 four = *(const uint4 *)(key + j);
+            above[k] += (four.x > own) + (four.y > own) + (four.z > own) + (four.w > own);
+        }
+        const uint32_t vote = __ballot_sync(0xffffffffu, i < n && above[k] < wanted);
+        __syncthreads();
+        if (threadIdx.x % 32 == 0) part[threadIdx.x / 32] = __popc(vote);
+        __syncthreads();
+        for (uint32_t w = 0; w < WARPS; w++) n_above += part[w];
+    }
+    if (n_above > wanted) { /* equal ones are too many */
+#pragma unroll
+        for (uint32_t k = 0; k < COUNTED / THREADS; k++) {
+            const uint32_t i = threadIdx.x + k * THREADS;
+            for (uint32_t j = 0; i < n && j < i; j++) above[k] += key[j] == key[i];
+        }
+    }
+    for_each_ranked(part, n, [&](uint32_t i) { return (i < THREADS ? above[0] : above[1]) < wanted; }, use);
+}
+
+/* What one block chooses with, in shared memory. */
+typedef struct choice_state {
+    cut_state cut;
+    uint32_t part[32], last;
+} choice_state;
+
+/* All scores are there: the choice as a list of pages. Called by one block. HELDS: key and mask are shared */
+template <bool HELDS>
+static __device__ void choose_in(const choice &c, const choice_plan &p, choice_state *state, uint32_t *key, uint32_t *mask) {
+    uint32_t *part = state->part;
     const uint32_t n_row = c.rows.n_row, size = c.op.page_rows, n_page = (n_row - 1) / KVF_PAGE_ROWS + 1;
     const float *score = c.score;
     const uint32_t hidden = p.hidden;
-    const auto key = [score, hidden](size_t i) { return i < hidden ? 0u : order_key(__ldcg(score + i)); };
-    for (uint32_t i = threadIdx.x; i < n_page; i += THREADS) c.mask[i] = 0;
+    const auto find_key = [score, hidden](uint32_t i) { return i < hidden ? 0u : order_key(__ldcg(score + i)); };
+    const auto key_of = [=](size_t i) { return HELDS ? key[i] : find_key((uint32_t)i); };
+    const auto mask_of = [mask](uint32_t i) { return HELDS ? mask[i] : __ldcg(mask + i); };
+    for (uint32_t i = threadIdx.x; HELDS && i < (p.n_block + 3) / 4 * 4; i += THREADS) key[i] = i < p.n_block ? find_key(i) : 0;
+    for (uint32_t i = threadIdx.x; i < n_page; i += THREADS) mask[i] = 0;
     __syncthreads();
-    if (p.wanted > 0) {
+    const auto take = [&](uint32_t i, uint32_t rank) {
+        const uint32_t first = i * size, end = min(first + size, p.end), done = rank * size;
+        if (done < p.left) mark(mask, first, min(end, first + (p.left - done)));
+    };
+    if (HELDS && p.wanted > 0 && p.n_block <= CU_COUNTED_BLOCKS) {
+        for_each_counted(part, key, p.n_block, p.wanted, take);
+    } else if (p.wanted > 0) {
         uint32_t cut, ties;
-        radix_cut(&state, key, p.n_block, p.wanted, &cut, &ties);
-        if (threadIdx.x == 0) last = 0;
-        for_each_ranked(part, p.n_block, [&](uint32_t i) { return key(i) == cut; }, [&](uint32_t i, uint32_t rank) {
-            if (rank + 1 == ties) last = i;
+        radix_cut(&state->cut, key_of, p.n_block, p.wanted, &cut, &ties);
+        if (threadIdx.x == 0) state->last = 0;
+        for_each_ranked(part, p.n_block, [&](uint32_t i) { return key_of(i) == cut; }, [&](uint32_t i, uint32_t rank) {
+            if (rank + 1 == ties) state->last = i;
         });
         __syncthreads();
-        const uint32_t through = last;
-        for_each_ranked(part, p.n_block, [&](uint32_t i) { return key(i) > cut || (key(i) == cut && i <= through); },
-                        [&](uint32_t i, uint32_t rank) {
-                            const uint32_t first = i * size, end = min(first + size, p.end), done = rank * size;
-                            if (done < p.left) mark(c.mask, first, min(end, first + (p.left - done)));
-                        });
+        const uint32_t through = state->last;
+        for_each_ranked(part, p.n_block, [&](uint32_t i) { return key_of(i) > cut || (key_of(i) == cut && i <= through); }, take);
     }
     for (uint32_t page = p.end / KVF_PAGE_ROWS + threadIdx.x; page < n_page; page += THREADS) {
-        mark(c.mask, max(page * KVF_PAGE_ROWS, p.end), min((page + 1) * KVF_PAGE_ROWS, n_row));
+        mark(mask, max(page * KVF_PAGE_ROWS, p.end), min((page + 1) * KVF_PAGE_ROWS, n_row));
     }
     __syncthreads();
-    const uint32_t *mask = c.mask;
     uint2 *pick = c.pick;
-    const uint32_t n = for_each_ranked(part, n_page, [mask](uint32_t i) { return __ldcg(mask + i) != 0; },
-                                       [mask, pick](uint32_t i, uint32_t rank) { pick[rank] = make_uint2(i, __ldcg(mask + i)); });
+    const uint32_t n = for_each_ranked(part, n_page, [&](uint32_t i) { return mask_of(i) != 0; },
+                                       [&](uint32_t i, uint32_t rank) { pick[rank] = make_uint2(i, mask_of(i)); });
     if (threadIdx.x == 0) *c.n_pick = n;
+}
+
+/* room: shared, [2 * HELD] */
+static __device__ void choose(const choice &c, const choice_plan &p, uint32_t *room) {
+    __shared__ choice_state state;
+    if (p.n_block <= CU_HELD_BLOCKS && c.rows.n_row <= HELD * KVF_PAGE_ROWS) choose_in<true>(c, p, &state, room, room + HELD);
+    else choose_in<false>(c, p, &state, NULL, c.mask);
 }
 
 /* Bounds of the block of a row that was appended, if this thread block takes its segment. */
@@ -178,7 +274,8 @@ static __device__ void bound_row(const choice &c, uint32_t row) {
 }
 
 /* arrived: 0 between launches; blocks of this head that have scored. */
-static __device__ void choose_pages(const choice &c, float *shared, uint32_t *arrived) {
+static __device__ void choose_pages(const choice &c, const choice_plan &p, const bounds_ahead &ahead, float *shared,
+                                    uint32_t *arrived) {
     __shared__ bool last;
     const uint32_t n = c.readers * c.rows.head_dim;
     for (uint32_t i = threadIdx.x; i < n; i += THREADS) {
@@ -187,8 +284,7 @@ static __device__ void choose_pages(const choice &c, float *shared, uint32_t *ar
         shared[n + i] = x >= 0 ? 0.0f : x;
     }
     __syncthreads();
-    const choice_plan p = plan_of(c);
-    score_blocks(c, p, shared);
+    score_blocks(c, p, ahead, shared);
     __threadfence();
     __syncthreads();
     if (threadIdx.x == 0) {
@@ -199,7 +295,7 @@ static __device__ void choose_pages(const choice &c, float *shared, uint32_t *ar
     if (!last) return;
     __threadfence();
     if (p.n_block > 0 && p.end % c.op.page_rows != 0 && p.end < c.rows.n_row) score_last(c, p, shared);
-    choose(c, p);
+    choose(c, p, (uint32_t *)(shared + choice_floats(c.readers, c.rows.head_dim)));
 }
 
 /* ---- A step ---- */
@@ -213,27 +309,43 @@ typedef struct before_args {
 } before_args;
 
 static __global__ void __launch_bounds__(THREADS) before_kernel(const before_args a) {
-    extern __shared__ float shared[];
-    wait_previous();
-    allow_next();
+    extern __shared__ uint4 shared4[];
+    float *shared = (float *)shared4;
+    /*
+     * The kernel before this one brings the queries and the new row, and lets this one begin only when all before it is there:
+     * all else is read while it runs.
+     */
     const cu_slot *s = &a.slot[blockIdx.z];
     const uint32_t stored = blockIdx.y, dim = a.head_dim;
-    if (!s->run || stored >= s->n_stored) return;
-    const size_t table = (size_t)a.layer * s->n_stored + stored;
-    const cu_program *p = program_of(s, table);
-    if (p == NULL || p->pages.size == 0) return;
+    size_t table = 0;
+    const cu_program *p = NULL;
+    if (__ldcg(&s->run) && stored < s->n_stored) {
+        table = (size_t)a.layer * s->n_stored + stored;
+        p = program_of(s, table);
+        if (p != NULL && p->pages.size == 0) p = NULL;
+    }
+    if (p == NULL) {
+        /* One block is enough for this kernel not to end before the one before it. */
+        if (blockIdx.x + blockIdx.y + blockIdx.z == 0) wait_previous();
+        return;
+    }
     const uint32_t readers = a.n_head / s->n_stored, head0 = stored * readers, position = s->position;
-    const head_rows h = {s->pages + table * s->cap, s->rows[table] + 1, dim, a.dtype, s->packing + table};
+    const head_rows h = {s->pages + table * s->cap, __ldcg(&s->rows[table]) + 1, dim, a.dtype, s->packing + table};
     const float *q = a.q + ((size_t)blockIdx.z * a.n_head + head0) * dim;
-    const uint32_t oldest = a.window > 0 && position >= a.window ? position - a.window + 1 : 0;
     choice c = {};
-    c.rows = h, c.op = p->pages, c.bounds = p->segment, c.q = q, c.stride = dim, c.readers = readers, c.oldest = oldest;
+    c.rows = h, c.op = p->pages, c.bounds = p->segment, c.q = q, c.stride = dim, c.readers = readers;
+    c.oldest = a.window > 0 && position >= a.window ? position - a.window + 1 : 0;
     c.score = head_line(a.work, blockIdx.z, stored);
     c.mask = (uint32_t *)score_line(a.work, blockIdx.z, head0);
     c.pick = pick_line(a.work, blockIdx.z, stored);
     c.n_pick = &a.work.n_pick[(size_t)blockIdx.z * a.work.max_stored + stored];
+    bounds_ahead ahead;
+    ahead.stale = (h.n_row - 1) / c.op.page_rows;
+    read_ahead(c, &ahead, ahead.stale); /* whole blocks */
+    wait_previous();
+    allow_next();
     bound_row(c, h.n_row - 1);
-    choose_pages(c, shared, &a.arrived[(size_t)blockIdx.z * a.n_head + stored]);
+    choose_pages(c, plan_of(c), ahead, shared, &a.arrived[(size_t)blockIdx.z * a.n_head + stored]);
 }
 
 int32_t cu_programs_before(kvf_model *model, uint32_t layer, uint32_t row_dtype, const cu_slot *slot, const float *q,
@@ -245,7 +357,7 @@ int32_t cu_programs_before(kvf_model *model, uint32_t layer, uint32_t row_dtype,
     a.slot = slot, a.q = q, a.arrived = arrived, a.work = *work;
     a.layer = layer, a.n_head = c->n_head, a.head_dim = c->head_dim, a.dtype = row_dtype;
     a.window = model->layer_window[layer];
-    const size_t bytes = choice_floats(c->n_head / c->n_kv_head, c->head_dim) * sizeof(float);
+    const size_t bytes = choice_bytes(c->n_head / c->n_kv_head, c->head_dim);
     const dim3 grid(SPLIT, work->max_stored, work->n);
     /* the device's limit, not this model's: graphs of other models keep theirs */
     CU_TRY(cudaFuncSetAttribute(before_kernel, cudaFuncAttributeMaxDynamicSharedMemorySize, (int)d->shared_bytes), "a step program");
@@ -294,9 +406,12 @@ extern "C" int32_t be_live_bounds(kvf_cache *cache, kv_sequence *s, uint32_t lay
 }
 
 static __global__ void __launch_bounds__(THREADS) rows_kernel(choice c, const cu_program *p, uint32_t *arrived) {
-    extern __shared__ float shared[];
+    extern __shared__ uint4 shared4[];
+    float *shared = (float *)shared4;
     c.op = p->pages, c.bounds = p->segment;
-    choose_pages(c, shared, arrived);
+    bounds_ahead ahead;
+    ahead.known = false, ahead.stale = 0;
+    choose_pages(c, plan_of(c), ahead, shared, arrived);
 }
 
 extern "C" int32_t be_program_rows(kvf_cache *cache, kv_sequence *s, uint32_t layer, uint32_t head, const float *q, size_t ld_q,
@@ -319,7 +434,7 @@ extern "C" int32_t be_program_rows(kvf_cache *cache, kv_sequence *s, uint32_t la
     c.score = (float *)(c.mask + n_page);
     c.q = q, c.stride = ld_q, c.readers = readers;
     CU_TRY(cudaMemsetAsync(c.n_pick, 0, 2 * sizeof(uint32_t), stream), "choosing pages");
-    const size_t bytes = choice_floats(readers, c.rows.head_dim) * sizeof(float);
+    const size_t bytes = choice_bytes(readers, c.rows.head_dim);
     const int most = (int)cu_of(dev)->shared_bytes;
     CU_TRY(cudaFuncSetAttribute(rows_kernel, cudaFuncAttributeMaxDynamicSharedMemorySize, most), "choosing pages");
     rows_kernel<<<1, THREADS, bytes, stream>>>(c, p + head, c.n_pick + 1);
