@@ -133,7 +133,7 @@ static __device__ __forceinline__ void plain_chunk(const step_args &a, const cu_
 }
 
 /*
- * The warps' shares of a chunk, in order, by one warp. sums: shared [WARPS, READERS, DIM]   stat: [WARPS, READERS, 2], maximum
+ * The warps' shares of a chunk of plain rows, in order, by one warp. sums: shared [WARPS, READERS, DIM]   stat: [WARPS, READERS, 2], maximum
  * and sum
  */
 template <int READERS, int DIM>
@@ -156,6 +156,82 @@ static __device__ __forceinline__ void merge_warps(const step_args &a, uint32_t 
 #pragma unroll
         for (int k = 0; k < DIM / 32; k++) to[lane + 32 * k] = total[k];
         if (lane == 0) to[DIM] = most, to[DIM + 1] = weights;
+    }
+    __syncwarp();
+}
+
+/*
+ * A warp's share of a chunk of packed pages, as it lies in registers: powers of two and offsets are made good once, when shares
+ * are merged. own: shared [READERS * DIM]   offsets: [8, READERS], of each group of channels
+ */
+template <int DIM, int TILES>
+static __device__ __forceinline__ void store_share(const float acc[DIM / 16][4], float base[4], float *own, float *offsets,
+                                                   uint32_t g, uint32_t t) {
+    constexpr int READERS = 4 * TILES, PER = 2 * TILES; /* PER: of a product's sums that a lane keeps */
+#pragma unroll
+    for (int n = 0; n < DIM / 16 * PER / 4; n++) {
+        float x[4];
+#pragma unroll
+        for (int k = 0; k < 4; k++) {
+            const int i = (4 * n + k) / PER, e = (4 * n + k) % PER;
+            x[k] = acc[i][e];
+            if (TILES == 1) { /* the rest's columns are two lanes further; either lane adds one of the two rows up */
+                const float other = __shfl_xor_sync(0xffffffffu, t < 2 ? acc[i][2 + e] : acc[i][e], 2);
+                x[k] = (t < 2 ? acc[i][e] : acc[i][2 + e]) + other;
+            }
+        }
+        ((float4 *)own)[32 * n + 4 * g + t] = make_float4(x[0], x[1], x[2], x[3]);
+    }
+#pragma unroll
+    for (int e = 0; e < 2; e++) {
+        if (TILES == 1) base[e] += __shfl_xor_sync(0xffffffffu, base[e], 2);
+        if (TILES == 2 || t < 2) offsets[g * READERS + 2 * t + e] = base[e];
+    }
+}
+
+/* Those shares, in order, by one warp. sums: [WARPS, READERS * DIM]   offsets: [WARPS, 8, READERS]   stat: as above */
+template <int BITS, int DIM, int TILES>
+static __device__ __forceinline__ void merge_codes(const step_args &a, uint32_t stored, uint32_t readers, uint32_t chunk,
+                                                   uint32_t group, const float *sums, const float *offsets, const float *stat) {
+    constexpr int READERS = 4 * TILES, PER = 2 * TILES, N = DIM / 16 * PER;
+    const uint32_t lane = threadIdx.x % 32, g = lane / 4, t = lane % 4, reader = (TILES == 1 ? t % 2 : t) * 2;
+    float most[2] = {-INFINITY, -INFINITY}, weights[2] = {}, base[2] = {}, total[N] = {};
+#pragma unroll
+    for (int w = 0; w < WARPS; w++) {
+#pragma unroll
+        for (int e = 0; e < 2; e++) most[e] = fmaxf(most[e], stat[(w * READERS + reader + e) * 2]);
+    }
+#pragma unroll
+    for (int w = 0; w < WARPS; w++) {
+        float factor[2];
+#pragma unroll
+        for (int e = 0; e < 2; e++) {
+            const float *own = stat + (w * READERS + reader + e) * 2;
+            factor[e] = exp2_fast(own[0] - (most[e] == -INFINITY ? 0.0f : most[e]));
+            weights[e] = fmaf(factor[e], own[1], weights[e]);
+            base[e] = fmaf(factor[e], offsets[(w * 8 + g) * READERS + reader + e], base[e]);
+        }
+#pragma unroll
+        for (int n = 0; n < N; n += 4) {
+            const float4 x = ((const float4 *)(sums + w * READERS * DIM))[8 * n + lane];
+            total[n] = fmaf(factor[0], x.x, total[n]), total[n + 1] = fmaf(factor[1], x.y, total[n + 1]);
+            total[n + 2] = fmaf(factor[0], x.z, total[n + 2]), total[n + 3] = fmaf(factor[1], x.w, total[n + 3]);
+        }
+    }
+    const uint32_t inverse = 65536 / (group / 16) + 1; /* of a group in 16 channels, for numbers below 8 */
+#pragma unroll
+    for (int n = 0; n < N; n++) {
+        const int e = n % 2;
+        const uint32_t i = n / PER, j = i % 2 * 2 + (TILES == 1 ? t / 2 : n % PER / 2), channel = i / 2 * 32 + channel_of<BITS>(g, j);
+        const float offset = __shfl_sync(0xffffffffu, base[e], (channel / 16 * inverse >> 16) * 4 + t);
+        const float x = fmaf(total[n], (float)(1u << power<BITS>(j)), offset);
+        if (reader + e < readers) partial_of(a, blockIdx.z, stored * readers + reader + e, chunk)[channel] = x;
+    }
+#pragma unroll
+    for (int e = 0; e < 2; e++) {
+        if (g != 0 || reader + e >= readers || (TILES == 1 && t >= 2)) continue;
+        float *to = partial_of(a, blockIdx.z, stored * readers + reader + e, chunk);
+        to[DIM] = most[e], to[DIM + 1] = weights[e];
     }
     __syncwarp();
 }
@@ -184,9 +260,10 @@ static __global__ void __launch_bounds__(THREADS, TILES == 1 ? 2 : 1) codes_kern
     float *sums = (float *)((uint8_t *)shared4 + WARPS * STAGES * PAGE_BYTES) + WARPS * READERS * WEIGHT_STRIDE;
     static_assert(DIM * 32 <= WARPS * READERS * WEIGHT_STRIDE * (int)sizeof(float), "queries fit");
     float *stat = sums + WARPS * READERS * DIM;                                           /* [WARPS, READERS, 2] */
+    float *offsets = stat + WARPS * READERS * 2;                                          /* [WARPS, 8, READERS] */
     /*
-     * The kernel before this one lets it begin when all before that one is there. So only the queries and the new row are
-     * missing: tables, and packed pages, which a step does not change, are read while it runs.
+     * The kernel before this one brings the queries and the new row. Tables and packed pages are as the step before left them:
+     * they are read while it runs.
      */
     const cu_slot *s = &a.slot[blockIdx.z];
     const uint32_t stored = blockIdx.y;
@@ -393,32 +470,7 @@ static __global__ void __launch_bounds__(THREADS, TILES == 1 ? 2 : 1) codes_kern
             may_write();
             sum += __shfl_xor_sync(0xffffffffu, sum, 1);
             sum += __shfl_xor_sync(0xffffffffu, sum, 2);
-            if (TILES == 1) {
-                base[0] += __shfl_xor_sync(0xffffffffu, base[0], 2);
-                base[1] += __shfl_xor_sync(0xffffffffu, base[1], 2);
-            }
-#pragma unroll
-            for (int i = 0; i < DIM / 16; i++) {
-                if (TILES == 1) {
-                    /* the rest's columns are two lanes further; either lane adds one of the two rows up */
-                    const uint32_t j = i % 2 * 2 + t / 2, channel = i / 2 * 32 + channel_of<BITS>(g, j);
-                    const float factor = (float)(1u << power<BITS>(j));
-#pragma unroll
-                    for (int e = 0; e < 2; e++) {
-                        const float other = __shfl_xor_sync(0xffffffffu, t < 2 ? acc[i][2 + e] : acc[i][e], 2);
-                        const float offset = __shfl_sync(0xffffffffu, base[e], channel / group * 4 + t);
-                        own[(t % 2 * 2 + e) * DIM + channel] = fmaf((t < 2 ? acc[i][e] : acc[i][2 + e]) + other, factor, offset);
-                    }
-                } else {
-#pragma unroll
-                    for (int e = 0; e < 4; e++) {
-                        const int j = i % 2 * 2 + e / 2;
-                        const uint32_t channel = i / 2 * 32 + channel_of<BITS>(g, j);
-                        const float offset = __shfl_sync(0xffffffffu, base[e % 2], channel / group * 4 + t);
-                        own[(2 * t + e % 2) * DIM + channel] = fmaf(acc[i][e], (float)(1u << power<BITS>(j)), offset);
-                    }
-                }
-            }
+            store_share<DIM, TILES>(acc, base, own, offsets + warp * 8 * READERS, g, t);
             if (t == 0 && g < READERS) {
                 stat[(warp * READERS + g) * 2] = max - lift;
                 stat[(warp * READERS + g) * 2 + 1] = sum;
@@ -426,7 +478,8 @@ static __global__ void __launch_bounds__(THREADS, TILES == 1 ? 2 : 1) codes_kern
         }
         if (warp == merger) {
             named_wait(FULL, THREADS);
-            merge_warps<READERS, DIM>(a, stored, readers, chunk, sums, stat);
+            if (chunk < packed_chunks) merge_codes<BITS, DIM, TILES>(a, stored, readers, chunk, group, sums, offsets, stat);
+            else merge_warps<READERS, DIM>(a, stored, readers, chunk, sums, stat);
             named_arrive(FREE, THREADS);
         } else {
             named_arrive(FULL, THREADS);
@@ -441,7 +494,7 @@ static __global__ void __launch_bounds__(THREADS, TILES == 1 ? 2 : 1) codes_kern
 template <int BITS, int DIM>
 static constexpr size_t shared_bytes(size_t tiles) {
     return (size_t)WARPS * page_of<BITS, DIM>::STAGES * page_of<BITS, DIM>::BYTES +
-           WARPS * 4 * tiles * (WEIGHT_STRIDE + DIM + 2) * sizeof(float);
+           WARPS * 4 * tiles * (WEIGHT_STRIDE + DIM + 2 + 8) * sizeof(float);
 }
 
 template <typename R, int BITS, int DIM, int TILES>
