@@ -57,6 +57,8 @@ typedef struct kvf_cache kvf_cache;
 
 /* KVF_ABI_VERSION of the build. */
 KVF_API uint32_t kvf_abi_version(void);
+/* Of the last call on this thread that failed: what a constructor that returned NULL would have returned. 0: none did. */
+KVF_API int32_t kvf_last_status(void);
 /* Devices, models and caches that were created and not freed. */
 KVF_API uint32_t kvf_live_handles(void);
 

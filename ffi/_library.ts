@@ -48,13 +48,12 @@ export class ErrorBuffer {
   /** The memory. */
   readonly bytes: Uint8Array<ArrayBuffer> = new Uint8Array(512);
 
-  /** The error of a call of `symbol` that returned `status`. */
-  error(symbol: string, status: number | null): NativeError {
-    const kind: NativeErrorKind = status === null
-      ? "unknown"
-      : STATUS_KINDS[status as keyof typeof STATUS_KINDS] ?? "unknown";
+  /** The error of a call of `symbol` that failed with `status`. */
+  error(symbol: string, status: number): NativeError {
+    const kind: NativeErrorKind =
+      STATUS_KINDS[status as keyof typeof STATUS_KINDS] ?? "unknown";
     const message = text(this.bytes) ||
-      `Cannot complete ${symbol} as it failed: status is ${status ?? "NULL"}`;
+      `Cannot complete ${symbol} as it failed: status is ${status}`;
     this.bytes[0] = 0;
     return new NativeError(message, kind, symbol);
   }
@@ -197,7 +196,9 @@ export class Library {
     >;
     const { bytes } = this.#error;
     const handle = call(...args, bytes, bytes.length);
-    if (handle === null) throw this.#error.error(name, null);
+    if (handle === null) {
+      throw this.#error.error(name, this.functions.kvf_last_status());
+    }
     return handle;
   }
 }

@@ -60,6 +60,7 @@ const EXTEND = [
 export const SYMBOLS = {
   // ---- Library ----
   kvf_abi_version: { parameters: [], result: "u32" },
+  kvf_last_status: { parameters: [], result: "i32" },
   kvf_live_handles: { parameters: [], result: "u32" },
 
   // ---- Device ----

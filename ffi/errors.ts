@@ -4,7 +4,7 @@
  * @module
  */
 
-/** Why the native library refused or failed. `unknown`: a constructor failed, and only its message says why. */
+/** Why the native library refused or failed. `unknown`: only the message says why. */
 export type NativeErrorKind =
   | "argument"
   | "memory"

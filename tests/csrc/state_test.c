@@ -131,7 +131,9 @@ static void models(kvf_device *dev) {
     table[n++].rope_scale = 0;
     for (uint32_t i = 0; i < n; i++) {
         test_message[0] = '\0';
+        CHECK(kv_fail((kv_err){NULL, 0}, KVF_ERR_BUSY, "something else") == KVF_ERR_BUSY && kvf_last_status() == KVF_ERR_BUSY);
         CHECK(kvf_model_create(dev, &table[i], inv_freq, windows, ERR) == NULL && test_message[0] != '\0');
+        CHECK(kvf_last_status() == KVF_ERR_ARG);
     }
     CHECK(kvf_model_create(dev, NULL, inv_freq, windows, ERR) == NULL);
     CHECK(kvf_model_create(dev, &good, NULL, windows, ERR) == NULL);
