@@ -412,7 +412,7 @@ static __global__ void __launch_bounds__(256, 2) rope_step_kernel(const rope_arg
      * Attention looks its pages up meanwhile, which the step before left as they are. In the first layer nothing else makes
      * sure that the embedding has said which slots run.
      */
-    const bool early = layer > 0 && work.acts == 0;
+    const bool early = layer > 0;
     if (early) allow_next();
     if (head >= a.n_head + 2 * a.n_kv_head) return;
     const cu_slot *s = &slot[blockIdx.y];
