@@ -2,16 +2,44 @@
 #include "norm.cuh"
 #include "program.cuh"
 
-/* A block per token. */
+enum { NORM_HELD = 4 };
+
+/* A block per token. Rows of up to 4096 columns are read once and kept; the weights come while the kernel before still runs. */
 template <typename T>
 static __global__ void __launch_bounds__(NORM_THREADS) rms_norm_kernel(T *h, uint32_t ldh, const float *x, const float *weight,
                                                               uint32_t n_col, float eps) {
-    allow_next(); /* what comes next fetches weights first */
-    wait_previous();
     const float *from = x + (size_t)blockIdx.x * n_col;
     T *to = h + (size_t)blockIdx.x * ldh;
-    const float scale = norm_scale(from, n_col, eps);
-    for (uint32_t i = threadIdx.x; i < n_col; i += blockDim.x) from_f32(&to[i], from[i] * scale * weight[i]);
+    allow_next(); /* what comes next fetches weights first */
+    if (sizeof(T) != 2 || n_col % 4 != 0 || n_col > 4 * NORM_HELD * NORM_THREADS) {
+        wait_previous();
+        const float scale = norm_scale(from, n_col, eps);
+        for (uint32_t i = threadIdx.x; i < n_col; i += blockDim.x) from_f32(&to[i], from[i] * scale * weight[i]);
+        return;
+    }
+    float4 f[NORM_HELD] = {}, v[NORM_HELD] = {};
+#pragma unroll
+    for (uint32_t k = 0; k < NORM_HELD; k++) {
+        const uint32_t i = k * NORM_THREADS + threadIdx.x;
+        if (i < n_col / 4) f[k] = ((const float4 *)weight)[i];
+    }
+    wait_previous();
+#pragma unroll
+    for (uint32_t k = 0; k < NORM_HELD; k++) {
+        const uint32_t i = k * NORM_THREADS + threadIdx.x;
+        if (i < n_col / 4) v[k] = ((const float4 *)from)[i];
+    }
+    float sum = 0;
+#pragma unroll
+    for (uint32_t k = 0; k < NORM_HELD; k++) sum = norm_add(sum, v[k]);
+    const float scale = norm_factor(sum, n_col, eps);
+#pragma unroll
+    for (uint32_t k = 0; k < NORM_HELD; k++) {
+        const uint32_t i = k * NORM_THREADS + threadIdx.x;
+        if (i >= n_col / 4) continue;
+        ((uint2 *)to)[i] = make_uint2(pack<T>(v[k].x * scale * f[k].x, v[k].y * scale * f[k].y),
+                                      pack<T>(v[k].z * scale * f[k].z, v[k].w * scale * f[k].w));
+    }
 }
 
 int32_t cu_rms_norm(kvf_device *dev, uint32_t dtype, void *h, uint32_t ldh, const float *x, const float *weight,
