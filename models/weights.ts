@@ -69,7 +69,7 @@ export interface LoadOptions {
   onProgress?: (progress: LoadProgress) => void;
   /** Cancels loading; the promise is rejected with the signal's reason. */
   signal?: AbortSignal;
-  /** Bytes of the reused buffer, or its longest row. Default: a 64th of the weights, from 256 KiB to 32 MiB. */
+  /** Bytes of the reused buffer, or its longest row. Default: a 64th of the weights, from 256 KiB to 16 MiB. */
   bufferBytes?: number;
 }
 
@@ -78,10 +78,10 @@ const MOST_PARTS = 8;
 /** Bytes of a part at least, where the buffer is cut at all. */
 const LEAST_PART = 1 << 20;
 
-/** A buffer that is small beside the weights, and large enough for few reads. */
+/** A buffer that is small beside the weights, stays in a processor's caches, and is large enough for few reads. */
 function bufferFor(weightBytes: number): number {
   const part = Math.ceil(weightBytes / 64);
-  return Math.min(32 << 20, Math.max(256 << 10, part));
+  return Math.min(16 << 20, Math.max(256 << 10, part));
 }
 
 /** How a buffer of so many bytes is cut: parts, each of which holds a row. */

@@ -233,7 +233,7 @@ async function reading(
   tell: (line: Measurement) => void,
 ): Promise<void> {
   for (const readers of [1, 2, 4, 8]) {
-    for (const slice of [1 << 20, 4 << 20]) {
+    for (const slice of [1 << 20, 2 << 20, 4 << 20]) {
       const buffer = new ArrayBuffer(readers * slice);
       const rates: number[] = [];
       for (let i = 0; i < repeats; i++) {
