@@ -9,9 +9,9 @@ static uint32_t id_of(int32_t result) {
     return (uint32_t)result;
 }
 
-static kvf_model *model_with_window(kvf_device *dev, shape s, uint32_t dtype, uint32_t window) {
+static kvf_model *model_with_window(kvf_device *dev, shape s, uint32_t dtype, uint32_t window, uint32_t intermediate) {
     const kvf_model_config config = {.size = sizeof config, .n_layer = s.n_layer, .hidden = 48, .n_head = s.n_head,
-                                     .n_kv_head = s.n_kv_head, .head_dim = s.head_dim, .intermediate = 40,
+                                     .n_kv_head = s.n_kv_head, .head_dim = s.head_dim, .intermediate = intermediate,
                                      .vocab = TEST_VOCAB, .weight_dtype = dtype, .norm_eps = 1e-5f, .rope_scale = 1};
     float inv_freq[128];
     uint32_t windows[64];
@@ -50,7 +50,7 @@ static void against_prefill(kvf_device *dev, shape s, uint32_t weights, uint32_t
     /* With f32 weights, 16-bit rows are rounded before attention on both paths: what is left is the order of sums. */
     const double bound = weights == KVF_F32 ? 2e-4 : weights == KVF_F16 ? 4e-3 : 2e-2;
     kvf_cache *cache = cache_of_shape(dev, s, 0);
-    kvf_model *model = model_with_window(dev, s, weights, window);
+    kvf_model *model = model_with_window(dev, s, weights, window, 40);
     float whole[TEST_VOCAB], step[TEST_VOCAB];
     for (uint32_t k = 0; k < n_length; k++) {
         const uint32_t n = lengths[k];
@@ -81,26 +81,27 @@ static void against_prefill(kvf_device *dev, shape s, uint32_t weights, uint32_t
     kvf_model_free(model);
 }
 
-/* Sequences of many lengths decoded together, and each on its own. */
-static void batches(kvf_device *dev, uint32_t dtype) {
-    enum { N = 19, STEPS = 3 };
+/* n sequences of up to `most` tokens, the eighth longer, decoded together, and each on its own. */
+static void batches(kvf_device *dev, uint32_t dtype, uint32_t intermediate, uint32_t n, uint32_t steps, uint32_t most,
+                    uint32_t eighth) {
+    enum { N = 40, STEPS = 3 };
     const shape s = {2, 8, 2, 64, dtype};
     kvf_cache *cache = cache_of_shape(dev, s, 0);
-    kvf_model *model = model_with_window(dev, s, dtype, 0);
-    uint32_t ids[N], alone[N], tokens[STEPS * N], one[STEPS], prompt[320];
-    float *logits = malloc(sizeof(float) * STEPS * N * TEST_VOCAB), single[STEPS * TEST_VOCAB];
-    for (uint32_t i = 0; i < 320; i++) prompt[i] = below(TEST_VOCAB);
-    for (uint32_t b = 0; b < N; b++) {
-        const uint32_t n = b == 7 ? 300 : 1 + below(70);
-        ids[b] = prefilled(model, cache, prompt + b, n, b % 3 == 0 ? KVF_QUERY_HEAD : KVF_KV_HEAD);
+    kvf_model *model = model_with_window(dev, s, dtype, 0, intermediate);
+    uint32_t ids[N], alone[N], tokens[STEPS * N], one[STEPS], prompt[320 + N];
+    float *logits = malloc(sizeof(float) * steps * n * TEST_VOCAB), single[STEPS * TEST_VOCAB];
+    for (uint32_t i = 0; i < 320 + N; i++) prompt[i] = below(TEST_VOCAB);
+    for (uint32_t b = 0; b < n; b++) {
+        const uint32_t length = b == 7 ? eighth : 1 + below(most);
+        ids[b] = prefilled(model, cache, prompt + b, length, b % 3 == 0 ? KVF_QUERY_HEAD : KVF_KV_HEAD);
         alone[b] = id_of(kvf_sequence_fork(cache, ids[b], b % 3 == 0 ? KVF_QUERY_HEAD : KVF_KV_HEAD, ERR));
     }
-    CHECK(kvf_decode(model, cache, ids, N, STEPS, tokens, logits, sizeof(float) * STEPS * N * TEST_VOCAB, NULL, ERR) == KVF_OK);
-    for (uint32_t b = 0; b < N; b++) {
-        CHECK(kvf_decode(model, cache, &alone[b], 1, STEPS, one, single, sizeof single, NULL, ERR) == KVF_OK);
-        for (uint32_t i = 0; i < STEPS; i++) {
-            CHECK(one[i] == tokens[i * N + b]);
-            CHECK(memcmp(single + i * TEST_VOCAB, logits + (i * N + b) * TEST_VOCAB, sizeof(float) * TEST_VOCAB) == 0);
+    CHECK(kvf_decode(model, cache, ids, n, steps, tokens, logits, sizeof(float) * steps * n * TEST_VOCAB, NULL, ERR) == KVF_OK);
+    for (uint32_t b = 0; b < n; b++) {
+        CHECK(kvf_decode(model, cache, &alone[b], 1, steps, one, single, sizeof single, NULL, ERR) == KVF_OK);
+        for (uint32_t i = 0; i < steps; i++) {
+            CHECK(one[i] == tokens[i * n + b]);
+            CHECK(memcmp(single + i * TEST_VOCAB, logits + (i * n + b) * TEST_VOCAB, sizeof(float) * TEST_VOCAB) == 0);
         }
     }
     free(logits);
@@ -122,8 +123,11 @@ int main(void) {
             if (dtype != KVF_F32) against_prefill(dev, s, dtype, window, i == 0 ? lengths : few, n);
         }
     }
-    batches(dev, KVF_F32);
-    batches(dev, KVF_BF16);
+    batches(dev, KVF_F32, 40, 19, 3, 70, 300);
+    batches(dev, KVF_BF16, 40, 19, 3, 70, 300);
+    /* Sums over many columns, and more tokens than one kernel takes. */
+    batches(dev, KVF_BF16, 4128, 9, 1, 2, 3);
+    batches(dev, KVF_F16, 600, 40, 1, 2, 3);
     kvf_device_free(dev);
     return 0;
 }
