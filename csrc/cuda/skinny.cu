@@ -375,7 +375,11 @@ static cudaError_t launch_type(const cu_device *d, skinny_args a) {
     if (a.norm_x != NULL) return launch_fitting<W, 1, 1, 2, 5, 1, 2, 3, true>(d, a, beside);
     if (n == 1) return launch_fitting<W, 1, 1, 2, 7, 1, 2, 3, false>(d, a, room);
     if (n <= 8) return launch_fitting<W, 2, 1, 2, 5, 2, 1, 3, false>(d, a, room);
+    /* Where a block has two units at most, places for four would stay half empty: smaller ones, and more of them. */
+    const bool few = cu_div_up(a.items, d->n_sm) <= 2;
+    if (n <= 16 && few) return launch_fitting<W, 2, 2, 2, 4, 2, 1, 3, false>(d, a, room);
     if (n <= 16) return launch_fitting<W, 4, 2, 2, 2, 2, 1, 3, false>(d, a, room);
+    if (few) return launch_fitting<W, 2, 4, 2, 3, 2, 1, 2, false>(d, a, room);
     return launch_fitting<W, 4, 4, 2, 2, 2, 1, 2, false>(d, a, room);
 }
 
