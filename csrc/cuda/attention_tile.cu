@@ -319,7 +319,8 @@ static cudaError_t launch(const cu_device *d, const step_args &a, dim3 grid) {
     const bool watches = (a.work.acts & CU_WATCHES) != 0;
     void (*kernel)(step_args) = watches ? tile_kernel<R, DIM, PAIRED, true> : tile_kernel<R, DIM, PAIRED, false>;
     const size_t bytes = (size_t)WARPS * 2 * UNIT * DIM * sizeof(R);
-    const cudaError_t e = cudaFuncSetAttribute(kernel, cudaFuncAttributeMaxDynamicSharedMemorySize, (int)bytes);
+    cudaError_t e = cudaFuncSetAttribute(kernel, cudaFuncAttributeMaxDynamicSharedMemorySize, (int)bytes);
+    if (e == cudaSuccess) e = cu_all_shared(kernel);
     return e != cudaSuccess ? e : cu_launch_next(d, kernel, grid, dim3(THREADS), bytes, a);
 }
 

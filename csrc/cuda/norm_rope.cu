@@ -45,6 +45,8 @@ static __global__ void __launch_bounds__(NORM_THREADS) rms_norm_kernel(T *h, uin
 int32_t cu_rms_norm(kvf_device *dev, uint32_t dtype, void *h, uint32_t ldh, const float *x, const float *weight,
                     uint32_t n, uint32_t n_col, float eps, kv_err err) {
     cudaError_t e;
+    CU_WITH_TYPE(dtype, T, e = cu_all_shared(rms_norm_kernel<T>));
+    if (e != cudaSuccess) return cu_check(e, "a norm", err);
     CU_WITH_TYPE(dtype, T,
                  (e = cu_launch_next(cu_of(dev), rms_norm_kernel<T>, dim3(n), dim3(NORM_THREADS), 0, (T *)h, ldh, x, weight,
                                      n_col, eps)));
@@ -518,12 +520,14 @@ int32_t cu_rope_step(kvf_model *model, uint32_t layer, uint32_t row_dtype, const
     const cu_device *d = cu_of(model->dev);
     const uint32_t window = model->layer_window[layer];
     cudaError_t e;
+    const auto launch = [&](auto kernel) {
+        const cudaError_t set = cu_all_shared(kernel);
+        return set != cudaSuccess ? set : cu_launch_next(d, kernel, grid, dim3(256), 0, a, slot, layer, *work, window);
+    };
     if (work->acts & CU_BEFORE) {
-        CU_WITH_TYPE(row_dtype, R,
-                     (e = cu_launch_next(d, rope_step_kernel<R, true>, grid, dim3(256), 0, a, slot, layer, *work, window)));
+        CU_WITH_TYPE(row_dtype, R, (e = launch(rope_step_kernel<R, true>)));
     } else {
-        CU_WITH_TYPE(row_dtype, R,
-                     (e = cu_launch_next(d, rope_step_kernel<R, false>, grid, dim3(256), 0, a, slot, layer, *work, window)));
+        CU_WITH_TYPE(row_dtype, R, (e = launch(rope_step_kernel<R, false>)));
     }
     return cu_check(e, "rotation", err);
 }

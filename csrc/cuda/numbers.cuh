@@ -121,6 +121,16 @@ static __device__ __forceinline__ void philox(uint32_t c0, uint32_t c1, uint32_t
 }
 
 /*
+ * For kernels of decode that go around the L1 cache: all of it is theirs as shared memory. A multiprocessor divides the two
+ * anew only when it is empty, so a kernel that left more to the cache would keep the next one's blocks out until its last one
+ * had gone.
+ */
+template <typename... P>
+static inline cudaError_t cu_all_shared(void (*kernel)(P...)) {
+    return cudaFuncSetAttribute(kernel, cudaFuncAttributePreferredSharedMemoryCarveout, cudaSharedmemCarveoutMaxShared);
+}
+
+/*
  * Launches a kernel of decode. Where the device allows it, the kernel's blocks start while the kernel before them still
  * runs: it must call wait_previous before it touches anything that others write, in every thread, on every path.
  */

@@ -330,8 +330,13 @@ static __global__ void __launch_bounds__(32 * WARPS) skinny_f32_kernel(const ski
 
 /* ---- Host ---- */
 
-/* Shared memory that the block of a product with a norm may take beside one without, compute capability 9.0. */
-static const size_t BESIDE = (228 << 10) - (122944 + 2 * 1024);
+/*
+ * Products of one token with and without a norm take turns. On a multiprocessor of compute capability 9.0 there is room for one
+ * of each, but not for two without: otherwise the blocks of one stand in pairs on half of the multiprocessors, those of the
+ * next on the other half, and so on, while the rest is idle. So a block without takes at least APART bytes of the 228 KiB,
+ * and one with at most BESIDE; each costs one KiB more.
+ */
+static const size_t APART = 115 << 10, BESIDE = 110 << 10;
 
 template <int MT, int NT, int HALVES, int STAGES, bool NORM>
 static size_t bytes_of(const skinny_args &a) {
@@ -343,8 +348,10 @@ static size_t bytes_of(const skinny_args &a) {
 template <typename W, int MT, int NT, int HALVES, int STAGES, bool NORM, bool LATE = false>
 static cudaError_t launch(const cu_device *d, const skinny_args &given) {
     const auto kernel = skinny_kernel<W, MT, NT, HALVES, STAGES, NORM, LATE>;
-    const size_t bytes = bytes_of<MT, NT, HALVES, STAGES, NORM>(given);
-    const cudaError_t e = cudaFuncSetAttribute(kernel, cudaFuncAttributeMaxDynamicSharedMemorySize, (int)d->shared_bytes);
+    size_t bytes = bytes_of<MT, NT, HALVES, STAGES, NORM>(given);
+    if (NT == 1 && MT == 1 && !NORM && bytes < APART && APART <= d->shared_bytes) bytes = APART;
+    cudaError_t e = cudaFuncSetAttribute(kernel, cudaFuncAttributeMaxDynamicSharedMemorySize, (int)d->shared_bytes);
+    if (e == cudaSuccess) e = cu_all_shared(kernel);
     if (e != cudaSuccess) return e;
     skinny_args a = given;
     const uint32_t blocks = a.items < d->n_sm ? a.items : d->n_sm;
@@ -367,13 +374,9 @@ static cudaError_t launch_type(const cu_device *d, skinny_args a) {
     a.items = a.chosen != NULL ? a.units * a.n : a.units;
     a.inputs = n < 32 ? n : 32;
     a.spread = n == 1;
-    /*
-     * Products with and without a norm take turns. One of each has room on a multiprocessor but not two without: otherwise
-     * the blocks of one stand in pairs on half of the multiprocessors, those of the next on the other half, and so on.
-     */
     if (a.norm_x != NULL && bytes_of<1, 1, 2, 6, true>(a) <= beside) return launch<W, 1, 1, 2, 6, true>(d, a);
     if (a.norm_x != NULL) return launch_fitting<W, 1, 1, 2, 5, 1, 2, 3, true>(d, a, beside);
-    if (n == 1) return launch_fitting<W, 1, 1, 2, 7, 1, 2, 3, false>(d, a, room);
+    if (n == 1) return launch_fitting<W, 1, 1, 2, 6, 1, 2, 3, false>(d, a, room);
     if (n <= 8) return launch_fitting<W, 2, 1, 2, 5, 2, 1, 3, false>(d, a, room);
     /* Where a block has two units at most, places for four would stay half empty: smaller ones, and more of them. */
     const bool few = cu_div_up(a.items, d->n_sm) <= 2;
