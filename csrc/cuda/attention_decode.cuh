@@ -87,8 +87,11 @@ static __device__ __forceinline__ uint32_t chunk_rows(uint32_t n_row) {
 
 /* Floats of a partial result; whole groups of 16 bytes. */
 static __host__ __device__ __forceinline__ uint32_t partial_stride(uint32_t head_dim) { return (head_dim + 2 + 3) / 4 * 4; }
-/* Chunks of plain 16-bit rows: at least so many pages, and at most so many chunks. */
-enum { CU_TILE_PAGES = 6, CU_TILE_CHUNKS = 48 };
+/*
+ * Chunks of plain 16-bit rows: at least so many pages, and at most so many chunks. 33 chunks of 8 heads are 264 blocks, two for
+ * each of 132 multiprocessors.
+ */
+enum { CU_TILE_PAGES = 4, CU_TILE_CHUNKS = 33 };
 /* Partial result of a chunk of one query head. */
 static __device__ __forceinline__ float *partial_of(const step_args &a, uint32_t slot, uint32_t head, uint32_t chunk) {
     return a.partial + (((size_t)slot * a.n_head + head) * a.n_chunk + chunk) * partial_stride(a.head_dim);

@@ -1,7 +1,7 @@
 /*
- * Attention of one step over 16-bit rows. A warp takes half a page at a time: copies bring keys and values to places of its own
- * in shared memory, the keys of the next half page as soon as the scores of this one are there, its values as soon as these have
- * been added up. Loads into registers would do with fewer instructions, but they go through the L1 cache, and of that a step
+ * Attention of one step over 16-bit rows. A warp takes half a page at a time: copies bring keys and values to a ring of its own
+ * in shared memory, new keys as soon as the scores of those before are there, new values as soon as these have been added up.
+ * Loads into registers would do with fewer instructions, but they go through the L1 cache, and of that a step
  * leaves next to nothing, as its products take all of a multiprocessor for shared memory: too little would be on its way.
  *
  * Scores: query heads are the m side, rows the n side. A query is split into two 16-bit numbers that add up to it, eight rows
@@ -12,7 +12,7 @@
 #include "attention_tile.cuh"
 #include "ptx_hopper.cuh"
 
-enum { WARPS = 4, THREADS = 32 * WARPS, UNIT = KVF_PAGE_ROWS / 2, BLOCKS = 4 /* of a multiprocessor */ };
+enum { WARPS = 4, THREADS = 32 * WARPS, UNIT = KVF_PAGE_ROWS / 2, BLOCKS = 2 /* of a multiprocessor */ };
 
 /* Weights of f16 are that many powers of two larger, so that small ones keep their digits. */
 static __device__ __forceinline__ float raise_of(__half) { return 14; }
@@ -25,10 +25,6 @@ static __device__ __forceinline__ float2 unpack_pair(uint32_t pair, __half) {
     __half2 half;
     memcpy(&half, &pair, sizeof half);
     return __half22float2(half);
-}
-
-static __device__ __forceinline__ uint32_t word_of(const uint4 &v, int k) {
-    return k == 0 ? v.x : k == 1 ? v.y : k == 2 ? v.z : v.w;
 }
 
 /* The warps' shares of a chunk, in order: its partial result, or where there is no other one, the result. */
@@ -64,18 +60,24 @@ static __device__ __forceinline__ void store_shares(const step_args &a, uint32_t
     }
 }
 
+/* Half pages of a warp that are on their way. */
+static __host__ __device__ constexpr int ring_of(int dim) { return dim == 256 ? 1 : dim == 128 ? 2 : 4; }
+
 /* PAIRED: at most four readers. WATCHED: step programs choose pages, or want to know the scores; results are the same. */
 template <typename R, int DIM, bool PAIRED, bool WATCHED>
-static __global__ void __launch_bounds__(THREADS, DIM == 256 ? 2 : BLOCKS) tile_kernel(const step_args a) {
-    constexpr int READERS = PAIRED ? 4 : 8, STEPS = DIM / 32, WORDS = DIM / 16; /* WORDS: pairs of columns of a thread */
+static __global__ void __launch_bounds__(THREADS, BLOCKS) tile_kernel(const step_args a) {
+    constexpr int READERS = PAIRED ? 4 : 8, STEPS = DIM / 32, WORDS = DIM / 16; /* 32 columns of scores, 16 of values */
     constexpr uint32_t ROW = DIM / 8, HALF = UNIT * ROW; /* 16 bytes each, of a row and of half a page's keys */
+    constexpr int RING = ring_of(DIM);
     extern __shared__ uint4 shared[];
-    __shared__ uint4 query[STEPS * 2][32]; /* parts of eight columns: rounded, and what the rounding lost */
-    __shared__ __align__(16) float sums[WARPS * READERS * DIM];
-    __shared__ float stat[WARPS * READERS * 2], weight[READERS * CU_ATTENTION_CHUNKS];
+    constexpr bool HELD = PAIRED && DIM <= 128; /* queries stay in registers */
+    constexpr int SIDES = HELD ? 2 : 1;         /* places for a chunk's sums, in turn */
+    __shared__ uint4 query[HELD ? 1 : STEPS * 2][32];
+    __shared__ __align__(16) float sums[SIDES][WARPS * READERS * DIM];
+    __shared__ float stat[SIDES][WARPS * READERS * 2], weight[READERS * CU_ATTENTION_CHUNKS];
     const uint32_t lane = threadIdx.x % 32, warp = threadIdx.x / 32, g = lane / 4, t = lane % 4;
     const float raise = raise_of(R());
-    uint4 *const keys = shared + warp * 2 * HALF, *const values = keys + HALF;
+    uint4 *const ring = shared + warp * RING * 2 * HALF; /* keys and values, RING times */
     /*
      * The kernel before this one writes the queries and the row that is new, or chooses pages. Tables, and unless pages are
      * chosen, whole pages are as the step before left them, as what step programs do to a layer's rows follows its attention.
@@ -113,9 +115,6 @@ static __global__ void __launch_bounds__(THREADS, DIM == 256 ? 2 : BLOCKS) tile_
         return;
     }
 
-    uint32_t unit = warp;         /* the half page to be loaded next, of the block's pages */
-    uint32_t valid = 0, row0 = 0; /* its rows that count, and the place of the first one */
-    const R *next = NULL;
     const auto look_up = [&](uint32_t i, void **page, uint2 *what) {
         const uint32_t at = page_at(i + lane, per_chunk);
         *page = NULL;
@@ -123,84 +122,130 @@ static __global__ void __launch_bounds__(THREADS, DIM == 256 ? 2 : BLOCKS) tile_
         if (WATCHED) *what = watched_page(w, at, n_row);
         *page = pages[WATCHED ? what->x : at];
     };
-    const auto settle_unit = [&] {
-        const uint32_t from = unit / 2 % 32, half = unit % 2 * UNIT;
-        next = (const R *)__shfl_sync(0xffffffffu, (unsigned long long)mine, from);
-        valid = 0;
-        if (next == NULL) { /* only the last chunk is not full */
-            unit = UINT32_MAX;
-            return;
-        }
-        next += half * DIM;
-        row0 = __shfl_sync(0xffffffffu, entry.x, from) * KVF_PAGE_ROWS + half;
-        if (WATCHED) {
-            valid = __shfl_sync(0xffffffffu, entry.y, from) >> half & 0xffffu;
-        } else {
-            valid = row0 >= n_row ? 0 : n_row - row0 >= UNIT ? 0xffffu : (1u << (n_row - row0)) - 1;
-        }
+    struct half_page {
+        uint32_t unit;  /* its number, of the block's pages; UINT32_MAX: there are no more */
+        uint32_t valid; /* its rows that count */
+        uint32_t row0;  /* the place of the first one */
+        const R *keys;
     };
-    const auto next_unit = [&] {
+    const auto settle = [&](uint32_t unit) {
+        const uint32_t from = unit / 2 % 32, half = unit % 2 * UNIT;
+        half_page h = {unit, 0, 0, (const R *)__shfl_sync(0xffffffffu, (unsigned long long)mine, from)};
+        if (h.keys == NULL) { /* only the last chunk is not full */
+            h.unit = UINT32_MAX;
+            return h;
+        }
+        h.keys += half * DIM;
+        h.row0 = __shfl_sync(0xffffffffu, entry.x, from) * KVF_PAGE_ROWS + half;
+        if (WATCHED) {
+            h.valid = __shfl_sync(0xffffffffu, entry.y, from) >> half & 0xffffu;
+        } else {
+            h.valid = h.row0 >= n_row ? 0 : n_row - h.row0 >= UNIT ? 0xffffu : (1u << (n_row - h.row0)) - 1;
+        }
+        return h;
+    };
+    uint32_t unit = warp; /* of the half page that was settled last */
+    const auto settle_next = [&] {
         unit += WARPS;
         if (unit % 64 < WARPS) { /* the next 32 pages */
             mine = ahead, entry = entry_ahead;
             if (!WATCHED) entry.x = page_at(unit / 64 * 32 + lane, per_chunk);
             look_up(unit / 64 * 32 + 32, &ahead, &entry_ahead);
         }
-        settle_unit();
+        return settle(unit);
     };
     /* Places of 16 bytes in shared memory, so that what a warp reads at once lies in different banks. */
     const auto key_place = [](uint32_t row, uint32_t at) { return row * ROW + (DIM == 32 ? at : at ^ row % 2 * 4); };
-    const auto value_place = [](uint32_t row, uint32_t at) { return row * ROW + (DIM == 32 ? at : at ^ row / 2 % 4 * 2); };
-    const auto load_keys = [&] {
+    const auto value_place = [](uint32_t row, uint32_t at) { return row * ROW + (at ^ (DIM == 32 ? row / 2 % 4 : row % 8)); };
+    const auto load_keys = [&](const half_page &h, uint4 *to) {
+        if (h.valid == 0xffffu) {
 #pragma unroll
-        for (uint32_t i = lane; i < HALF; i += 32) {
-            const uint32_t row = i / ROW;
-            /* Rows that do not count cost nothing. */
-            copy_async_if(&keys[key_place(row, i % ROW)], next + i * 8, valid >> row & 1, valid != 0);
+            for (uint32_t i = 0; i < HALF; i += 32) {
+                copy_async(&to[key_place((i + lane) / ROW, (i + lane) % ROW)], h.keys + (i + lane) * 8);
+            }
+        } else if (h.valid != 0) { /* rows that do not count cost nothing */
+#pragma unroll
+            for (uint32_t i = lane; i < HALF; i += 32) {
+                copy_async(&to[key_place(i / ROW, i % ROW)], h.keys + i * 8, h.valid >> i / ROW & 1);
+            }
         }
         copy_commit();
     };
-    const auto load_values = [&] {
+    const auto load_values = [&](const half_page &h, uint4 *to) {
+        const R *from = h.keys + KVF_PAGE_ROWS * DIM;
+        to += HALF;
+        if (h.valid == 0xffffu) {
 #pragma unroll
-        for (uint32_t i = lane; i < HALF; i += 32) {
-            const uint32_t row = i / ROW;
-            /* What lies beyond the rows may be anything, so it becomes zeros even where no row counts. */
-            copy_async_if(&values[value_place(row, i % ROW)], next + KVF_PAGE_ROWS * DIM + i * 8, valid >> row & 1, next != NULL);
+            for (uint32_t i = 0; i < HALF; i += 32) {
+                copy_async(&to[value_place((i + lane) / ROW, (i + lane) % ROW)], from + (i + lane) * 8);
+            }
+        } else if (h.keys != NULL) { /* what lies beyond the rows may be anything, so it becomes zeros */
+#pragma unroll
+            for (uint32_t i = lane; i < HALF; i += 32) {
+                copy_async(&to[value_place(i / ROW, i % ROW)], from + i * 8, h.valid >> i / ROW & 1);
+            }
         }
         copy_commit();
     };
     if (!WATCHED) entry.x = page_at(lane, per_chunk);
     if (WATCHED || per_chunk != CU_TILE_PAGES) look_up(0, &mine, &entry);
     else if (entry.x >= n_page) mine = NULL;
-    settle_unit();
-    const bool whole = (!WATCHED || w.pick == NULL) && row0 / KVF_PAGE_ROWS + 1 < n_page;
-    if (whole) load_keys(), load_values();
     look_up(32, &ahead, &entry_ahead);
+    half_page line[RING]; /* in the ring, the one that comes first in front */
+    bool early = !WATCHED || w.pick == NULL;
+#pragma unroll
+    for (int i = 0; i < RING; i++) {
+        line[i] = i == 0 ? settle(unit) : settle_next();
+        early = early && line[i].row0 / KVF_PAGE_ROWS + 1 < n_page;
+        if (early) load_keys(line[i], ring + i * 2 * HALF), load_values(line[i], ring + i * 2 * HALF);
+    }
     wait_previous();
     allow_next();
-    if (!whole) load_keys(), load_values();
+    early = !WATCHED || w.pick == NULL;
+#pragma unroll
+    for (int i = 0; i < RING; i++) {
+        early = early && line[i].row0 / KVF_PAGE_ROWS + 1 < n_page;
+        if (!early) load_keys(line[i], ring + i * 2 * HALF), load_values(line[i], ring + i * 2 * HALF);
+    }
 
     const float *q = a.q + ((size_t)blockIdx.z * a.n_head + stored * readers) * DIM;
-    for (uint32_t i = threadIdx.x; i < STEPS * 32; i += THREADS) {
-        const uint32_t reader = PAIRED ? i % 16 / 4 : i % 32 / 4;
-        const float *from = q + reader * DIM + i / 32 * 32 + i % 4 * 8;
-        uint4 part[2] = {make_uint4(0, 0, 0, 0), make_uint4(0, 0, 0, 0)};
-        if (reader < readers) part[0] = query_part<R>(from, 0), part[1] = query_part<R>(from, 1);
-        query[i / 32 * 2][i % 32] = part[0], query[i / 32 * 2 + 1][i % 32] = part[1];
+    /* Parts of eight columns: rounded, and what the rounding lost. */
+    const auto parts_of = [&](uint32_t step, uint32_t of, uint4 part[2]) {
+        const uint32_t reader = PAIRED ? of % 16 / 4 : of / 4;
+        part[0] = part[1] = make_uint4(0, 0, 0, 0);
+        if (reader >= readers) return;
+        const float *from = q + reader * DIM + step * 32 + of % 4 * 8;
+        part[0] = query_part<R>(from, 0), part[1] = query_part<R>(from, 1);
+    };
+    uint4 held[HELD ? STEPS : 1][2];
+    if constexpr (HELD) {
+#pragma unroll
+        for (int i = 0; i < STEPS; i++) parts_of(i, lane, held[i]);
+    } else {
+        for (uint32_t i = threadIdx.x; i < STEPS * 32; i += THREADS) {
+            uint4 part[2];
+            parts_of(i / 32, i % 32, part);
+            query[i / 32 * 2][i % 32] = part[0], query[i / 32 * 2 + 1][i % 32] = part[1];
+        }
+        __syncthreads();
     }
-    __syncthreads();
 
+    uint32_t slot = 0, side = 0;
     for (uint32_t chunk = blockIdx.x, end = 2 * per_chunk; chunk < n_chunk; chunk += gridDim.x, end += 2 * per_chunk) {
         /* Of reader g (PAIRED: g % 4) and this thread's rows: */
         float max = -INFINITY, sum = 0;
-        float acc[WORDS][4] = {}; /* two columns of readers 2 t and 2 t + 1 each */
-        while (unit < end) {
-            copy_wait_but<1>();
+        float acc[WORDS][4] = {}; /* columns g and g + 8 of 16, of readers 2 t and 2 t + 1 each */
+        while (line[0].unit < end) {
+            const half_page now = line[0];
+            uint4 *const keys = ring + slot * 2 * HALF, *const values = keys + HALF;
+            copy_wait_but<2 * RING - 1>();
             __syncwarp();
             float c[2][4] = {};
 #pragma unroll
             for (int i = 0; i < STEPS; i++) {
-                const uint4 high = query[2 * i][lane], low = query[2 * i + 1][lane];
+                uint4 high, low;
+                if constexpr (HELD) high = held[i][0], low = held[i][1];
+                else high = query[2 * i][lane], low = query[2 * i + 1][lane];
                 const uint32_t left[4] = {high.x, low.x, high.y, low.y}, right[4] = {high.z, low.z, high.w, low.w};
 #pragma unroll
                 for (int n = 0; n < 2; n++) {
@@ -212,26 +257,33 @@ static __global__ void __launch_bounds__(THREADS, DIM == 256 ? 2 : BLOCKS) tile_
 
             float x[4], most = -INFINITY;
 #pragma unroll
-            for (int k = 0; k < 4; k++) {
-                const uint32_t row = k / 2 * 8 + 2 * t + k % 2, in_page = row0 % KVF_PAGE_ROWS + row;
-                void *page = (void *)(next - row0 % KVF_PAGE_ROWS * DIM);
-                bool seen = valid >> row & 1;
-                x[k] = (c[k / 2][k % 2] + c[k / 2][k % 2 + 2]) * a.scale;
-                if (seen && a.window != 0) seen = s->position - page_positions<R>(page, DIM)[in_page] < a.window;
-                if (!seen) x[k] = -INFINITY;
-                if (WATCHED && row0 + row < w.moves && valid >> row & 1 && g % READERS < readers) {
-                    if (page_positions<R>(page, DIM)[in_page] < w.moves) x[k] = w.line[g % READERS * w.ld + row0 + row];
+            for (int k = 0; k < 4; k++) x[k] = (c[k / 2][k % 2] + c[k / 2][k % 2 + 2]) * a.scale;
+            if (now.valid != 0xffffu || a.window != 0 || (WATCHED && w.moves > 0)) {
+                const void *page = now.keys - now.row0 % KVF_PAGE_ROWS * DIM;
+#pragma unroll
+                for (int k = 0; k < 4; k++) {
+                    const uint32_t row = k / 2 * 8 + 2 * t + k % 2, in_page = now.row0 % KVF_PAGE_ROWS + row;
+                    bool seen = now.valid >> row & 1;
+                    if (seen && a.window != 0) seen = s->position - page_positions<R>((void *)page, DIM)[in_page] < a.window;
+                    if (!seen) x[k] = -INFINITY;
+                    if (WATCHED && now.row0 + row < w.moves && now.valid >> row & 1 && g % READERS < readers) {
+                        if (page_positions<R>((void *)page, DIM)[in_page] >= w.moves) continue;
+                        x[k] = w.line[g % READERS * w.ld + now.row0 + row];
+                    }
                 }
-                most = fmaxf(most, x[k]);
             }
+#pragma unroll
+            for (int k = 0; k < 4; k++) most = fmaxf(most, x[k]);
             if (WATCHED && w.notes && g < readers) { /* beyond the rows: anything */
-                float *line = w.line + (size_t)g * w.ld + row0 + 2 * t;
-                *(float2 *)line = make_float2(x[0], x[1]);
-                *(float2 *)(line + 8) = make_float2(x[2], x[3]);
+                float *to = w.line + (size_t)g * w.ld + now.row0 + 2 * t;
+                *(float2 *)to = make_float2(x[0], x[1]);
+                *(float2 *)(to + 8) = make_float2(x[2], x[3]);
             }
             __syncwarp();
-            next_unit();
-            load_keys();
+#pragma unroll
+            for (int i = 0; i + 1 < RING; i++) line[i] = line[i + 1];
+            line[RING - 1] = settle_next();
+            load_keys(line[RING - 1], keys);
             most = fmaxf(most, __shfl_xor_sync(0xffffffffu, most, 1));
             most = fmaxf(most, __shfl_xor_sync(0xffffffffu, most, 2));
             if (__ballot_sync(0xffffffffu, most > max) != 0) { /* seldom after the first rows */
@@ -257,42 +309,24 @@ static __global__ void __launch_bounds__(THREADS, DIM == 256 ? 2 : BLOCKS) tile_
                 rest[n] = pack_pair(y[0] - rounded.x, y[1] - rounded.y, R());
                 if (PAIRED && g >= 4) p[n] = rest[n];
             }
-            copy_wait_but<1>();
+            copy_wait_but<2 * RING - 1>();
             __syncwarp();
 #pragma unroll
-            for (int i = 0; i < WORDS; i += DIM == 32 ? 2 : 4) {
-                uint4 value[4]; /* rows 2 t, 2 t + 1 and those eight further */
-#pragma unroll
-                for (uint32_t j = 0; j < 4; j++) {
-                    const uint32_t row = j / 2 * 8 + 2 * t + j % 2;
-                    if constexpr (DIM == 32) {
-                        const uint2 two = ((const uint2 *)values)[row * 2 * ROW + g];
-                        value[j] = make_uint4(two.x, two.y, 0, 0);
-                    } else {
-                        value[j] = values[value_place(row, i * 2 + g)];
-                    }
-                }
-#pragma unroll
-                for (int k = 0; k < (DIM == 32 ? 2 : 4); k++) {
-                    uint32_t v[4];
-#pragma unroll
-                    for (int j = 0; j < 4; j += 2) {
-                        const uint32_t low = word_of(value[j], k), high = word_of(value[j + 1], k);
-                        v[j] = __byte_perm(low, high, 0x5410);
-                        v[j + 1] = __byte_perm(low, high, 0x7632);
-                    }
-                    mma_16x8x16(acc[i + k], v, p[0], p[1], R());
-                    if (!PAIRED) mma_16x8x16(acc[i + k], v, rest[0], rest[1], R());
-                }
+            for (int i = 0; i < WORDS; i++) {
+                uint32_t v[4]; /* columns of eight rows each: of the first rows, and of the others */
+                load_matrix_turned(v, &values[value_place(lane / 16 * 8 + lane % 8, i * 2 + lane / 8 % 2)]);
+                mma_16x8x16(acc[i], v, p[0], p[1], R());
+                if (!PAIRED) mma_16x8x16(acc[i], v, rest[0], rest[1], R());
             }
             __syncwarp();
-            load_values();
+            load_values(line[RING - 1], keys);
+            slot = slot + 1 == RING ? 0 : slot + 1;
         }
         sum += __shfl_xor_sync(0xffffffffu, sum, 1);
         sum += __shfl_xor_sync(0xffffffffu, sum, 2);
         if (t == 0 && g < READERS) {
-            stat[(warp * READERS + g) * 2] = max - raise;
-            stat[(warp * READERS + g) * 2 + 1] = sum;
+            stat[side][(warp * READERS + g) * 2] = max - raise;
+            stat[side][(warp * READERS + g) * 2 + 1] = sum;
         }
 #pragma unroll
         for (int i = 0; i < WORDS; i++) {
@@ -301,15 +335,15 @@ static __global__ void __launch_bounds__(THREADS, DIM == 256 ? 2 : BLOCKS) tile_
                 for (int e = 0; e < 4; e++) acc[i][e] += __shfl_xor_sync(0xffffffffu, acc[i][e], 2);
             }
             if (2 * t >= READERS) continue;
-            const uint32_t column = DIM == 32 ? g * 4 + i * 2 : i / 4 * 64 + g * 8 + i % 4 * 2;
-            float *to = &sums[(warp * READERS + 2 * t) * DIM + column];
-            *(float2 *)to = make_float2(acc[i][0], acc[i][2]);
-            *(float2 *)(to + DIM) = make_float2(acc[i][1], acc[i][3]);
+            float *to = &sums[side][(warp * READERS + 2 * t) * DIM + i * 16 + g];
+            to[0] = acc[i][0], to[8] = acc[i][2];
+            to[DIM] = acc[i][1], to[DIM + 8] = acc[i][3];
         }
         __syncthreads();
-        store_shares<READERS, DIM>(a, stored, readers, chunk, n_chunk == 1, sums, stat);
+        store_shares<READERS, DIM>(a, stored, readers, chunk, n_chunk == 1, sums[side], stat[side]);
         if (n_chunk == 1) return;
-        __syncthreads();
+        if (SIDES == 1) __syncthreads();
+        side = side + 1 == SIDES ? 0 : side + 1;
     }
     finish_head(a, stored, readers, n_chunk, min(gridDim.x, n_chunk), weight);
 }
@@ -318,7 +352,7 @@ template <typename R, int DIM, bool PAIRED>
 static cudaError_t launch(const cu_device *d, const step_args &a, dim3 grid) {
     const bool watches = (a.work.acts & CU_WATCHES) != 0;
     void (*kernel)(step_args) = watches ? tile_kernel<R, DIM, PAIRED, true> : tile_kernel<R, DIM, PAIRED, false>;
-    const size_t bytes = (size_t)WARPS * 2 * UNIT * DIM * sizeof(R);
+    const size_t bytes = (size_t)WARPS * ring_of(DIM) * 2 * UNIT * DIM * sizeof(R);
     cudaError_t e = cudaFuncSetAttribute(kernel, cudaFuncAttributeMaxDynamicSharedMemorySize, (int)bytes);
     if (e == cudaSuccess) e = cu_all_shared(kernel);
     return e != cudaSuccess ? e : cu_launch_next(d, kernel, grid, dim3(THREADS), bytes, a);

@@ -98,6 +98,12 @@ static __device__ __forceinline__ void copy_async(uint4 *to, const void *from, b
                  : "r"((uint32_t)__cvta_generic_to_shared(to)), "l"(from), "r"(inside ? 16 : 0)
                  : "memory");
 }
+static __device__ __forceinline__ void copy_async(uint4 *to, const void *from) {
+    asm volatile("cp.async.cg.shared.global [%0], [%1], 16;"
+                 :
+                 : "r"((uint32_t)__cvta_generic_to_shared(to)), "l"(from)
+                 : "memory");
+}
 /* The same where `wanted`, without a branch. */
 static __device__ __forceinline__ void copy_async_if(uint4 *to, const void *from, bool inside, bool wanted) {
     asm volatile("{\n.reg .pred wanted;\nsetp.ne.b32 wanted, %3, 0;\n@wanted cp.async.cg.shared.global [%0], [%1], 16, %2;\n}"

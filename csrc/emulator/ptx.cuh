@@ -87,6 +87,7 @@ static inline void copy_async(uint4 *to, const void *from, bool inside) {
     if ((uintptr_t)to % 16 != 0 || (uintptr_t)from % 16 != 0) __builtin_trap();
     ptx_copies[threadIdx.x].push_back({to, from, inside, 0});
 }
+static inline void copy_async(uint4 *to, const void *from) { copy_async(to, from, true); }
 static inline void copy_async_if(uint4 *to, const void *from, bool inside, bool wanted) {
     if (wanted) copy_async(to, from, inside);
 }
