@@ -275,12 +275,7 @@ static int32_t queue_after(kvf_model *model, uint32_t first, uint32_t n, uint32_
     a.slot = slot, a.layer = first, a.n_layer = n, a.n_head = c->n_head, a.head_dim = c->head_dim, a.dtype = row_dtype;
     const cu_device *d = cu_of(model->dev);
     const uint32_t heads = work->max_stored * work->n * n;
-    /*
-     * The products beside it take nearly all shared memory. A multiprocessor that has given the L1 cache more than they leave
-     * keeps them out until this kernel's block is over.
-     */
-    CU_TRY(cudaFuncSetAttribute(after_kernel, cudaFuncAttributePreferredSharedMemoryCarveout, cudaSharedmemCarveoutMaxShared),
-           "a step program");
+    CU_TRY(cu_all_shared(after_kernel), "a step program"); /* it stands beside the products */
     const dim3 grid(heads < d->n_sm ? heads : d->n_sm);
     return cu_check(cu_launch_next(d, after_kernel, grid, dim3(THREADS), 0, a), "a step program", err);
 }
