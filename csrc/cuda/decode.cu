@@ -4,12 +4,17 @@
  * and reads the tokens once; meanwhile it only looks at a pinned word that says how many sequences go on. What happened is
  * then replayed on the host's tables: it follows from the tokens alone.
  */
+#include <algorithm>
 #include <chrono>
 
 #include "packed.cuh"
 #include "program.h"
 
-enum { AHEAD = 32 /* steps whose rows are reserved together */, GRAPHS = 32 };
+enum {
+    AHEAD = 32, /* steps that are queued without looking back */
+    FIRST = 4,  /* of them, those whose rows are reserved before any runs, where the others' can be meanwhile */
+    GRAPHS = 32
+};
 
 typedef struct step_shape {
     uint32_t n;         /* slots, padding included */
@@ -295,18 +300,23 @@ static int32_t reserve_layer(kvf_cache *cache, kv_sequence *s, uint32_t layer, u
     return kv_step_reserve(cache, s, layer, n, err);
 }
 
-static int32_t reserve(kvf_cache *cache, kv_sequence **s, uint32_t n, uint32_t steps, bool forced, kv_err err) {
-    const timer spent(&cu_of(cache->dev)->host_ms[0]);
+/* Room for the rows of that many steps from where the host's tables are. Steps that run keep theirs when it fails. */
+static int32_t reserve_all(kvf_cache *cache, kv_sequence **s, uint32_t n, uint32_t steps, bool forced, kv_err err) {
     for (uint32_t b = 0; b < n; b++) {
         const uint32_t rows = rows_needed(s[b], steps, forced);
         for (uint32_t layer = 0; layer < cache->config.n_layer && rows > 0; layer++) {
-            const int32_t status = reserve_layer(cache, s[b], layer, rows, err);
-            if (status == KVF_OK) continue;
-            trim(cache, s, b + 1);
-            return status;
+            CU_PASS(reserve_layer(cache, s[b], layer, rows, err));
         }
     }
     return KVF_OK;
+}
+
+/* The same while no step runs; all or nothing. */
+static int32_t reserve(kvf_cache *cache, kv_sequence **s, uint32_t n, uint32_t steps, bool forced, kv_err err) {
+    const timer spent(&cu_of(cache->dev)->host_ms[0]);
+    const int32_t status = reserve_all(cache, s, n, steps, forced, err);
+    if (status != KVF_OK) trim(cache, s, n);
+    return status;
 }
 
 static void fill_slot(cu_slot *slot, const kv_sequence *s, const cu_mirror *m, const cu_program *program) {
@@ -350,7 +360,8 @@ static uint32_t kernel_of(const kv_sequence *s, uint32_t table) {
     return ((const cu_format_impl *)t->format->impl)->kernel;
 }
 
-static step_shape shape_of(kvf_cache *cache, kv_sequence **s, uint32_t n, bool forced) {
+/* The shape of steps whose rows are reserved, or will be for that many. */
+static step_shape shape_of(kvf_cache *cache, kv_sequence **s, uint32_t n, uint32_t steps, bool forced) {
     step_shape shape;
     uint32_t longest = 1;
     memset(&shape, 0, sizeof shape);
@@ -361,7 +372,10 @@ static step_shape shape_of(kvf_cache *cache, kv_sequence **s, uint32_t n, bool f
         if (s[b]->n_stored_head > shape.max_stored) shape.max_stored = s[b]->n_stored_head;
         for (uint32_t i = 0; i < table_count(cache, s[b]); i++) {
             const kv_table *t = &s[b]->table[i];
-            if (t->n_page > longest) longest = t->n_page;
+            longest = std::max(longest, t->n_page);
+            if (kv_step_of(s[b], i / s[b]->n_stored_head) == NULL) {
+                longest = std::max(longest, cu_div_up(t->rows + steps, KVF_PAGE_ROWS));
+            }
             shape.kernels |= 1u << kernel_of(s[b], i);
         }
         shape.acts |= cu_acts_of(cache, s[b], &shape.n_query);
@@ -394,15 +408,15 @@ static int32_t pack_due(kvf_cache *cache, kv_sequence **s, uint32_t n, bool forc
     return KVF_OK;
 }
 
-/* Queues up to `steps` steps; fewer when the caller cancels or all sequences have finished. */
+/* Queues steps [*queued, steps); fewer when the caller cancels or all sequences have finished. */
 static int32_t queue_steps(kvf_model *model, kv_sequence **s, uint32_t n, const step_shape *shape, uint32_t steps,
                            volatile uint32_t *control, uint32_t *queued, kv_err err) {
     cu_device *d = cu_of(model->dev);
     cu_decode *w = cu_weights(model)->decode;
     bool waiting = shape->forced; /* some sequence has a token to run */
     for (uint32_t b = 0; b < n; b++) waiting |= !s[b]->finished && s[b]->pending != KV_NO_TOKEN;
-    *d->word = n;
-    for (*queued = 0; *queued < steps; ++*queued) {
+    if (*queued == 0) *d->word = n;
+    for (; *queued < steps; ++*queued) {
         const uint32_t i = *queued;
         if (control != NULL && control[0] != 0) break;
         if (i >= CU_IN_FLIGHT) {
@@ -413,7 +427,25 @@ static int32_t queue_steps(kvf_model *model, kv_sequence **s, uint32_t n, const 
         else CU_PASS(launch_step(model, w, shape, err));
         CU_TRY(cudaEventRecord(d->step[i % CU_IN_FLIGHT], d->stream), "a step");
     }
-    return cu_synchronize(model->dev, err);
+    return KVF_OK;
+}
+
+/*
+ * While the first steps run: reserves the rows of all `steps` and sends their pages, which no step before those needs. False
+ * where that cannot be had now; then the first ones are all.
+ */
+static bool reserve_behind(kvf_cache *cache, kv_sequence **s, uint32_t n, uint32_t steps, bool forced) {
+    char text[256];
+    const kv_err err = {text, sizeof text};
+    if (reserve_all(cache, s, n, steps, forced, err) != KVF_OK) return false;
+    for (uint32_t b = 0; b < n; b++) {
+        cu_mirror *m = (cu_mirror *)s[b]->impl;
+        for (uint32_t i = 0; i < table_count(cache, s[b]); i++) {
+            if (s[b]->table[i].n_page > m->cap) return false; /* the mirror would move */
+        }
+        if (cu_mirror_follow(cache, s[b], &m, err) != KVF_OK) return false;
+    }
+    return true;
 }
 
 /* What the device did to one sequence in `queued` steps. made: the tokens, n_slot apart; to: the caller's, n apart */
@@ -430,18 +462,25 @@ static void follow(kvf_cache *cache, kv_sequence *s, uint32_t queued, bool force
     s->position += ran;
 }
 
-/* Some steps of the call: state out, steps, tokens back, host tables brought up to date. */
-static int32_t run_ahead(kvf_model *model, kvf_cache *cache, kv_sequence **s, uint32_t n, uint32_t steps,
-                         const uint32_t *forced, bool goes_on, uint32_t *tokens, volatile uint32_t *control,
-                         uint32_t *done, kv_err err) {
+/*
+ * Some steps of the call: state out, steps, tokens back, host tables brought up to date. The rows of the first ones are
+ * reserved.
+ */
+static int32_t run_ahead(kvf_model *model, kvf_cache *cache, kv_sequence **s, uint32_t n, const step_shape *given,
+                         uint32_t first, uint32_t steps, const uint32_t *forced, bool goes_on, uint32_t *tokens,
+                         volatile uint32_t *control, uint32_t *done, kv_err err) {
     uint32_t queued = 0;
-    const step_shape shape = shape_of(cache, s, n, forced != NULL);
+    const step_shape shape = *given;
     CU_PASS(prepare(model, &shape, err));
     cu_slot *slots = (cu_slot *)malloc(shape.n * sizeof *slots);
     uint32_t *made = (uint32_t *)malloc((size_t)AHEAD * shape.n * sizeof *made);
     int32_t status = slots == NULL || made == NULL ? kv_fail(err, KVF_ERR_MEMORY, "Cannot decode as memory ran out") : KVF_OK;
     if (status == KVF_OK) status = send_state(model, cache, s, n, &shape, forced, steps, goes_on, slots, err);
-    if (status == KVF_OK) status = queue_steps(model, s, n, &shape, steps, control, &queued, err);
+    if (status == KVF_OK) status = queue_steps(model, s, n, &shape, first, control, &queued, err);
+    if (status == KVF_OK && queued == first && first < steps && reserve_behind(cache, s, n, steps, forced != NULL)) {
+        status = queue_steps(model, s, n, &shape, steps, control, &queued, err);
+    }
+    if (status == KVF_OK) status = cu_synchronize(model->dev, err);
     if (status == KVF_OK && forced == NULL) {
         status = be_download(model->dev, made, cu_weights(model)->decode->tokens, (size_t)queued * shape.n * sizeof *made,
                              err);
@@ -482,13 +521,17 @@ extern "C" int32_t be_decode(kvf_model *model, kvf_cache *cache, kv_sequence **s
         if (logits != NULL) steps = 1;
         status = pack_due(cache, s, n_sequence, forced != NULL, &steps, err);
         if (status != KVF_OK) break;
-        status = reserve(cache, s, n_sequence, steps, forced != NULL, err);
+        step_shape shape = shape_of(cache, s, n_sequence, steps, forced != NULL);
+        const bool plain = shape.acts == 0 && shape.kernels == 1u << CU_ATTEND_PLAIN;
+        uint32_t first = plain && steps > FIRST ? (uint32_t)FIRST : steps;
+        status = reserve(cache, s, n_sequence, first, forced != NULL, err);
         if (status == KVF_ERR_MEMORY && steps > 1) {
-            steps = 1;
-            status = reserve(cache, s, n_sequence, steps, forced != NULL, err);
+            first = steps = 1;
+            shape = shape_of(cache, s, n_sequence, steps, forced != NULL);
+            status = reserve(cache, s, n_sequence, first, forced != NULL, err);
         }
         if (status != KVF_OK) break;
-        status = run_ahead(model, cache, s, n_sequence, steps, forced != NULL ? forced + done : NULL, done > 0,
+        status = run_ahead(model, cache, s, n_sequence, &shape, first, steps, forced != NULL ? forced + done : NULL, done > 0,
                            tokens + (size_t)done * n_sequence, poll, &ran, err);
         for (uint32_t b = 0; b < n_sequence && status == KVF_OK && logits != NULL && ran > 0; b++) {
             const size_t at = (size_t)done * n_sequence + b;

@@ -109,6 +109,42 @@ static void batches(kvf_device *dev, uint32_t dtype, uint32_t intermediate, uint
     kvf_model_free(model);
 }
 
+/*
+ * Many steps of one call, whose pages come while the first ones run, against one step at a time: over ends of pages, and
+ * over 512 rows, where the device's tables move.
+ */
+static void at_once(kvf_device *dev) {
+    enum { N = 4, STEPS = 45 };
+    static const uint32_t lengths[N] = {3, 30, 61, 500};
+    const shape s = {2, 4, 2, 64, KVF_BF16};
+    kvf_cache *cache = cache_of_shape(dev, s, 0);
+    kvf_model *model = model_with_window(dev, s, KVF_BF16, 0, 40);
+    uint32_t ids[N], same[N], given[N], tokens[STEPS * N], slow[STEPS * N], next[2], prompt[500];
+    float *logits = malloc(sizeof(float) * STEPS * N * TEST_VOCAB), quick[TEST_VOCAB], step[TEST_VOCAB];
+    for (uint32_t i = 0; i < 500; i++) prompt[i] = below(TEST_VOCAB);
+    for (uint32_t b = 0; b < N; b++) {
+        ids[b] = prefilled(model, cache, prompt, lengths[b], KVF_KV_HEAD);
+        same[b] = id_of(kvf_sequence_fork(cache, ids[b], KVF_KV_HEAD, ERR));
+        given[b] = id_of(kvf_sequence_fork(cache, ids[b], KVF_KV_HEAD, ERR));
+    }
+    CHECK(kvf_decode(model, cache, ids, N, STEPS, tokens, NULL, 0, NULL, ERR) == KVF_OK);
+    CHECK(kvf_decode(model, cache, same, N, STEPS, slow, logits, sizeof(float) * STEPS * N * TEST_VOCAB, NULL, ERR) == KVF_OK);
+    CHECK(memcmp(tokens, slow, sizeof tokens) == 0);
+    for (uint32_t b = 0; b < N; b++) {
+        uint32_t forced[STEPS]; /* the same tokens; the last one is not run yet */
+        for (uint32_t i = 0; i < STEPS; i++) forced[i] = tokens[i * N + b];
+        CHECK(kvf_extend(model, cache, given[b], forced, STEPS - 1, ERR) == KVF_OK);
+        logits_of(cache, given[b], step);
+        CHECK(memcmp(step, logits + ((STEPS - 1) * N + b) * TEST_VOCAB, sizeof step) == 0);
+        CHECK(kvf_decode(model, cache, &ids[b], 1, 1, &next[0], quick, sizeof quick, NULL, ERR) == KVF_OK);
+        CHECK(kvf_decode(model, cache, &same[b], 1, 1, &next[1], step, sizeof step, NULL, ERR) == KVF_OK);
+        CHECK(next[0] == next[1] && memcmp(quick, step, sizeof quick) == 0);
+    }
+    free(logits);
+    kvf_cache_free(cache);
+    kvf_model_free(model);
+}
+
 int main(void) {
     static const uint32_t lengths[] = {1, 31, 32, 33, 257, 300}, few[] = {2, 65, 290};
     static const struct {
@@ -128,6 +164,7 @@ int main(void) {
     /* Sums over many columns, and more tokens than one kernel takes. */
     batches(dev, KVF_BF16, 4128, 9, 1, 2, 3);
     batches(dev, KVF_F16, 600, 40, 1, 2, 3);
+    at_once(dev);
     kvf_device_free(dev);
     return 0;
 }
