@@ -1,8 +1,8 @@
 /*
  * Attention of one step over 16-bit rows. A warp takes half a page at a time: copies bring keys and values to a ring of its own
  * in shared memory, new keys as soon as the scores of those before are there, new values as soon as these have been added up.
- * Loads into registers would do with fewer instructions, but they go through the L1 cache, and of that a step
- * leaves next to nothing, as its products take all of a multiprocessor for shared memory: too little would be on its way.
+ * Loads into registers go through the L1 cache, and of that a step leaves next to nothing, as its products take all of a
+ * multiprocessor for shared memory: too little would be on its way.
  *
  * Scores: query heads are the m side, rows the n side. A query is split into two 16-bit numbers that add up to it, eight rows
  * apart, so it loses nothing by the rounding and the two parts of a score lie in one thread. Those scores lie as the weights of
@@ -259,15 +259,15 @@ static __global__ void __launch_bounds__(THREADS, BLOCKS) tile_kernel(const step
 #pragma unroll
             for (int k = 0; k < 4; k++) x[k] = (c[k / 2][k % 2] + c[k / 2][k % 2 + 2]) * a.scale;
             if (now.valid != 0xffffu || a.window != 0 || (WATCHED && w.moves > 0)) {
-                const void *page = now.keys - now.row0 % KVF_PAGE_ROWS * DIM;
+                void *page = (void *)(now.keys - now.row0 % KVF_PAGE_ROWS * DIM);
 #pragma unroll
                 for (int k = 0; k < 4; k++) {
                     const uint32_t row = k / 2 * 8 + 2 * t + k % 2, in_page = now.row0 % KVF_PAGE_ROWS + row;
                     bool seen = now.valid >> row & 1;
-                    if (seen && a.window != 0) seen = s->position - page_positions<R>((void *)page, DIM)[in_page] < a.window;
+                    if (seen && a.window != 0) seen = s->position - page_positions<R>(page, DIM)[in_page] < a.window;
                     if (!seen) x[k] = -INFINITY;
                     if (WATCHED && now.row0 + row < w.moves && now.valid >> row & 1 && g % READERS < readers) {
-                        if (page_positions<R>((void *)page, DIM)[in_page] >= w.moves) continue;
+                        if (page_positions<R>(page, DIM)[in_page] >= w.moves) continue;
                         x[k] = w.line[g % READERS * w.ld + now.row0 + row];
                     }
                 }

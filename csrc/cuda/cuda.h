@@ -86,7 +86,7 @@ struct cu_device {
     cudaEvent_t fork, join[2];
     mutable bool alone;        /* the next kernel has more than the kernel before it to wait for: no dependent launch */
     cudaEvent_t step[CU_IN_FLIGHT];
-    double host_ms[3]; /* of decode so far, beside queueing and waiting: reserving rows, sending state, following what ran */
+    double host_ms[3]; /* of decode so far, while no step runs: reserving rows, sending state, following what ran */
     volatile uint32_t *word; /* pinned, written by the device: sequences that are not finished */
     uint32_t *word_device;
     cu_memory memory;

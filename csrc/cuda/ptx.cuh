@@ -43,16 +43,7 @@ static __device__ __forceinline__ uint32_t add_in_order(uint32_t *to, uint32_t x
     return before;
 }
 
-/* 16 bytes that nobody reads again soon. */
-static __device__ __forceinline__ uint4 load_stream(const void *at) {
-    uint4 v;
-    asm volatile("ld.global.nc.L1::no_allocate.v4.u32 {%0,%1,%2,%3}, [%4];"
-                 : "=r"(v.x), "=r"(v.y), "=r"(v.z), "=r"(v.w)
-                 : "l"(at));
-    return v;
-}
-
-/* The same for rows, which a kernel before this one may have written. */
+/* 16 bytes of rows, which a kernel before this one may have written, and which nobody reads again soon. */
 static __device__ __forceinline__ uint4 load_rows(const void *at) {
     uint4 v;
     asm volatile("ld.global.L1::no_allocate.v4.u32 {%0,%1,%2,%3}, [%4];"

@@ -4,8 +4,8 @@
  * its own in ascending order, and the warps' sums are added in warp order, four and four.
  *
  * One block a multiprocessor. Each warp has a ring of its own that copies fill while it computes, across the ends of rows,
- * so that it never runs dry before the block's last. For one token a block takes less than half of the shared memory: the
- * next kernel's block stands beside it and has its ring filled when it may begin.
+ * so that it never runs dry before the block's last. For one token there is room for the next product's block beside it,
+ * which has its ring filled when it may begin.
  */
 #include "norm.cuh"
 #include "ptx.cuh"
@@ -61,9 +61,9 @@ typedef struct place {
 
 /*
  * MT: units of a pass, at most   NT: groups of eight tokens of a pass   HALVES: 32 columns of a stage
- * STAGES: of a warp's ring   NORM: the token is the norm of norm_x   LATE: the next kernel is let in when all copies are begun
+ * STAGES: of a warp's ring   NORM: the token is the norm of norm_x
  */
-template <typename W, int MT, int NT, int HALVES, int STAGES, bool NORM, bool LATE>
+template <typename W, int MT, int NT, int HALVES, int STAGES, bool NORM>
 static __global__ void __launch_bounds__(32 * WARPS, 2) skinny_kernel(const skinny_args a) {
     enum {
         CHUNKS = 4 * HALVES, /* 16 bytes each, of a row */
@@ -171,7 +171,7 @@ static __global__ void __launch_bounds__(32 * WARPS, 2) skinny_kernel(const skin
 
     enter(ahead);
     place now = ahead;
-    if (!LATE) allow_next();
+    allow_next();
     /* Weights never change: the first of them come while the kernel before this one still runs. */
     if (a.chosen != NULL) wait_previous();
     aim();
@@ -299,7 +299,6 @@ static __global__ void __launch_bounds__(32 * WARPS, 2) skinny_kernel(const skin
             }
             turn(now);
         }
-        if (LATE && !draining) allow_next();
     }
 }
 
@@ -345,9 +344,9 @@ static size_t bytes_of(const skinny_args &a) {
     return WARPS * STAGES * slot + resident + (NT == 1 ? 2 : 1) * WARPS * a.inputs * PART * sizeof(float);
 }
 
-template <typename W, int MT, int NT, int HALVES, int STAGES, bool NORM, bool LATE = false>
+template <typename W, int MT, int NT, int HALVES, int STAGES, bool NORM>
 static cudaError_t launch(const cu_device *d, const skinny_args &given) {
-    const auto kernel = skinny_kernel<W, MT, NT, HALVES, STAGES, NORM, LATE>;
+    const auto kernel = skinny_kernel<W, MT, NT, HALVES, STAGES, NORM>;
     size_t bytes = bytes_of<MT, NT, HALVES, STAGES, NORM>(given);
     if (NT == 1 && MT == 1 && !NORM && bytes < APART && APART <= d->shared_bytes) bytes = APART;
     cudaError_t e = cudaFuncSetAttribute(kernel, cudaFuncAttributeMaxDynamicSharedMemorySize, (int)d->shared_bytes);

@@ -47,12 +47,11 @@ static inline uint32_t fma_half2(uint32_t a, uint32_t b, uint32_t c) {
 
 static inline uint32_t add_in_order(uint32_t *to, uint32_t x) { return atomicAdd(to, x); }
 
-static inline uint4 load_stream(const void *at) {
+static inline uint4 load_rows(const void *at) {
     if ((uintptr_t)at % 16 != 0) __builtin_trap();
     return *(const uint4 *)at;
 }
 
-static inline uint4 load_rows(const void *at) { return load_stream(at); }
 static inline void wait_previous(void) {}
 static inline void allow_next(void) {}
 
