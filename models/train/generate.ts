@@ -198,12 +198,73 @@ function sharing(keys: readonly string[]): Map<string, number> {
   ]));
 }
 
+/** Replaces each text that is a key of the table wherever a pattern finds it. */
+function replaceAll(
+  pieces: Piece[],
+  pattern: RegExp,
+  table: Map<string, string>,
+): void {
+  for (const piece of pieces) {
+    piece.text = piece.text.replace(pattern, (old) => table.get(old) ?? old);
+  }
+}
+
+const UUIDS = /[0-9a-f]{8}(?:-[0-9a-f]{4}){3}-[0-9a-f]{12}/g;
+const PAIRS = /[a-z]+-[a-z]+/g;
+
+/**
+ * Gives most UUIDs a run of digits that another one of the row has at the same place: what precedes a digit then tells
+ * which one follows only to those who look back further than the run.
+ */
+function twinUuids(random: Random, pieces: Piece[]): void {
+  const all = [
+    ...new Set(pieces.flatMap(({ text }) => text.match(UUIDS) ?? [])),
+  ];
+  const used = new Set(all);
+  const table = new Map<string, string>();
+  for (const old of all) {
+    if (random.float() < 0.2) continue;
+    const other = random.choice(all);
+    const length = random.between(3, 14);
+    const at = random.below(old.length - length);
+    const twin = old.slice(0, at) + other.slice(at, at + length) +
+      old.slice(at + length);
+    if (used.has(twin)) continue;
+    used.add(twin);
+    table.set(old, twin);
+  }
+  replaceAll(pieces, UUIDS, table);
+}
+
+/** Gives keys of two words others of few words, so that each word is in several keys and only both together tell one. */
+function twinPairs(
+  random: Random,
+  pieces: Piece[],
+  keys: readonly string[],
+): void {
+  const few = Math.ceil(Math.sqrt(keys.length * (1.5 + 4 * random.float())));
+  const words = keys.map((key) => key.split("-") as [string, string]);
+  const first = random.shuffle([...new Set(words.map(([a]) => a))]);
+  const second = random.shuffle([...new Set(words.map(([, b]) => b))]);
+  first.length = Math.min(first.length, few);
+  second.length = Math.min(second.length, few);
+  const pairs = random.shuffle(
+    first.flatMap((a) => second.map((b) => `${a}-${b}`)),
+  );
+  if (pairs.length < keys.length) return;
+  replaceAll(
+    pieces,
+    PAIRS,
+    new Map(keys.map((key, i) => [key, pairs[i] as string])),
+  );
+}
+
 /**
  * A haystack of nothing but needles and as many questions as fit behind it: each is one more search of the same context.
- * Half of the rows ask first for keys whose words other keys have too.
+ * Half of the rows ask first for keys whose words other keys have too; in half of them many needles are much alike.
  */
 function lookupRow(random: Random, codec: PieceCodec, row: number): Row {
-  const task = random.float() < 0.5 ? "niah_multikey_2" : "niah_multikey_3";
+  const task = random.float() < 0.45 ? "niah_multikey_2" : "niah_multikey_3";
   const share = random.float() < 0.5 ? 0.84 : 0.42 + 0.4 * random.float();
   const niah = makeNiah(random, codec, {
     config: NIAH_TASKS[task] as NiahConfig,
@@ -230,6 +291,10 @@ function lookupRow(random: Random, codec: PieceCodec, row: number): Row {
       { text: next.question + next.answerPrefix, kind: TEXT },
       { text: next.target, kind: ANSWER },
     );
+  }
+  if (random.float() < 0.5) {
+    if (task === "niah_multikey_2") twinPairs(random, pieces, niah.keys);
+    else twinUuids(random, pieces);
   }
   return { task, pieces };
 }

@@ -139,6 +139,12 @@ export function table(
         ratio(Number(held) / Number(wanted)),
       ]);
     }
+    if (line.what === "packing") {
+      rows.push([
+        `packing a prompt of ${n} tokens, ${line.bits} bits, batch ${batch}`,
+        time(ms),
+      ]);
+    }
     if (line.what === "packed") {
       const floor = Number(line.bytes) / copy * 1e3;
       const format = line.bits === 0 ? "plain" : `${line.bits}-bit`;
