@@ -10,8 +10,13 @@
 #include "attention_codes.cuh"
 #include "attention_tile.cuh"
 
-enum { WARPS = 8, THREADS = 32 * WARPS, WEIGHT_STRIDE = 34 };
-enum { FULL = 1, FREE = 2 }; /* barriers: the shares of a chunk are there; they are merged */
+/* LEAST_STAGES: pages of a warp that are in shared memory or on their way there; one more of 2 bits where there is room. */
+enum { WARPS = 8, THREADS = 32 * WARPS, WEIGHT_STRIDE = 34, LEAST_STAGES = 2 };
+/*
+ * Barriers: the shares of a chunk are there; they are merged. A merger does not wait for its own merging, so it may come to
+ * wait for the next one's before all others have waited for its own: chunks take turns with two barriers.
+ */
+enum { FULL = 1, FREE = 2 };
 
 /*
  * The softmax's step for a page: x[k] is the score of row g + 8 k for reader 4 j + t, which becomes its weight; returns by
@@ -247,17 +252,19 @@ static __device__ __forceinline__ uint32_t pages_of_chunk(uint32_t n_page, uint3
 
 /* TILES: groups of four readers. */
 template <typename R, int BITS, int DIM, int TILES>
-static __global__ void __launch_bounds__(THREADS, TILES == 1 ? 2 : 1) codes_kernel(const step_args a) {
+static __global__ void __launch_bounds__(THREADS, TILES == 1 ? 2 : 1) codes_kernel(const step_args a, const uint32_t most_stages) {
     typedef page_of<BITS, DIM> page_type;
-    constexpr int READERS = 4 * TILES, PAGE_BYTES = page_type::BYTES, STAGES = page_type::STAGES;
+    constexpr int READERS = 4 * TILES, PAGE_BYTES = page_type::BYTES;
+    const uint32_t stages = BITS == 2 ? most_stages : LEAST_STAGES;
     constexpr int PIECES = (PAGE_BYTES / 16 + 31) / 32;
     extern __shared__ uint4 shared4[];
     const uint32_t lane = threadIdx.x % 32, warp = threadIdx.x / 32, g = lane / 4, t = lane % 4;
-    uint8_t *stage = (uint8_t *)shared4 + warp * STAGES * PAGE_BYTES;                     /* [STAGES, PAGE_BYTES] */
-    uint4 *queries = (uint4 *)((uint8_t *)shared4 + WARPS * STAGES * PAGE_BYTES) + lane;   /* [DIM / 16, 32] */
+    uint8_t *stage = (uint8_t *)shared4 + warp * stages * PAGE_BYTES;  /* [stages, PAGE_BYTES] */
+    uint8_t *behind = (uint8_t *)shared4 + WARPS * stages * PAGE_BYTES;
+    uint4 *queries = (uint4 *)behind + lane;                           /* [DIM / 16, 32] */
     /* A block's plain chunks come last, when the queries are not needed any more. */
-    float *weight = (float *)((uint8_t *)shared4 + WARPS * STAGES * PAGE_BYTES) + warp * READERS * WEIGHT_STRIDE;
-    float *sums = (float *)((uint8_t *)shared4 + WARPS * STAGES * PAGE_BYTES) + WARPS * READERS * WEIGHT_STRIDE;
+    float *weight = (float *)behind + warp * READERS * WEIGHT_STRIDE;
+    float *sums = (float *)behind + WARPS * READERS * WEIGHT_STRIDE;
     static_assert(DIM * 32 <= WARPS * READERS * WEIGHT_STRIDE * (int)sizeof(float), "queries fit");
     float *stat = sums + WARPS * READERS * DIM;                                           /* [WARPS, READERS, 2] */
     float *offsets = stat + WARPS * READERS * 2;                                          /* [WARPS, 8, READERS] */
@@ -318,7 +325,7 @@ static __global__ void __launch_bounds__(THREADS, TILES == 1 ? 2 : 1) codes_kern
         }
         copy_commit();
     };
-    for (uint32_t i = 0; i + 1 < STAGES; i++) fetch(i);
+    for (uint32_t i = 0; i + 1 < stages; i++) fetch(i);
     uint32_t now = 0; /* stage of the page that comes next */
     wait_previous();
     allow_next();
@@ -356,10 +363,10 @@ static __global__ void __launch_bounds__(THREADS, TILES == 1 ? 2 : 1) codes_kern
     __syncthreads();
 
     /* Warps take turns in merging; the others go on with the next chunk. */
-    uint32_t merger = 0, last = WARPS; /* of this chunk, and of the one before */
+    uint32_t merger = 0, last = WARPS; /* of this chunk, and of the one before; even and odd in turn */
     for (uint32_t chunk = blockIdx.x; chunk < n_chunk; chunk += gridDim.x) {
         const auto may_write = [&] { /* all warps are done with the chunk before, and it is merged */
-            if (last != WARPS && warp != last) named_wait(FREE, THREADS);
+            if (last != WARPS && warp != last) named_wait(FREE + last % 2, THREADS);
         };
         float *own = sums + warp * READERS * DIM;
         if (chunk >= packed_chunks) {
@@ -397,7 +404,7 @@ static __global__ void __launch_bounds__(THREADS, TILES == 1 ? 2 : 1) codes_kern
                 max = -INFINITY, sum = 0;
                 for (uint32_t index = chunk * per_chunk + warp; index < end; index += WARPS) {
                     const uint32_t row0 = index * KVF_PAGE_ROWS, in_page = min((uint32_t)KVF_PAGE_ROWS, packed - row0);
-                    const uint32_t before = now == 0 ? STAGES - 1 : now - 1;
+                    const uint32_t before = now == 0 ? stages - 1 : now - 1;
                     const uint8_t *page = stage + (again ? before : now) * PAGE_BYTES;
                     if (again) {
                         __syncwarp();
@@ -405,10 +412,11 @@ static __global__ void __launch_bounds__(THREADS, TILES == 1 ? 2 : 1) codes_kern
                         for (uint32_t i = lane; i < n_piece; i += 32) ((uint4 *)page)[place_of<BITS, DIM>(i)] = from[i];
                         __syncwarp();
                     } else {
-                        copy_wait_but<STAGES - 2>();
+                        if (BITS == 2 && stages == 3) copy_wait_but<1>();
+                        else copy_wait_but<0>();
                         __syncwarp(); /* the page is there, and nobody reads the one before it any more */
                         fetch(before);
-                        now = now + 1 == STAGES ? 0 : now + 1;
+                        now = now + 1 == stages ? 0 : now + 1;
                     }
                     float c[4][4] = {}, x[8], key_base[4] = {};
                     add_keys<BITS, DIM>(c, key_base, page, queries, g, t);
@@ -480,33 +488,36 @@ static __global__ void __launch_bounds__(THREADS, TILES == 1 ? 2 : 1) codes_kern
             named_wait(FULL, THREADS);
             if (chunk < packed_chunks) merge_codes<BITS, DIM, TILES>(a, stored, readers, chunk, group, sums, offsets, stat);
             else merge_warps<READERS, DIM>(a, stored, readers, chunk, sums, stat);
-            named_arrive(FREE, THREADS);
+            named_arrive(FREE + merger % 2, THREADS);
         } else {
             named_arrive(FULL, THREADS);
         }
         last = merger, merger = (merger + 1) % WARPS;
     }
-    if (warp != last) named_wait(FREE, THREADS);
+    if (warp != last) named_wait(FREE + last % 2, THREADS);
     copy_wait();
     finish_head(a, stored, readers, n_chunk, min(gridDim.x, n_chunk), sums);
 }
 
 template <int BITS, int DIM>
-static constexpr size_t shared_bytes(size_t tiles) {
-    return (size_t)WARPS * page_of<BITS, DIM>::STAGES * page_of<BITS, DIM>::BYTES +
-           WARPS * 4 * tiles * (WEIGHT_STRIDE + DIM + 2 + 8) * sizeof(float);
+static constexpr size_t shared_bytes(size_t tiles, uint32_t stages = LEAST_STAGES) {
+    return (size_t)WARPS * stages * page_of<BITS, DIM>::BYTES + WARPS * 4 * tiles * (WEIGHT_STRIDE + DIM + 2 + 8) * sizeof(float);
 }
 
 template <typename R, int BITS, int DIM, int TILES>
 static cudaError_t launch(const cu_device *d, const step_args &a, dim3 grid) {
-    constexpr size_t bytes = shared_bytes<BITS, DIM>(TILES);
+    constexpr uint32_t PER_SM = TILES == 1 ? 2 : 1; /* blocks of a multiprocessor; 1 KiB is the driver's in each */
+    const bool three = BITS == 2 && PER_SM * (shared_bytes<BITS, DIM>(TILES, 3) + 1024) <= d->shared_bytes + 1024;
+    const uint32_t stages = three ? 3 : LEAST_STAGES;
+    const size_t bytes = shared_bytes<BITS, DIM>(TILES, stages);
     /* Blocks that are on the device at once: starting and ending one costs as much as several pages. */
-    const uint32_t room = (TILES == 1 ? 2 : 1) * d->n_sm / (grid.y * grid.z);
+    const uint32_t room = PER_SM * d->n_sm / (grid.y * grid.z);
     grid.x = room < 1 ? 1 : room < grid.x ? room : grid.x;
     static_assert(WARPS * DIM >= CU_ATTENTION_CHUNKS + 1, "the last block's weights fit");
-    const cudaError_t e = cudaFuncSetAttribute(codes_kernel<R, BITS, DIM, TILES>, cudaFuncAttributeMaxDynamicSharedMemorySize,
-                                               (int)bytes);
-    return e != cudaSuccess ? e : cu_launch_next(d, codes_kernel<R, BITS, DIM, TILES>, grid, dim3(THREADS), bytes, a);
+    const auto kernel = codes_kernel<R, BITS, DIM, TILES>;
+    cudaError_t e = cudaFuncSetAttribute(kernel, cudaFuncAttributeMaxDynamicSharedMemorySize, (int)bytes);
+    if (e == cudaSuccess) e = cu_all_shared(kernel);
+    return e != cudaSuccess ? e : cu_launch_next(d, kernel, grid, dim3(THREADS), bytes, a, stages);
 }
 
 template <typename R, int BITS>

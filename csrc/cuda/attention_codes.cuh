@@ -19,13 +19,12 @@
 
 /*
  * Bytes of a page of which the keys' codes come first, and of one at most, with groups of 16 channels. Offsets come before
- * scales, positions after the values' ones. STAGES: pages of a warp that are in shared memory or on their way there.
+ * scales, positions after the values' ones.
  */
 template <int BITS, int DIM>
 struct page_of {
     static constexpr int KEYS = DIM * 4 * BITS, CODES = KEYS + 4 * DIM, PARAMS = CODES + DIM * 4 * BITS;
     static constexpr int BYTES = (PARAMS + KVF_PAGE_ROWS * (DIM / 16) * 4 + KVF_PAGE_ROWS * 4 + 63) / 64 * 64;
-    static constexpr int STAGES = 2; /* more of 2 bits would not fit where a block has 99 KiB */
 };
 
 static __device__ __forceinline__ uint32_t load_word(const uint8_t *at) { return *(const uint32_t *)at; }

@@ -179,8 +179,9 @@ uint32_t cu_attention_chunks(uint32_t n_row) {
 template <typename R, int VEC>
 static cudaError_t launch_step(const cu_device *d, const step_args &a, dim3 grid, size_t bytes) {
     /* The device's limit, not this model's: one that is lowered would not do for graphs of a model that needs more. */
-    const cudaError_t e = cudaFuncSetAttribute(attention_step_kernel<R, VEC>, cudaFuncAttributeMaxDynamicSharedMemorySize,
-                                               (int)d->shared_bytes);
+    cudaError_t e = cudaFuncSetAttribute(attention_step_kernel<R, VEC>, cudaFuncAttributeMaxDynamicSharedMemorySize,
+                                         (int)d->shared_bytes);
+    if (e == cudaSuccess) e = cu_all_shared(attention_step_kernel<R, VEC>);
     return e != cudaSuccess ? e : cu_launch_next(d, attention_step_kernel<R, VEC>, grid, dim3(THREADS), bytes, a);
 }
 

@@ -122,8 +122,9 @@ template <typename R>
 static cudaError_t launch(const cu_device *d, uint32_t readers, const step_args &a, dim3 grid) {
     static_assert(WARPS * KVF_PAGE_ROWS >= CU_ATTENTION_CHUNKS, "the last block's weights fit");
     const size_t bytes = shared_bytes(a.head_dim, readers);
-    const cudaError_t e = cudaFuncSetAttribute(packed_step_kernel<R>, cudaFuncAttributeMaxDynamicSharedMemorySize,
-                                               (int)d->shared_bytes); /* as for plain rows */
+    cudaError_t e = cudaFuncSetAttribute(packed_step_kernel<R>, cudaFuncAttributeMaxDynamicSharedMemorySize,
+                                         (int)d->shared_bytes); /* as for plain rows */
+    if (e == cudaSuccess) e = cu_all_shared(packed_step_kernel<R>);
     return e != cudaSuccess ? e : cu_launch_next(d, packed_step_kernel<R>, grid, dim3(THREADS), bytes, a);
 }
 

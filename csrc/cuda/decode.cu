@@ -330,17 +330,20 @@ static void fill_slot(cu_slot *slot, const kv_sequence *s, const cu_mirror *m, c
     memcpy(slot->stop, s->stop, s->n_stop * sizeof *s->stop);
 }
 
-/* Tables, slots and forced tokens onto the device. host: [shape->n] slots, zeros. goes_on: since the last time of this call */
+/* What the device knows of tables from earlier steps of the call: nothing, their whole pages, or all that the next ones need. */
+enum { KNOWS_NOTHING, KNOWS_PAGES, KNOWS_ALL };
+
+/* Tables, slots and forced tokens onto the device. host: [shape->n] slots, zeros */
 static int32_t send_state(kvf_model *model, kvf_cache *cache, kv_sequence **s, uint32_t n, const step_shape *shape,
-                          const uint32_t *forced, uint32_t steps, bool goes_on, cu_slot *host, kv_err err) {
+                          const uint32_t *forced, uint32_t steps, uint32_t knows, cu_slot *host, kv_err err) {
     cu_decode *w = cu_weights(model)->decode;
     const timer spent(&cu_of(model->dev)->host_ms[1]);
     const cu_step_control control = {0, 0};
     memset(host, 0, shape->n * sizeof *host);
     for (uint32_t b = 0; b < n; b++) {
-        cu_mirror *m;
-        if (goes_on) CU_PASS(cu_mirror_follow(cache, s[b], &m, err));
-        else CU_PASS(cu_mirror_sync(cache, s[b], 0, table_count(cache, s[b]), &m, err));
+        cu_mirror *m = (cu_mirror *)s[b]->impl;
+        if (knows == KNOWS_PAGES) CU_PASS(cu_mirror_follow(cache, s[b], &m, err));
+        if (knows == KNOWS_NOTHING) CU_PASS(cu_mirror_sync(cache, s[b], 0, table_count(cache, s[b]), &m, err));
         const cu_program *program;
         CU_PASS(cu_program_sync(cache, s[b], 0, table_count(cache, s[b]), &program, err));
         fill_slot(&host[b], s[b], m, program);
@@ -360,8 +363,19 @@ static uint32_t kernel_of(const kv_sequence *s, uint32_t table) {
     return ((const cu_format_impl *)t->format->impl)->kernel;
 }
 
-/* The shape of steps whose rows are reserved, or will be for that many. */
-static step_shape shape_of(kvf_cache *cache, kv_sequence **s, uint32_t n, uint32_t steps, bool forced) {
+/* Whether all rows are plain and no step program acts: how rows grow then follows from the number of steps alone. */
+static bool all_plain(const kvf_cache *cache, kv_sequence **s, uint32_t n) {
+    for (uint32_t b = 0; b < n; b++) {
+        if (s[b]->step != NULL) return false;
+        for (uint32_t i = 0; i < table_count(cache, s[b]); i++) {
+            if (s[b]->table[i].format != NULL || s[b]->table[i].shared > 0) return false;
+        }
+    }
+    return true;
+}
+
+/* The shape of `steps` steps. Their rows are reserved; where all are plain they need not be. */
+static step_shape shape_of(kvf_cache *cache, kv_sequence **s, uint32_t n, uint32_t steps, bool plain, bool forced) {
     step_shape shape;
     uint32_t longest = 1;
     memset(&shape, 0, sizeof shape);
@@ -373,9 +387,7 @@ static step_shape shape_of(kvf_cache *cache, kv_sequence **s, uint32_t n, uint32
         for (uint32_t i = 0; i < table_count(cache, s[b]); i++) {
             const kv_table *t = &s[b]->table[i];
             longest = std::max(longest, t->n_page);
-            if (kv_step_of(s[b], i / s[b]->n_stored_head) == NULL) {
-                longest = std::max(longest, cu_div_up(t->rows + steps, KVF_PAGE_ROWS));
-            }
+            if (plain) longest = std::max(longest, cu_div_up(t->rows + steps, KVF_PAGE_ROWS));
             shape.kernels |= 1u << kernel_of(s[b], i);
         }
         shape.acts |= cu_acts_of(cache, s[b], &shape.n_query);
@@ -432,7 +444,7 @@ static int32_t queue_steps(kvf_model *model, kv_sequence **s, uint32_t n, const 
 
 /*
  * While the first steps run: reserves the rows of all `steps` and sends their pages, which no step before those needs. False
- * where that cannot be had now; then the first ones are all.
+ * where that cannot be had now.
  */
 static bool reserve_behind(kvf_cache *cache, kv_sequence **s, uint32_t n, uint32_t steps, bool forced) {
     char text[256];
@@ -462,34 +474,59 @@ static void follow(kvf_cache *cache, kv_sequence *s, uint32_t queued, bool force
     s->position += ran;
 }
 
+/* Steps of a call that are run without looking back, and what is known of those that follow them. */
+typedef struct stretch {
+    step_shape shape;
+    uint32_t steps;
+    uint32_t first; /* of them, those whose rows are reserved before any runs */
+    uint32_t more;  /* steps of the call after these */
+    bool plain;     /* all_plain */
+    uint32_t knows;
+} stretch;
+
 /*
- * Some steps of the call: state out, steps, tokens back, host tables brought up to date. The rows of the first ones are
- * reserved.
+ * While the first steps run: what the others need, and the first ones of the next stretch. False where the others cannot have
+ * their rows now; then the first ones are all.
  */
-static int32_t run_ahead(kvf_model *model, kvf_cache *cache, kv_sequence **s, uint32_t n, const step_shape *given,
-                         uint32_t first, uint32_t steps, const uint32_t *forced, bool goes_on, uint32_t *tokens,
-                         volatile uint32_t *control, uint32_t *done, kv_err err) {
-    uint32_t queued = 0;
-    const step_shape shape = *given;
-    CU_PASS(prepare(model, &shape, err));
-    cu_slot *slots = (cu_slot *)malloc(shape.n * sizeof *slots);
-    uint32_t *made = (uint32_t *)malloc((size_t)AHEAD * shape.n * sizeof *made);
-    int32_t status = slots == NULL || made == NULL ? kv_fail(err, KVF_ERR_MEMORY, "Cannot decode as memory ran out") : KVF_OK;
-    if (status == KVF_OK) status = send_state(model, cache, s, n, &shape, forced, steps, goes_on, slots, err);
-    if (status == KVF_OK) status = queue_steps(model, s, n, &shape, first, control, &queued, err);
-    if (status == KVF_OK && queued == first && first < steps && reserve_behind(cache, s, n, steps, forced != NULL)) {
-        status = queue_steps(model, s, n, &shape, steps, control, &queued, err);
+static bool look_ahead(kvf_cache *cache, kv_sequence **s, uint32_t n, const stretch *now, bool forced, stretch *next) {
+    if (now->more > 0 && reserve_behind(cache, s, n, now->steps + FIRST, forced)) {
+        *next = *now;
+        next->steps = std::min(now->more, (uint32_t)AHEAD), next->more = now->more - next->steps;
+        next->first = std::min(next->steps, (uint32_t)FIRST);
+        next->shape = shape_of(cache, s, n, now->steps + next->steps, true, forced);
+        next->knows = KNOWS_ALL;
+        return true;
     }
+    return reserve_behind(cache, s, n, now->steps, forced);
+}
+
+/* A stretch: state out, steps, tokens back, host tables brought up to date. next: steps 0 where it has to be prepared anew */
+static int32_t run_stretch(kvf_model *model, kvf_cache *cache, kv_sequence **s, uint32_t n, const stretch *now, stretch *next,
+                           const uint32_t *forced, uint32_t *tokens, volatile uint32_t *control, uint32_t *done, kv_err err) {
+    uint32_t queued = 0;
+    const step_shape *shape = &now->shape;
+    next->steps = 0;
+    CU_PASS(prepare(model, shape, err));
+    cu_slot *slots = (cu_slot *)malloc(shape->n * sizeof *slots);
+    uint32_t *made = (uint32_t *)malloc((size_t)AHEAD * shape->n * sizeof *made);
+    int32_t status = slots == NULL || made == NULL ? kv_fail(err, KVF_ERR_MEMORY, "Cannot decode as memory ran out") : KVF_OK;
+    if (status == KVF_OK) status = send_state(model, cache, s, n, shape, forced, now->steps, now->knows, slots, err);
+    if (status == KVF_OK) status = queue_steps(model, s, n, shape, now->first, control, &queued, err);
+    if (status == KVF_OK && queued == now->first && now->first < now->steps &&
+        look_ahead(cache, s, n, now, forced != NULL, next)) {
+        status = queue_steps(model, s, n, shape, now->steps, control, &queued, err);
+    }
+    if (queued < now->steps) next->steps = 0;
     if (status == KVF_OK) status = cu_synchronize(model->dev, err);
     if (status == KVF_OK && forced == NULL) {
-        status = be_download(model->dev, made, cu_weights(model)->decode->tokens, (size_t)queued * shape.n * sizeof *made,
+        status = be_download(model->dev, made, cu_weights(model)->decode->tokens, (size_t)queued * shape->n * sizeof *made,
                              err);
     }
     const timer spent(&cu_of(model->dev)->host_ms[2]);
     *done = 0;
     for (uint32_t b = 0; b < n && status == KVF_OK; b++) {
         const uint32_t generated = s[b]->n_generated;
-        follow(cache, s[b], queued, forced != NULL, made + b, shape.n, tokens + b, n);
+        follow(cache, s[b], queued, forced != NULL, made + b, shape->n, tokens + b, n);
         const uint32_t steps_of = forced != NULL ? queued : s[b]->n_generated - generated;
         if (steps_of > *done) *done = steps_of;
     }
@@ -504,10 +541,29 @@ static int32_t run_ahead(kvf_model *model, kvf_cache *cache, kv_sequence **s, ui
     return status;
 }
 
+/* The next stretch of at most `most` steps, from where the host's tables are, with the rows of its first steps. */
+static int32_t begin_stretch(kvf_cache *cache, kv_sequence **s, uint32_t n, uint32_t most, uint32_t left, bool forced,
+                             stretch *to, kv_err err) {
+    to->steps = std::min(left, most);
+    CU_PASS(pack_due(cache, s, n, forced, &to->steps, err));
+    to->plain = all_plain(cache, s, n);
+    to->first = to->plain && to->steps > FIRST ? (uint32_t)FIRST : to->steps;
+    int32_t status = reserve(cache, s, n, to->first, forced, err);
+    if (status == KVF_ERR_MEMORY && to->steps > 1) {
+        to->first = to->steps = 1;
+        status = reserve(cache, s, n, 1, forced, err);
+    }
+    if (status != KVF_OK) return status;
+    to->more = left - to->steps;
+    to->shape = shape_of(cache, s, n, to->steps, to->plain, forced);
+    return KVF_OK;
+}
+
 extern "C" int32_t be_decode(kvf_model *model, kvf_cache *cache, kv_sequence **s, uint32_t n_sequence, uint32_t n_step,
                              const uint32_t *forced, uint32_t *tokens, float *logits, uint32_t *control, kv_err err) {
     const uint32_t vocab = model->config.vocab;
     volatile uint32_t *poll = control;
+    stretch now = {}, next = {};
     int32_t status = cu_enter(model->dev, err);
     for (uint32_t done = 0; done < n_step && status == KVF_OK;) {
         uint32_t alive = forced != NULL, ran = 0;
@@ -517,22 +573,16 @@ extern "C" int32_t be_decode(kvf_model *model, kvf_cache *cache, kv_sequence **s
             status = kv_fail(err, KVF_ERR_CANCELLED, "Cannot go on as the caller cancelled");
             break;
         }
-        uint32_t steps = n_step - done < (uint32_t)AHEAD ? n_step - done : (uint32_t)AHEAD;
-        if (logits != NULL) steps = 1;
-        status = pack_due(cache, s, n_sequence, forced != NULL, &steps, err);
-        if (status != KVF_OK) break;
-        step_shape shape = shape_of(cache, s, n_sequence, steps, forced != NULL);
-        const bool plain = shape.acts == 0 && shape.kernels == 1u << CU_ATTEND_PLAIN;
-        uint32_t first = plain && steps > FIRST ? (uint32_t)FIRST : steps;
-        status = reserve(cache, s, n_sequence, first, forced != NULL, err);
-        if (status == KVF_ERR_MEMORY && steps > 1) {
-            first = steps = 1;
-            shape = shape_of(cache, s, n_sequence, steps, forced != NULL);
-            status = reserve(cache, s, n_sequence, first, forced != NULL, err);
+        if (next.steps > 0) {
+            now = next;
+        } else {
+            now.knows = done > 0 ? KNOWS_PAGES : KNOWS_NOTHING;
+            status = begin_stretch(cache, s, n_sequence, logits != NULL ? 1u : (uint32_t)AHEAD, n_step - done, forced != NULL,
+                                   &now, err);
+            if (status != KVF_OK) break;
         }
-        if (status != KVF_OK) break;
-        status = run_ahead(model, cache, s, n_sequence, &shape, first, steps, forced != NULL ? forced + done : NULL, done > 0,
-                           tokens + (size_t)done * n_sequence, poll, &ran, err);
+        status = run_stretch(model, cache, s, n_sequence, &now, &next, forced != NULL ? forced + done : NULL,
+                             tokens + (size_t)done * n_sequence, poll, &ran, err);
         for (uint32_t b = 0; b < n_sequence && status == KVF_OK && logits != NULL && ran > 0; b++) {
             const size_t at = (size_t)done * n_sequence + b;
             if (tokens[at] != KV_NO_TOKEN) {

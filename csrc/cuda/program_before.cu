@@ -83,28 +83,12 @@ static __device__ float reduced(const choice &c, const float *score, size_t ld) 
     return x == x ? x : -INFINITY;
 }
 
-/* What is read of bounds before the query is there. */
+/* Bounds of this block's first segment, of the lane's block and the warp's channels. */
 typedef struct bounds_ahead {
-    bool known;                    /* those of this block's first segment, of the lane's block and the warp's channels: */
+    bool known;
+    uint32_t stale; /* a block whose bounds have changed since */
     float high[AHEAD], low[AHEAD];
-    uint32_t stale;                /* a block whose bounds have changed since */
-    float last_high, last_low;     /* of the thread's channel in the block at the end of the choice, where rows follow it */
 } bounds_ahead;
-
-/* The stored bounds of that block know the rows beyond the choice as well. */
-static __device__ __forceinline__ bool ends_within(const choice &c, const choice_plan &p) {
-    return p.n_block > 0 && p.end % c.op.page_rows != 0 && p.end < c.rows.n_row;
-}
-static __device__ __forceinline__ void read_last(const choice &c, const choice_plan &p, bounds_ahead *b) {
-    b->last_high = -INFINITY, b->last_low = INFINITY;
-    if (!ends_within(c, p) || threadIdx.x >= c.rows.head_dim) return;
-#pragma unroll 4
-    for (uint32_t row = p.end - p.end % c.op.page_rows; row < p.end; row++) {
-        const float x = key_of(c.rows, row, threadIdx.x);
-        b->last_high = fmaxf(b->last_high, x);
-        b->last_low = fminf(b->last_low, x);
-    }
-}
 
 static __device__ __forceinline__ void read_ahead(const choice &c, bounds_ahead *b, uint32_t n_block) {
     const uint32_t dim = c.rows.head_dim, lane = threadIdx.x % 32, warp = threadIdx.x / 32;
@@ -161,14 +145,20 @@ static __device__ void score_blocks(const choice &c, const choice_plan &p, const
     }
 }
 
-/* The block at the end of the choice. */
-static __device__ void score_last(const choice &c, const choice_plan &p, const bounds_ahead &ahead, float *shared) {
-    const uint32_t dim = c.rows.head_dim;
+/* The block at the end of the choice, whose stored bounds know rows beyond it. */
+static __device__ void score_last(const choice &c, const choice_plan &p, float *shared) {
+    const uint32_t dim = c.rows.head_dim, size = c.op.page_rows;
     const float *above = shared, *below = above + c.readers * dim;
     float *found = shared + 2 * c.readers * dim;
+    float high = -INFINITY, low = INFINITY;
+    for (uint32_t row = p.end - p.end % size; threadIdx.x < dim && row < p.end; row++) {
+        const float x = key_of(c.rows, row, threadIdx.x);
+        high = fmaxf(high, x);
+        low = fminf(low, x);
+    }
     for (uint32_t r = 0; r < c.readers; r++) {
         float x = 0;
-        if (threadIdx.x < dim) x = above[r * dim + threadIdx.x] * ahead.last_high + below[r * dim + threadIdx.x] * ahead.last_low;
+        if (threadIdx.x < dim) x = above[r * dim + threadIdx.x] * high + below[r * dim + threadIdx.x] * low;
         x = block_sum(x);
         if (threadIdx.x == 0) found[r] = x;
     }
@@ -304,7 +294,7 @@ static __device__ void choose_pages(const choice &c, const choice_plan &p, const
     __syncthreads();
     if (!last) return;
     __threadfence();
-    if (ends_within(c, p)) score_last(c, p, ahead, shared);
+    if (p.n_block > 0 && p.end % c.op.page_rows != 0 && p.end < c.rows.n_row) score_last(c, p, shared);
     choose(c, p, (uint32_t *)(shared + choice_floats(c.readers, c.rows.head_dim)));
 }
 
@@ -350,20 +340,12 @@ static __global__ void __launch_bounds__(THREADS) before_kernel(const before_arg
     c.pick = pick_line(a.work, blockIdx.z, stored);
     c.n_pick = &a.work.n_pick[(size_t)blockIdx.z * a.work.max_stored + stored];
     bounds_ahead ahead;
-    choice_plan plan = {};
-    const uint32_t newest = (h.n_row - 1) / c.op.page_rows;
-    const bool settled = min(c.op.last, c.op.keep) > 0; /* the new row is not among those that are chosen from */
-    read_ahead(c, &ahead, newest);
-    if (settled) {
-        plan = plan_of(c);
-        read_last(c, plan, &ahead);
-    }
-    ahead.stale = settled ? UINT32_MAX : newest; /* its bounds are not looked at */
+    ahead.stale = (h.n_row - 1) / c.op.page_rows;
+    read_ahead(c, &ahead, ahead.stale); /* whole blocks */
     wait_previous();
     allow_next();
-    if (!settled) plan = plan_of(c); /* nothing follows the choice, if there is one */
     bound_row(c, h.n_row - 1);
-    choose_pages(c, plan, ahead, shared, &a.arrived[(size_t)blockIdx.z * a.n_head + stored]);
+    choose_pages(c, plan_of(c), ahead, shared, &a.arrived[(size_t)blockIdx.z * a.n_head + stored]);
 }
 
 int32_t cu_programs_before(kvf_model *model, uint32_t layer, uint32_t row_dtype, const cu_slot *slot, const float *q,
@@ -379,6 +361,7 @@ int32_t cu_programs_before(kvf_model *model, uint32_t layer, uint32_t row_dtype,
     const dim3 grid(SPLIT, work->max_stored, work->n);
     /* the device's limit, not this model's: graphs of other models keep theirs */
     CU_TRY(cudaFuncSetAttribute(before_kernel, cudaFuncAttributeMaxDynamicSharedMemorySize, (int)d->shared_bytes), "a step program");
+    CU_TRY(cu_all_shared(before_kernel), "a step program");
     return cu_check(cu_launch_next(d, before_kernel, grid, dim3(THREADS), bytes, a), "a step program", err);
 }
 
@@ -428,10 +411,8 @@ static __global__ void __launch_bounds__(THREADS) rows_kernel(choice c, const cu
     float *shared = (float *)shared4;
     c.op = p->pages, c.bounds = p->segment;
     bounds_ahead ahead;
-    const choice_plan plan = plan_of(c);
     ahead.known = false, ahead.stale = 0;
-    read_last(c, plan, &ahead);
-    choose_pages(c, plan, ahead, shared, arrived);
+    choose_pages(c, plan_of(c), ahead, shared, arrived);
 }
 
 extern "C" int32_t be_program_rows(kvf_cache *cache, kv_sequence *s, uint32_t layer, uint32_t head, const float *q, size_t ld_q,
