@@ -107,6 +107,8 @@ void cu_memory_close(kvf_device *dev);
  * `wanted`, the stream is waited for first, as what was returned counts as taken until the device has come so far.
  */
 double cu_room(kvf_device *dev, double wanted);
+/* Bytes that the driver is asked for when pages of so many bytes are taken: whole chunks, less the slabs that are there. */
+double cu_chunk_bytes(const kvf_device *dev, double bytes);
 /* KVF_ERR_MEMORY with needed and free bytes unless so many can be taken. */
 int32_t cu_check_room(kvf_device *dev, double bytes, const char *action, kv_err err);
 /* be_alloc with an error text. */

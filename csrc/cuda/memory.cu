@@ -105,6 +105,13 @@ int32_t cu_check_room(kvf_device *dev, double bytes, const char *action, kv_err 
     return kv_fail(err, KVF_ERR_MEMORY, "Cannot %s as %.0f bytes of device memory must be free: %.0f are", action, bytes, room);
 }
 
+double cu_chunk_bytes(const kvf_device *dev, double bytes) {
+    const cu_memory *m = &cu_of((kvf_device *)dev)->memory;
+    const double chunk = (double)CU_CHUNK_SLABS * CU_SLAB_BYTES;
+    for (uint32_t i = 0; i < m->n_chunk; i++) bytes -= (double)(m->chunk[i]->n_slab - m->chunk[i]->n_used) * CU_SLAB_BYTES;
+    return bytes <= 0 ? 0 : ceil(bytes / chunk) * chunk;
+}
+
 static cu_chunk *add_chunk(cu_device *d) {
     cu_memory *m = &d->memory;
     if (m->n_chunk == m->cap_chunk) {

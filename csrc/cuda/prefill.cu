@@ -75,15 +75,19 @@ static void plan(const kvf_model *model, const kv_sequence *s, uint32_t keep, cu
     memcpy(arrays, all, sizeof all);
 }
 
-/* Bytes that the prefill will take beside its activations: a layer's rows, logits, observations, scores, experts. */
-static double beside(const kvf_model *model, const kvf_cache *cache, const kv_sequence *s) {
+/* Bytes of a layer's rows. */
+static double layer_bytes(const kvf_model *model, const kvf_cache *cache, const kv_sequence *s) {
+    return (double)model->config.n_kv_head * cu_div_up(s->prefill->n_token, KVF_PAGE_ROWS) * cache->page_bytes;
+}
+
+/* Bytes that the prefill will take beside its activations and rows: logits, observations, scores, experts. */
+static double beside(const kvf_model *model, const kv_sequence *s) {
     const kvf_model_config *c = &model->config;
     const double n = s->prefill->n_token, head = (double)c->n_head * sizeof(float);
-    const double rows = (double)c->n_kv_head * cu_div_up(s->prefill->n_token, KVF_PAGE_ROWS) * cache->page_bytes;
     const double window = c->n_layer * head * s->observe->n_window * (c->head_dim + 1.0);
     const double masses = c->n_layer * head * n * s->observe->n_mass;
     const double experts = c->n_expert > 0 ? (double)cu_experts_bytes(model, min_u32(CU_CHUNK, s->prefill->n_token)) : 0;
-    return rows + window + masses + experts + 3 * head * n + n * sizeof(uint32_t) + c->vocab * (double)sizeof(float);
+    return window + masses + experts + 3 * head * n + n * sizeof(uint32_t) + c->vocab * (double)sizeof(float);
 }
 
 static double bytes_of(const array arrays[ARRAYS]) {
@@ -125,13 +129,15 @@ static int32_t close_stream(kvf_model *model, const cu_prefill *p, uint32_t firs
 
 static int32_t begin(kvf_model *model, kvf_cache *cache, kv_sequence *s, cu_prefill *p, kv_err err) {
     const size_t n = s->prefill->n_token;
-    const double other = beside(model, cache, s);
+    /* How much of their rows layers will keep is not known here. A way is taken where an eighth of them has room. */
+    const double other = beside(model, s), layer = layer_bytes(model, cache, s);
+    const double kept = cu_chunk_bytes(model->dev, layer + layer * (model->config.n_layer - 1) / 8);
     array arrays[ARRAYS];
     uint32_t keep = KEEP_ALL;
     plan(model, s, keep, p, arrays);
-    const double free_bytes = cu_room(model->dev, bytes_of(arrays) + other);
-    while (keep + 1 < KEEPS && bytes_of(arrays) + other > free_bytes) plan(model, s, ++keep, p, arrays);
-    CU_PASS(cu_check_room(model->dev, bytes_of(arrays) + other, "begin the prefill", err));
+    const double free_bytes = cu_room(model->dev, bytes_of(arrays) + other + kept);
+    while (keep + 1 < KEEPS && bytes_of(arrays) + other + kept > free_bytes) plan(model, s, ++keep, p, arrays);
+    CU_PASS(cu_check_room(model->dev, bytes_of(arrays) + other + cu_chunk_bytes(model->dev, layer), "begin the prefill", err));
     for (int i = 0; i < ARRAYS; i++) CU_PASS(make(model, &arrays[i], err));
     if (keep == KEEP_NOTHING) {
         const size_t bytes = n * model->config.hidden * sizeof(float);
