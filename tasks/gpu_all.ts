@@ -92,8 +92,9 @@ const STEPS: Step[] = [
     limit: 120,
     command: () => ["python3", "tasks/gpu/peer_torch.py", "--repeats=5"],
   },
-  cTests("memcheck", "memcheck", 250),
-  cTests("racecheck", "racecheck", 250),
+  // Some fifty times slower than alone: attention's tests are by far the longest.
+  cTests("memcheck", "memcheck", 900),
+  cTests("racecheck", "racecheck", 1800),
 ];
 
 async function main(args: string[]): Promise<void> {

@@ -120,7 +120,7 @@ static uint32_t draw(setup *s) {
 /*
  * Runs a prompt; with rows > 0 each layer is compressed to that many rows by window scores before the next one runs.
  * policy_ms: the device's time between the events before and after each compression
- * refused: NULL: a prompt that does not fit is a failure; otherwise whether it was one, and 0 is returned
+ * refused: NULL: want of memory is a failure; otherwise whether it came to that, and 0 is returned
  */
 static uint32_t prompt(setup *s, uint32_t n, uint32_t rows, double *ms, double *policy_ms, double *least_free,
                        bool *refused = NULL) {
@@ -141,22 +141,25 @@ static uint32_t prompt(setup *s, uint32_t n, uint32_t rows, double *ms, double *
         must(cudaEventCreate(&marks.back()) == cudaSuccess, "events");
         cudaEventRecord(marks.back(), cu_of(s->dev)->stream);
     };
-    const int32_t begun = kvf_prefill_begin(s->model, s->cache, q, tokens.data(), n, &observe, NULL, ERR);
-    if (refused != NULL && (*refused = begun == KVF_ERR_MEMORY)) {
-        must(kvf_sequence_free(s->cache, q, ERR) == KVF_OK, "prefill");
-        return 0;
-    }
-    must(begun == KVF_OK, "prefill");
+    const auto goes_on = [&](int32_t status, const char *what) {
+        if (refused != NULL && (*refused = status == KVF_ERR_MEMORY)) kvf_sequence_free(s->cache, q, NULL, 0);
+        else must(status == KVF_OK, what);
+        return status == KVF_OK;
+    };
+    if (!goes_on(kvf_prefill_begin(s->model, s->cache, q, tokens.data(), n, &observe, NULL, ERR), "prefill")) return 0;
     for (uint32_t layer = 0; layer < s->c.n_layer; layer++) {
-        must(kvf_prefill_layers(s->model, s->cache, q, layer, 1, KVF_PHASE_ALL, NULL, ERR) == KVF_OK, "prefill");
+        if (!goes_on(kvf_prefill_layers(s->model, s->cache, q, layer, 1, KVF_PHASE_ALL, NULL, ERR), "prefill")) return 0;
         if (least_free != NULL) *least_free = std::min(*least_free, free_bytes());
         if (!compress) continue;
         mark();
         const int32_t w = kvf_scores_window(s->cache, q, layer, window, 0, KVF_MEAN, ERR);
         const int32_t p = w > 0 ? kvf_scores_pool(s->cache, (uint32_t)w, 0, 7, ERR) : w;
         const int32_t t = p > 0 ? kvf_select_top(s->cache, (uint32_t)p, counts.data(), s->c.n_kv_head, ERR) : p;
-        must(t > 0 && kvf_retain(s->cache, q, layer, (uint32_t)t, 0, window, ERR) == KVF_OK, "compression");
-        for (int32_t object : {w, p, t}) kvf_object_free(s->cache, (uint32_t)object, ERR);
+        const int32_t kept = t > 0 ? kvf_retain(s->cache, q, layer, (uint32_t)t, 0, window, ERR) : t;
+        for (int32_t object : {w, p, t}) {
+            if (object > 0) kvf_object_free(s->cache, (uint32_t)object, NULL, 0);
+        }
+        if (!goes_on(kept, "compression")) return 0;
         mark();
     }
     must(kvf_prefill_end(s->model, s->cache, q, ERR) == KVF_OK, "prefill");
@@ -411,35 +414,41 @@ static bool same(setup *s) {
 
 /* ---- Ever less memory ---- */
 
-/* Whether a prompt that is cut to `rows` gives the same logits, bit for bit, until it is refused before anything is done. */
+/* Whether a prompt that is cut to `rows` gives the same logits, bit for bit, until memory is too little, and again after that. */
 static bool scarce(setup *s, uint32_t n, double most, double step) {
     enum { SEED = 5 };
     std::vector<float> want(s->c.vocab), got(s->c.vocab);
     cudaMemPool_t pool;
-    bool all = true, refused = false;
+    bool all = true;
     must(cudaDeviceGetDefaultMemPool(&pool, 0) == cudaSuccess, "the memory pool");
-    for (int i = 0; !refused; i++) {
-        const double left = i == 0 ? 0 : most - (i - 1) * step; /* 0: all that there is */
+    /* left: bytes of the device's memory, 0: all that there is; returns whether it was enough */
+    const auto once = [&](double left, std::vector<float> *logits) {
         void *filler = NULL;
         double ms = 0;
+        bool refused = false;
         must(cu_synchronize(s->dev, (kv_err){ERR}) == KVF_OK && cudaMemPoolTrimTo(pool, 0) == cudaSuccess, "the memory pool");
-        must(i == 0 || left > 0, "refusing a prompt without memory");
         if (left > 0) must(cudaMalloc(&filler, (size_t)(free_bytes() - left)) == cudaSuccess, "taking memory");
         const double free_before = free_bytes();
         s->seed = SEED;
         message[0] = '\0';
         const uint32_t q = prompt(s, n, s->rows, &ms, NULL, NULL, &refused);
-        bool equal = true;
+        bool equal = refused == (message[0] != '\0');
         if (!refused) {
-            must(kvf_sequence_logits(s->cache, q, left == 0 ? want.data() : got.data(), s->c.vocab, ERR) == KVF_OK &&
+            must(kvf_sequence_logits(s->cache, q, logits->data(), s->c.vocab, ERR) == KVF_OK &&
                      kvf_sequence_free(s->cache, q, ERR) == KVF_OK, "logits");
-            equal = left == 0 || memcmp(want.data(), got.data(), want.size() * sizeof(float)) == 0;
+            equal = equal && (logits == &want || memcmp(want.data(), got.data(), want.size() * sizeof(float)) == 0);
         }
-        all = all && equal && refused == (message[0] != '\0');
+        all = all && equal;
         printf("{\"what\":\"scarce\",\"n\":%u,\"rows\":%u,\"free_bytes\":%.0f,\"ms\":%.6g,\"equal\":%s,\"refused\":\"%s\"}\n", n,
                s->rows, free_before, ms, equal ? "true" : "false", refused ? message : "");
         cudaFree(filler);
-    }
+        return !refused;
+    };
+    must(once(0, &want), "a prompt with all memory");
+    double left = most;
+    while (left > 0 && once(left, &got)) left -= step;
+    must(left > 0, "refusing a prompt without memory");
+    must(once(0, &got), "a prompt after one that was refused");
     return all;
 }
 
