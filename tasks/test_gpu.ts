@@ -50,6 +50,9 @@ const DENO_TESTS = [
 /** How the C tests may be run on a GPU. */
 const UNDER = ["plain", "memcheck", "racecheck"];
 
+/** Programs that ask for the same few kernels thousands of times, for which racecheck would take an hour. */
+const NO_RACES = ["fuzz", "handles", "library", "pages", "state"];
+
 interface Options {
   emulated: boolean;
   order: string;
@@ -170,6 +173,11 @@ async function benches(options: Options, skipped: string[]): Promise<Bench[]> {
       `${tools.join(" and ")}, as compute-sanitizer is not on PATH`,
     );
   }
+  if (usable.includes("racecheck")) {
+    skipped.push(
+      `racecheck of ${NO_RACES.join(", ")}, whose kernels others run too`,
+    );
+  }
   return [
     ...(options.under.includes("plain") ? [plain] : []),
     ...usable.map((tool): Bench => ({
@@ -177,7 +185,7 @@ async function benches(options: Options, skipped: string[]): Promise<Bench[]> {
       title: `on the GPU under ${tool}`,
       under: ["compute-sanitizer", "--tool", tool, "--error-exitcode", "9"],
       // It needs the emulator's faults, and compute-sanitizer fails a program that uses no GPU.
-      without: ["memory"],
+      without: ["memory", ...(tool === "racecheck" ? NO_RACES : [])],
     })),
   ];
 }
