@@ -3,7 +3,7 @@
  * Deno tests, measures, times what we are compared with. Every step has a time limit, writes a log of its own, and the next
  * one comes whatever happened before; a table of all steps is the last thing that is printed.
  *
- *     deno task gpu:all [--out=results/gpu] [--seconds=520] [--arch=90a]
+ *     deno task gpu:all [--out=results/gpu] [--seconds=900] [--arch=90a]
  *     deno task gpu:sanitize [...]    the C tests under compute-sanitizer's memcheck and racecheck
  *
  * `--steps` names the steps to take, `--seconds` bounds all of them together, and `--emulated` puts the emulator in the
@@ -67,16 +67,16 @@ const STEPS: Step[] = [
   },
   {
     name: "deno",
-    limit: 240,
+    limit: 400,
     command: (arch) => [
       ...deno("gpu", "tasks/test_gpu.ts", "deno"),
-      ...[`--arch=${arch}`, "--limit=120"],
+      ...[`--arch=${arch}`, "--limit=200"],
     ],
     emulated: deno("gpu", "tasks/test_gpu.ts", "deno", "--emulated"),
   },
   {
     name: "bench",
-    limit: 200,
+    limit: 300,
     command: (arch) => [
       ...deno("bench-gpu", "tasks/bench_gpu.ts", `--arch=${arch}`),
       ...["--repeats=5", "--json"],
@@ -103,7 +103,7 @@ async function main(args: string[]): Promise<void> {
     string: ["out", "seconds", "arch", "steps"],
     default: {
       out: "results/gpu",
-      seconds: "520",
+      seconds: "900",
       arch: "90a",
       steps: "build,c,deno,bench,model,peer",
     },
