@@ -166,11 +166,12 @@ export function table(
     }
     if (line.what === "program") {
       const plain = Number(line.plain_ms);
+      const more = (x: number) => (100 * x / plain).toFixed(1);
       rows.push([
         `step of ${line.name}, batch ${batch}, ${n} rows, ${line.rows} read`,
         time(ms),
         `${time(plain)} without`,
-        `${(100 * (ms / plain - 1)).toFixed(1)} % more`,
+        `${more(ms - plain)} % more, ${more(Number(line.host_ms))} % the host`,
       ]);
     }
     if (line.what === "attention") {

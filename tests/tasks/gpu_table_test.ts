@@ -32,7 +32,9 @@ Deno.test("table() sets decode against the bytes of a step and attention against
       rows: 4096,
       ms: 4.12,
       "plain_ms": 4,
+      "host_ms": 0.04,
     },
+    { what: "packing", batch: 2, n: 4096, bits: 4, ms: 10 },
   ], [{ what: "attention", peer: "flash", n: 8192, ms: 2.2 }]);
   assert(
     text.startsWith("a GPU: copy 4.00 TB/s, read 4.50 TB/s, products of a"),
@@ -44,7 +46,12 @@ Deno.test("table() sets decode against the bytes of a step and attention against
   );
   assert(
     text.includes(
-      "| step of H2O, batch 1, 4096 rows, 4096 read | 4.12 ms | 4.00 ms without | 3.0 % more |",
+      "| step of H2O, batch 1, 4096 rows, 4096 read | 4.12 ms | 4.00 ms without | 3.0 % more, 1.0 % the host |",
+    ),
+  );
+  assert(
+    text.includes(
+      "| packing a prompt of 4096 tokens, 4 bits, batch 2 | 10.0 ms |",
     ),
   );
   assert(text.includes("| 1.10 ms | flash 2.20 ms | 0.50 |"));
