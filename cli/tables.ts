@@ -16,7 +16,7 @@ import {
   TABLE_OPTIONS,
   tableConfigurations,
 } from "../eval/method_tables.ts";
-import { sourceState } from "../eval/provenance/mod.ts";
+import { shortCommit, sourceState } from "../eval/provenance/mod.ts";
 import type { EvalRecord } from "../eval/records/mod.ts";
 import { type Table, toMarkdown } from "../eval/tables/mod.ts";
 import { needleTask, RULER_TASKS, rulerTask, type Task } from "../tasks/mod.ts";
@@ -157,7 +157,7 @@ function page<Row>(
 ): string {
   const { name } = model.device.info();
   return `# ${title}\n\n${text}\n\nMethods as of commit ${
-    sourceState().commit.slice(0, 12)
+    shortCommit(sourceState().commit)
   }, model ${model.folder.hash().slice(0, 12)}, ${name}.\n\n${
     toMarkdown(table)
   }\n\n${SURPRISES}\n`;

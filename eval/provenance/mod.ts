@@ -3,7 +3,7 @@
  *
  * @module
  */
-export { type SourceState, sourceState } from "./source_state.ts";
+export { shortCommit, type SourceState, sourceState } from "./source_state.ts";
 export {
   type AskedPermissions,
   fileHash,

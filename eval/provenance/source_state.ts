@@ -34,6 +34,11 @@ export function sourceState(
   return { commit: `${commit}+${changes}`, dirty: true };
 }
 
+/** A commit as {@linkcode SourceState} has it, its hash cut to twelve digits. */
+export function shortCommit(commit: string): string {
+  return commit.replace(/^([0-9a-f]{12})[0-9a-f]{28}/, "$1");
+}
+
 /** Folders of a checkout: a linked working tree has one of its own beside the common one. */
 interface GitFolder {
   own: string;

@@ -7,6 +7,7 @@
  * @module
  */
 import { configurationName } from "../needle.ts";
+import { shortCommit } from "../provenance/mod.ts";
 import { canonicalJson } from "../records/mod.ts";
 import type { EvalRecord, JsonObject } from "../records/mod.ts";
 import { differences, nameApart, without } from "./_names.ts";
@@ -292,7 +293,7 @@ export function collectSections(
     ([one]) => one!.model.name,
     ([one]) => ({
       ...without(one!.generation, OWN_FIELDS),
-      commit: one!.build.commit.slice(0, 12),
+      commit: shortCommit(one!.build.commit),
       abi: one!.build.abi,
       modelHash: one!.model.hash.slice(0, 12),
     }),

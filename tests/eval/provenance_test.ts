@@ -5,6 +5,7 @@ import { fromFileUrl } from "@std/path";
 import {
   grantedPermissions,
   runMeta,
+  shortCommit,
   sourceState,
 } from "../../eval/provenance/mod.ts";
 import { readIndex } from "../../eval/provenance/_git_index.ts";
@@ -73,6 +74,11 @@ Deno.test("sourceState tells a changed checkout from its commit", () => {
   const changed = sourceState(root);
   assertEquals(changed.dirty, true);
   assert(changed.commit.startsWith(`${COMMIT}+`));
+  assertEquals(
+    shortCommit(changed.commit),
+    COMMIT.slice(0, 12) + changed.commit.slice(40),
+  );
+  assertEquals(shortCommit("0.3.0+unknown"), "0.3.0+unknown");
   Deno.writeTextFileSync(`${root}/eval/a.ts`, "TWO\n");
   assert(sourceState(root).commit !== changed.commit);
   Deno.removeSync(`${root}/eval/a.ts`);
