@@ -329,6 +329,7 @@ struct kvf_cache {
     uint32_t cap_page;
     uint32_t free_page;  /* head of the free list, KV_NO_TOKEN: empty */
     uint32_t held_page;  /* pages with refs > 0 */
+    uint32_t shared_page; /* of them, those with refs > 1 */
     size_t live_bytes;   /* memory of step programs, beside the pages */
     uint64_t held_bytes; /* of the pages held */
     double peak_bytes;   /* highest kv_held_bytes since the last reset */

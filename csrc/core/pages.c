@@ -89,9 +89,10 @@ int32_t kv_pages_take(kvf_cache *cache, uint32_t *page, uint32_t n, uint32_t byt
     return KVF_OK;
 }
 
-void kv_page_retain(kvf_cache *cache, uint32_t page) { cache->page[page].refs++; }
+void kv_page_retain(kvf_cache *cache, uint32_t page) { cache->shared_page += cache->page[page].refs++ == 1; }
 
 void kv_page_release(kvf_cache *cache, uint32_t page) {
+    cache->shared_page -= cache->page[page].refs == 2;
     if (--cache->page[page].refs > 0) return;
     be_free(cache->dev, cache->page[page].data);
     give_slot(cache, page);
@@ -150,6 +151,7 @@ void kv_table_trim(kvf_cache *cache, kv_table *t) { release_from(cache, t, kv_ta
 
 int32_t kv_table_own(kvf_cache *cache, kv_table *t, kv_err err) {
     uint32_t n = 0;
+    if (cache->shared_page == 0) return KVF_OK;
     for (uint32_t i = 0; i < t->n_page; i++) n += cache->page[t->page[i]].refs > 1;
     if (n == 0) return KVF_OK;
     uint32_t *copy = malloc(n * sizeof *copy);

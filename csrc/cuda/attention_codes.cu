@@ -255,7 +255,7 @@ template <typename R, int BITS, int DIM, int TILES>
 static __global__ void __launch_bounds__(THREADS, TILES == 1 ? 2 : 1) codes_kernel(const step_args a, const uint32_t most_stages) {
     typedef page_of<BITS, DIM> page_type;
     constexpr int READERS = 4 * TILES, PAGE_BYTES = page_type::BYTES;
-    const uint32_t stages = BITS == 2 ? most_stages : LEAST_STAGES;
+    const uint32_t stages = BITS == 2 ? most_stages : (uint32_t)LEAST_STAGES;
     constexpr int PIECES = (PAGE_BYTES / 16 + 31) / 32;
     extern __shared__ uint4 shared4[];
     const uint32_t lane = threadIdx.x % 32, warp = threadIdx.x / 32, g = lane / 4, t = lane % 4;
@@ -508,7 +508,7 @@ template <typename R, int BITS, int DIM, int TILES>
 static cudaError_t launch(const cu_device *d, const step_args &a, dim3 grid) {
     constexpr uint32_t PER_SM = TILES == 1 ? 2 : 1; /* blocks of a multiprocessor; 1 KiB is the driver's in each */
     const bool three = BITS == 2 && PER_SM * (shared_bytes<BITS, DIM>(TILES, 3) + 1024) <= d->shared_bytes + 1024;
-    const uint32_t stages = three ? 3 : LEAST_STAGES;
+    const uint32_t stages = three ? 3 : (uint32_t)LEAST_STAGES;
     const size_t bytes = shared_bytes<BITS, DIM>(TILES, stages);
     /* Blocks that are on the device at once: starting and ending one costs as much as several pages. */
     const uint32_t room = PER_SM * d->n_sm / (grid.y * grid.z);

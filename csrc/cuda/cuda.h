@@ -247,9 +247,10 @@ int32_t cu_mirror_sync(kvf_cache *cache, kv_sequence *s, uint32_t first, uint32_
                        kv_err err);
 /*
  * The same for all tables of a sequence that only decoded since the last time: full pages of plain rows that nothing is
- * evicted from are as they were, and not compared.
+ * evicted from are as they were, and not compared. `own`: nor are those that rows are evicted from, as no page had a second
+ * owner when rows were reserved.
  */
-int32_t cu_mirror_follow(kvf_cache *cache, kv_sequence *s, cu_mirror **mirror, kv_err err);
+int32_t cu_mirror_follow(kvf_cache *cache, kv_sequence *s, bool own, cu_mirror **mirror, kv_err err);
 /* View of one layer whose tables are in step. */
 int32_t cu_layer_view(kvf_cache *cache, kv_sequence *s, uint32_t layer, cu_view *view, kv_err err);
 /* One table that belongs to no mirror: its page pointers in the staging ring. */

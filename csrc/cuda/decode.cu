@@ -330,8 +330,11 @@ static void fill_slot(cu_slot *slot, const kv_sequence *s, const cu_mirror *m, c
     memcpy(slot->stop, s->stop, s->n_stop * sizeof *s->stop);
 }
 
-/* What the device knows of tables from earlier steps of the call: nothing, their whole pages, or all that the next ones need. */
-enum { KNOWS_NOTHING, KNOWS_PAGES, KNOWS_ALL };
+/*
+ * What the device knows of tables from earlier steps of the call: nothing; their whole pages, unless rows are evicted from
+ * them, or even then; or all that the next steps need.
+ */
+enum { KNOWS_NOTHING, KNOWS_PAGES, KNOWS_OWN_PAGES, KNOWS_ALL };
 
 /* Tables, slots and forced tokens onto the device. host: [shape->n] slots, zeros */
 static int32_t send_state(kvf_model *model, kvf_cache *cache, kv_sequence **s, uint32_t n, const step_shape *shape,
@@ -342,7 +345,9 @@ static int32_t send_state(kvf_model *model, kvf_cache *cache, kv_sequence **s, u
     memset(host, 0, shape->n * sizeof *host);
     for (uint32_t b = 0; b < n; b++) {
         cu_mirror *m = (cu_mirror *)s[b]->impl;
-        if (knows == KNOWS_PAGES) CU_PASS(cu_mirror_follow(cache, s[b], &m, err));
+        if (knows == KNOWS_PAGES || knows == KNOWS_OWN_PAGES) {
+            CU_PASS(cu_mirror_follow(cache, s[b], knows == KNOWS_OWN_PAGES, &m, err));
+        }
         if (knows == KNOWS_NOTHING) CU_PASS(cu_mirror_sync(cache, s[b], 0, table_count(cache, s[b]), &m, err));
         const cu_program *program;
         CU_PASS(cu_program_sync(cache, s[b], 0, table_count(cache, s[b]), &program, err));
@@ -455,7 +460,7 @@ static bool reserve_behind(kvf_cache *cache, kv_sequence **s, uint32_t n, uint32
         for (uint32_t i = 0; i < table_count(cache, s[b]); i++) {
             if (s[b]->table[i].n_page > m->cap) return false; /* the mirror would move */
         }
-        if (cu_mirror_follow(cache, s[b], &m, err) != KVF_OK) return false;
+        if (cu_mirror_follow(cache, s[b], true, &m, err) != KVF_OK) return false;
     }
     return true;
 }
@@ -576,7 +581,7 @@ extern "C" int32_t be_decode(kvf_model *model, kvf_cache *cache, kv_sequence **s
         if (next.steps > 0) {
             now = next;
         } else {
-            now.knows = done > 0 ? KNOWS_PAGES : KNOWS_NOTHING;
+            now.knows = done == 0 ? KNOWS_NOTHING : cache->shared_page == 0 ? KNOWS_OWN_PAGES : KNOWS_PAGES;
             status = begin_stretch(cache, s, n_sequence, logits != NULL ? 1u : (uint32_t)AHEAD, n_step - done, forced != NULL,
                                    &now, err);
             if (status != KVF_OK) break;

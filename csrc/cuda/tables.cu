@@ -154,7 +154,7 @@ int32_t cu_mirror_sync(kvf_cache *cache, kv_sequence *s, uint32_t first, uint32_
     return send_changes(cache, b.mirror, b.change, b.n, err);
 }
 
-int32_t cu_mirror_follow(kvf_cache *cache, kv_sequence *s, cu_mirror **mirror, kv_err err) {
+int32_t cu_mirror_follow(kvf_cache *cache, kv_sequence *s, bool own, cu_mirror **mirror, kv_err err) {
     const uint32_t n_table = cache->config.n_layer * s->n_stored_head;
     const uint32_t cap = s->impl == NULL ? 0 : ((const cu_mirror *)s->impl)->cap;
     batch b;
@@ -164,8 +164,8 @@ int32_t cu_mirror_follow(kvf_cache *cache, kv_sequence *s, cu_mirror **mirror, k
     for (uint32_t t = 0; t < n_table; t++) {
         const kv_table *table = &s->table[t];
         const kv_step *step = kv_step_of(s, t / s->n_stored_head);
-        const bool grows = table->format == NULL && (step == NULL || !step->evicts);
-        CU_PASS(note_table(&b, s, t, grows ? table->rows / KVF_PAGE_ROWS : 0, err));
+        const bool stays = table->format == NULL && (own || step == NULL || !step->evicts);
+        CU_PASS(note_table(&b, s, t, stays ? table->rows / KVF_PAGE_ROWS : 0, err));
     }
     return send_changes(cache, b.mirror, b.change, b.n, err);
 }

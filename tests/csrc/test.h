@@ -126,17 +126,17 @@ static inline void check_books(kvf_cache *cache) {
             for (uint32_t j = 0; j < s->table[t].n_page; j++) refs[s->table[t].page[j]]++;
         }
     }
-    uint32_t held = 0;
+    uint32_t held = 0, shared = 0;
     double bytes = 0;
     for (uint32_t i = 0; i < cache->n_page; i++) {
         CHECK(cache->page[i].refs == refs[i]);
         CHECK((cache->page[i].data != NULL) == (refs[i] > 0));
-        held += refs[i] > 0;
+        held += refs[i] > 0, shared += refs[i] > 1;
         bytes += refs[i] > 0 ? cache->page[i].bytes : 0;
     }
     free(refs);
     const kvf_ledger ledger = ledger_of(cache);
-    CHECK(ledger.n_page == held && cache->held_page == held);
+    CHECK(ledger.n_page == held && cache->held_page == held && cache->shared_page == shared);
     CHECK(ledger.promised_bytes == ledger.owned_bytes);
     double live = 0;
     for (uint32_t i = 0; i < cache->sequences.n_slot; i++) {
