@@ -120,7 +120,7 @@ static uint32_t draw(setup *s) {
 /*
  * Runs a prompt; with rows > 0 each layer is compressed to that many rows by window scores before the next one runs.
  * policy_ms: the device's time between the events before and after each compression
- * refused: NULL: want of memory is a failure; otherwise whether it came to that, and 0 is returned
+ * refused: NULL: a prompt that does not fit is a failure; otherwise whether it was one, and 0 is returned
  */
 static uint32_t prompt(setup *s, uint32_t n, uint32_t rows, double *ms, double *policy_ms, double *least_free,
                        bool *refused = NULL) {
@@ -141,25 +141,22 @@ static uint32_t prompt(setup *s, uint32_t n, uint32_t rows, double *ms, double *
         must(cudaEventCreate(&marks.back()) == cudaSuccess, "events");
         cudaEventRecord(marks.back(), cu_of(s->dev)->stream);
     };
-    const auto goes_on = [&](int32_t status, const char *what) {
-        if (refused != NULL && (*refused = status == KVF_ERR_MEMORY)) kvf_sequence_free(s->cache, q, NULL, 0);
-        else must(status == KVF_OK, what);
-        return status == KVF_OK;
-    };
-    if (!goes_on(kvf_prefill_begin(s->model, s->cache, q, tokens.data(), n, &observe, NULL, ERR), "prefill")) return 0;
+    const int32_t begun = kvf_prefill_begin(s->model, s->cache, q, tokens.data(), n, &observe, NULL, ERR);
+    if (refused != NULL && (*refused = begun == KVF_ERR_MEMORY)) {
+        must(kvf_sequence_free(s->cache, q, ERR) == KVF_OK, "prefill");
+        return 0;
+    }
+    must(begun == KVF_OK, "prefill");
     for (uint32_t layer = 0; layer < s->c.n_layer; layer++) {
-        if (!goes_on(kvf_prefill_layers(s->model, s->cache, q, layer, 1, KVF_PHASE_ALL, NULL, ERR), "prefill")) return 0;
+        must(kvf_prefill_layers(s->model, s->cache, q, layer, 1, KVF_PHASE_ALL, NULL, ERR) == KVF_OK, "prefill");
         if (least_free != NULL) *least_free = std::min(*least_free, free_bytes());
         if (!compress) continue;
         mark();
         const int32_t w = kvf_scores_window(s->cache, q, layer, window, 0, KVF_MEAN, ERR);
         const int32_t p = w > 0 ? kvf_scores_pool(s->cache, (uint32_t)w, 0, 7, ERR) : w;
         const int32_t t = p > 0 ? kvf_select_top(s->cache, (uint32_t)p, counts.data(), s->c.n_kv_head, ERR) : p;
-        const int32_t kept = t > 0 ? kvf_retain(s->cache, q, layer, (uint32_t)t, 0, window, ERR) : t;
-        for (int32_t object : {w, p, t}) {
-            if (object > 0) kvf_object_free(s->cache, (uint32_t)object, NULL, 0);
-        }
-        if (!goes_on(kept, "compression")) return 0;
+        must(t > 0 && kvf_retain(s->cache, q, layer, (uint32_t)t, 0, window, ERR) == KVF_OK, "compression");
+        for (int32_t object : {w, p, t}) kvf_object_free(s->cache, (uint32_t)object, ERR);
         mark();
     }
     must(kvf_prefill_end(s->model, s->cache, q, ERR) == KVF_OK, "prefill");
@@ -420,7 +417,7 @@ static bool same(setup *s) {
 
 /* ---- Ever less memory ---- */
 
-/* Whether a prompt that is cut to `rows` gives the same logits, bit for bit, until memory is too little, and again after that. */
+/* Whether a prompt that is cut to `rows` gives the same logits, bit for bit, until it is refused before anything is done, and again after that. */
 static bool scarce(setup *s, uint32_t n, double most, double step) {
     enum { SEED = 5 };
     std::vector<float> want(s->c.vocab), got(s->c.vocab);

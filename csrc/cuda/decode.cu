@@ -485,7 +485,6 @@ typedef struct stretch {
     uint32_t steps;
     uint32_t first; /* of them, those whose rows are reserved before any runs */
     uint32_t more;  /* steps of the call after these */
-    bool plain;     /* all_plain */
     uint32_t knows;
 } stretch;
 
@@ -551,8 +550,8 @@ static int32_t begin_stretch(kvf_cache *cache, kv_sequence **s, uint32_t n, uint
                              stretch *to, kv_err err) {
     to->steps = std::min(left, most);
     CU_PASS(pack_due(cache, s, n, forced, &to->steps, err));
-    to->plain = all_plain(cache, s, n);
-    to->first = to->plain && to->steps > FIRST ? (uint32_t)FIRST : to->steps;
+    const bool plain = all_plain(cache, s, n);
+    to->first = plain && to->steps > FIRST ? (uint32_t)FIRST : to->steps;
     int32_t status = reserve(cache, s, n, to->first, forced, err);
     if (status == KVF_ERR_MEMORY && to->steps > 1) {
         to->first = to->steps = 1;
@@ -560,7 +559,7 @@ static int32_t begin_stretch(kvf_cache *cache, kv_sequence **s, uint32_t n, uint
     }
     if (status != KVF_OK) return status;
     to->more = left - to->steps;
-    to->shape = shape_of(cache, s, n, to->steps, to->plain, forced);
+    to->shape = shape_of(cache, s, n, to->steps, plain, forced);
     return KVF_OK;
 }
 

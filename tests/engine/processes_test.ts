@@ -74,10 +74,10 @@ Deno.test({
     const before = device.info().freeBytes;
     const layers = bulkyLayers(device, 6 * GIB);
     {
-      await using holder = start("hold", `${3 * GIB}`);
+      await using holder = start("hold", `${2 * GIB}`);
       await holder.line();
       const free = device.info().freeBytes;
-      assert(free < 5 * GIB, `${free} of ${before} bytes are free`);
+      assert(free < 4 * GIB, `${free} of ${before} bytes are free`);
       const error = assertThrows(
         () => bulky(device, layers),
         NativeError,
