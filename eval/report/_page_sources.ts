@@ -17,6 +17,7 @@ import panel from "./page/panel.ts" with { type: "text" };
 import rows from "./page/rows.ts" with { type: "text" };
 import style from "./page/style.css" with { type: "text" };
 import tables from "./page/tables.ts" with { type: "text" };
+import tokenInfo from "./page/token_info.ts" with { type: "text" };
 
 /** In an order in which nothing is used at the top level before it is there. */
 const MODULES = [
@@ -30,6 +31,7 @@ const MODULES = [
   attention,
   rows,
   panel,
+  tokenInfo,
   explorer,
   main,
 ];

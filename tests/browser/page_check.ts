@@ -243,6 +243,65 @@ onPage(
   },
 );
 
+/** First and last token that can be seen in each panel that is shown. */
+function inSight(page: Page): Promise<[first: number, last: number][]> {
+  return page.evaluate(() =>
+    [...document.querySelectorAll(".text-panel:not([hidden]) .text")].map(
+      (frame) => {
+        const { top, bottom } = frame.getBoundingClientRect();
+        const seen = [...frame.querySelectorAll<HTMLElement>("[data-i]")]
+          .filter((token) => {
+            const box = token.getBoundingClientRect();
+            return box.bottom > top + 2 && box.top < bottom - 2;
+          }).map(({ dataset }) => Number(dataset.i));
+        return [seen[0]!, seen.at(-1)!] as [number, number];
+      },
+    )
+  );
+}
+
+onPage(
+  "scrolls its texts side by side, from the first token to the last",
+  async ({ page }) => {
+    const last = TOKENS + view.configurations[1]!.generated.length - 1;
+    const scrolled = async (
+      by: number,
+      done: (first: number, last: number) => boolean,
+    ) => {
+      await page.mouse.wheel(0, by);
+      for (let tries = 0; tries < 100; tries++) {
+        const seen = await inSight(page);
+        if (seen.every((one) => done(...one))) return seen;
+        await page.waitForTimeout(20);
+      }
+      throw new Error(`wheel ${by}: ${JSON.stringify(await inSight(page))}`);
+    };
+    const text = page.locator(".text-panel:not([hidden]) .text").nth(1);
+    await text.hover();
+    await scrolled(-1e6, (first) => first === 0);
+    const seen = await scrolled(500, (first) => first > 20);
+    assertEquals(seen.length, 3);
+    await scrolled(1e6, (_, end) => end === last);
+    // A panel that comes to light shows what the others show.
+    await page.locator(".shown input").first().check();
+    const all = await inSight(page);
+    assertEquals(all.length, 4);
+    for (const [, end] of all) assertEquals(end, last);
+    // Keys bring their token into sight, here and in the others.
+    await text.focus();
+    await page.keyboard.press("Home");
+    for (const [first] of await inSight(page)) assertEquals(first, 0);
+    // What the browser itself scrolls to, a word that it found, moves all.
+    await page.locator(".text-panel:not([hidden]) .text").nth(2)
+      .locator("[data-i='3000']").scrollIntoViewIfNeeded();
+    await scrolled(0, (first, end) => first <= 3000 && 3000 <= end);
+    // Narrower frames hold longer texts.
+    await page.setViewportSize({ width: 700, height: 900 });
+    await text.hover();
+    await scrolled(1e6, (_, end) => end === last);
+  },
+);
+
 onPage("maps attention as the view says", async ({ page }) => {
   const canvas = page.locator("canvas.attention");
   await canvas.focus();
@@ -424,7 +483,11 @@ onPage("prints whole texts and no controls", async ({ page }) => {
       name,
     );
   assertEquals(await style(".controls", "display"), "none");
-  assertEquals(await style(".text", "overflow-y"), "visible");
+  for (const part of [".text", ".in-sight"]) {
+    assertEquals(await style(part, "overflow-y"), "visible");
+  }
+  const [, last] = (await inSight(page))[0]!;
+  assertEquals(last, TOKENS + view.configurations[1]!.generated.length - 1);
   assertEquals(await style("body", "background-color"), "rgb(255, 255, 255)");
 });
 

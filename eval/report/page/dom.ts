@@ -52,9 +52,11 @@ export function found<T>(value: T | null | undefined, what: string): T {
   return value;
 }
 
+const NUMBERS = new Intl.NumberFormat("en");
+
 /** An integer with thousands apart. */
 export function count(n: number): string {
-  return Math.round(n).toLocaleString("en");
+  return NUMBERS.format(Math.round(n));
 }
 
 /** A share in percent, three digits. */

@@ -17,14 +17,25 @@ import { say } from "./hint.ts";
 import {
   countLayers,
   type LayerCounts,
+  meanScore,
   meanScores,
   shadeOfScore,
   shadeOfShare,
   snapshotAt,
   sumLayers,
 } from "./kept.ts";
-import { drawStrip, GONE, paint, type Panel, visible } from "./panel.ts";
+import {
+  drawStrip,
+  GONE,
+  paint,
+  type Panel,
+  ScrolledText,
+  type StripColours,
+  stripColours,
+  visible,
+} from "./panel.ts";
 import type { ViewState } from "./rows.ts";
+import { TokenInfo, type TokenLine } from "./token_info.ts";
 
 /** Shade of a token that was not generated yet. */
 const FUTURE = 9;
@@ -45,7 +56,7 @@ export class Explorer {
   readonly #view: View;
   readonly #state: ViewState;
   readonly #panels: Panel[] = [];
-  readonly #info: HTMLElement;
+  readonly #info: TokenInfo;
   #shade: "kept" | "score" = "kept";
   #token = -1;
   #timer: ReturnType<typeof setTimeout> | undefined;
@@ -59,9 +70,9 @@ export class Explorer {
   ) {
     this.#view = view;
     this.#state = state;
-    this.#info = make("div", { class: "token-info" });
+    this.#info = new TokenInfo(view.model.layers);
     const place = make("div", { class: "text-panels" });
-    root.append(this.#controls(place, changed), this.#info, place);
+    root.append(this.#controls(changed), this.#info.root, place);
     for (const one of view.configurations) {
       this.#panels.push(this.#panel(one));
     }
@@ -81,7 +92,7 @@ export class Explorer {
     this.#show(view.highlights[0]?.[0] ?? 0, false);
   }
 
-  #controls(place: HTMLElement, changed: () => void): HTMLElement {
+  #controls(changed: () => void): HTMLElement {
     const { model, configurations } = this.#view;
     const moments = [
       ...new Set(
@@ -110,9 +121,14 @@ export class Explorer {
             value: i,
             change: (event) => {
               const box = event.target as HTMLInputElement;
-              this.#panels[i]!.root.hidden = !box.checked;
+              const panel = this.#panels[i]!;
+              const other = this.#panels.find(({ root }) => !root.hidden);
+              panel.root.hidden = !box.checked;
+              if (box.checked) {
+                panel.text.fit();
+                if (other) panel.text.top = other.text.top;
+              }
               this.update();
-              this.#align(place);
             },
           }),
           one.name,
@@ -175,7 +191,7 @@ export class Explorer {
       return span;
     });
     const base = spans.map((_, i) => marked.has(i) ? "marked " : "");
-    const text = make(
+    const frame = make(
       "div",
       {
         class: "text",
@@ -186,16 +202,17 @@ export class Explorer {
         mousemove: (event) => this.#hover(event),
         click: (event) => this.#hover(event),
         keydown: (event) => this.#key(event as KeyboardEvent),
-        scroll: () => {
-          this.#follow(text);
-          const panel = this.#panels.find((one) => one.text === text);
-          if (panel) paint(panel, visible(panel));
-        },
       },
+    );
+    const text = new ScrolledText(frame, [
       make("span", { class: "prompt" }, ...spans.slice(0, tokens.length)),
       make("span", { class: "answer-begins", title: "The answer begins" }),
       make("span", { class: "answer" }, ...spans.slice(tokens.length)),
-    );
+    ], () => {
+      this.#follow(text);
+      const panel = this.#panels.find((one) => one.text === text);
+      if (panel) paint(panel, visible(panel));
+    });
     const map = make("canvas", {
       class: "map",
       title: "Positions across, layers down; click to go there",
@@ -213,7 +230,7 @@ export class Explorer {
       make("h4", {}, configuration.name),
       summary,
       map,
-      text,
+      frame,
     );
     const shades = new Int8Array(spans.length).fill(-1);
     const wanted = shades.slice();
@@ -238,8 +255,9 @@ export class Explorer {
     const shown = this.#panels.filter(({ root }) => !root.hidden);
     // All looking before all painting, so that the page is laid out once.
     const sights = shown.map(visible);
+    const colours = stripColours();
     for (const [i, panel] of shown.entries()) {
-      this.#plan(panel, scores);
+      this.#plan(panel, scores, colours);
       paint(panel, sights[i]!);
     }
     if (this.#token >= 0) this.#tell(this.#token, false);
@@ -278,7 +296,11 @@ export class Explorer {
   }
 
   /** Works out the shades of a panel. */
-  #plan(panel: Panel, scores: Float64Array | undefined): void {
+  #plan(
+    panel: Panel,
+    scores: Float64Array | undefined,
+    colours: StripColours,
+  ): void {
     const { wanted } = panel;
     const found = this.#counts(panel);
     const { counts, of } = sumLayers(found, this.#state.layer);
@@ -294,7 +316,12 @@ export class Explorer {
       wanted[i] = i >= past ? FUTURE : counts[i] === 0 ? shade + GONE : shade;
     }
     this.#summarise(panel, counts, of);
-    drawStrip(panel, found, this.#view, this.#state.layer);
+    drawStrip(panel, {
+      found,
+      view: this.#view,
+      chosen: this.#state.layer,
+      colours,
+    });
   }
 
   #summarise(panel: Panel, counts: Uint16Array, of: number): void {
@@ -343,98 +370,51 @@ export class Explorer {
     this.#tell(token, spoken);
     for (const { root, text, spans } of this.#panels) {
       if (root.hidden) continue;
-      const span = spans[token]!;
-      const top = span.offsetTop;
-      if (
-        top < text.scrollTop || top > text.scrollTop + text.clientHeight - 24
-      ) text.scrollTop = top - text.clientHeight / 2;
-    }
-  }
-
-  /** Scrolls the other panels along. */
-  #follow(from: HTMLElement): void {
-    for (const { root, text } of this.#panels) {
-      if (text === from || root.hidden) continue;
-      if (Math.abs(text.scrollTop - from.scrollTop) > 1) {
-        text.scrollTop = from.scrollTop;
+      const at = spans[token]!.offsetTop;
+      if (at < text.top || at > text.top + text.height - 24) {
+        text.fit();
+        text.top = at - text.height / 2;
       }
     }
   }
 
-  #align(place: HTMLElement): void {
-    const first = place.querySelector<HTMLElement>(
-      "article:not([hidden]) .text",
-    );
-    if (first) this.#follow(first);
+  /** Scrolls the other panels along. */
+  #follow(from: ScrolledText): void {
+    for (const { root, text } of this.#panels) {
+      if (text === from || root.hidden) continue;
+      if (Math.abs(text.top - from.top) > 1) text.top = from.top;
+    }
   }
 
   /** What is known of a token: a line per configuration, a column per layer. */
   #tell(token: number, spoken: boolean): void {
-    const { tokens, model } = this.#view;
+    const { tokens } = this.#view;
     for (const { spans } of this.#panels) {
       spans[this.#token]?.removeAttribute("aria-current");
       spans[token]?.setAttribute("aria-current", "true");
     }
     this.#token = token;
     const isNew = token >= tokens.length;
-    const score = isNew ? 0 : meanScores(this.#view, this.#state)[token]!;
-    const layers = Array.from({ length: model.layers }, (_, i) => i);
-    const lines = this.#panels.filter(({ root }) => !root.hidden).map(
-      (panel) => {
-        const found = this.#counts(panel);
-        const cells = layers.map((layer) => ({
-          kept: found.layers[layer]![token]!,
-          of: found.of,
-        }));
-        return { name: panel.configuration.name, cells };
-      },
-    );
-    const text = tokens[token] ?? "";
     const head = isNew
       ? `New token ${token - tokens.length + 1}`
-      : `Token ${count(token)} of ${count(tokens.length)} ${quoted(text)}`;
+      : `Token ${count(token)} of ${count(tokens.length)} ${
+        quoted(tokens[token]!)
+      }`;
     const attention = isNew
       ? ""
       : `; attention of the last ${this.#view.scoreWindow} prompt tokens ${
-        percent(score)
+        percent(meanScore(this.#view, this.#state, token))
       }`;
-    this.#info.replaceChildren(
-      make("p", {}, make("b", {}, head), attention),
-      make(
-        "table",
-        { class: "token-table" },
-        make(
-          "thead",
-          {},
-          make(
-            "tr",
-            {},
-            make("th", { scope: "col" }, "heads that keep it, layer"),
-            ...layers.map((layer) =>
-              make("th", { scope: "col" }, String(layer))
-            ),
-          ),
-        ),
-        make(
-          "tbody",
-          {},
-          ...lines.map(({ name, cells }) =>
-            make(
-              "tr",
-              {},
-              make("th", { scope: "row" }, name),
-              ...cells.map(({ kept, of }) =>
-                make(
-                  "td",
-                  { class: `k${shadeOfShare(kept / of)}` },
-                  `${kept}/${of}`,
-                )
-              ),
-            )
-          ),
-        ),
-      ),
+    const lines = this.#panels.filter(({ root }) => !root.hidden).map(
+      (panel): TokenLine => {
+        const { layers, of } = this.#counts(panel);
+        return {
+          name: panel.configuration.name,
+          cells: layers.map((counts) => ({ kept: counts[token]!, of })),
+        };
+      },
     );
+    this.#info.show({ head, attention, lines });
     if (!spoken) return;
     say(
       `${head}${attention}; ${

@@ -105,18 +105,32 @@ export function rowCounts(
   );
 }
 
+/** Rows of a view's scores that belong to the chosen layers and heads. */
+function scoreRows({ model }: View, { layer, head }: Choice): number[] {
+  return chosen(model.layers, layer).flatMap((one) =>
+    chosen(model.kvHeads, head).map((kv) => one * model.kvHeads + kv)
+  );
+}
+
+/** Attention that the end of the prompt gives to one token: mean over the chosen layers and heads. */
+export function meanScore(view: View, choice: Choice, token: number): number {
+  const n = view.tokens.length;
+  const rows = scoreRows(view, choice);
+  return rows.reduce(
+    (sum, row) => sum + decodeProbability(view.scores[row * n + token]!),
+    0,
+  ) / rows.length;
+}
+
 /** Attention that the end of the prompt gives to each token: mean over the chosen layers and heads. */
 export function meanScores(view: View, choice: Choice): Float64Array {
   const n = view.tokens.length;
-  const { layers, kvHeads } = view.model;
   const out = new Float64Array(n);
   const table = Float64Array.from(
     { length: 256 },
     (_, i) => decodeProbability(i),
   );
-  const rows = chosen(layers, choice.layer).flatMap((layer) =>
-    chosen(kvHeads, choice.head).map((head) => layer * kvHeads + head)
-  );
+  const rows = scoreRows(view, choice);
   for (const row of rows) {
     for (let i = 0; i < n; i++) {
       out[i]! += table[view.scores[row * n + i]!]! / rows.length;

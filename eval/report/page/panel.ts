@@ -4,14 +4,14 @@
  * @module
  */
 import type { View, ViewConfiguration } from "../../view/types.ts";
-import { channels, styleOf } from "./dom.ts";
+import { channels, make, styleOf } from "./dom.ts";
 import type { LayerCounts } from "./kept.ts";
 
 /** A panel: one configuration. */
 export interface Panel {
   configuration: ViewConfiguration;
   root: HTMLElement;
-  text: HTMLElement;
+  text: ScrolledText;
   summary: HTMLElement;
   map: HTMLCanvasElement;
   spans: HTMLSpanElement[];
@@ -27,12 +27,39 @@ export interface Panel {
 /** Added to the shade of a token that no chosen head holds. */
 export const GONE = 16;
 
+/** Colours of strips, as pixels. */
+export interface StripColours {
+  /** From none of the heads to all of them. */
+  shares: Uint32Array;
+  mark: number;
+}
+
+/** The colours that strips have under the page's present theme. */
+export function stripColours(): StripColours {
+  const from = channels(styleOf("--map-0"));
+  const to = channels(styleOf("--map-1"));
+  return {
+    shares: Uint32Array.from(
+      { length: 65 },
+      (_, i) => pixelOf(from.map((c, k) => c + (to[k]! - c) * i / 64)),
+    ),
+    mark: pixelOf(channels(styleOf("--mark"))),
+  };
+}
+
+/** What a strip shows. */
+export interface Strip {
+  found: LayerCounts;
+  view: View;
+  /** Layer that is looked at; -1 is all. */
+  chosen: number;
+  colours: StripColours;
+}
+
 /** Draws the strip above the text: a column per position, a row per layer; layers that are not chosen are paler. */
 export function drawStrip(
   { map }: Panel,
-  { layers, of }: LayerCounts,
-  view: View,
-  chosen: number,
+  { found: { layers, of }, view, chosen, colours }: Strip,
 ): void {
   const n = view.tokens.length;
   const width = Math.min(n, 1024);
@@ -43,35 +70,93 @@ export function drawStrip(
   if (paper === null) return;
   const image = paper.createImageData(width, map.height);
   const pixels = new Uint32Array(image.data.buffer);
-  const from = channels(styleOf("--map-0"));
-  const to = channels(styleOf("--map-1"));
-  const colours = Array.from(
-    { length: 65 },
-    (_, i) => pixelOf(from.map((c, k) => c + (to[k]! - c) * i / 64)),
+  const firsts = Uint32Array.from(
+    { length: width + 1 },
+    (_, x) => Math.floor(x * n / width),
   );
   for (const [layer, counts] of layers.entries()) {
     const dim = chosen >= 0 && chosen !== layer;
+    const line = layer * each * width;
     for (let x = 0; x < width; x++) {
-      const first = Math.floor(x * n / width);
-      const end = Math.max(first + 1, Math.floor((x + 1) * n / width));
       let most = 0;
-      for (let i = first; i < end; i++) most = Math.max(most, counts[i]!);
-      const colour = colours[Math.ceil((dim ? 20 : 64) * most / of)]!;
-      for (let y = 0; y < each; y++) {
-        pixels[(layer * each + y) * width + x] = colour;
+      for (let i = firsts[x]!; i < firsts[x + 1]!; i++) {
+        if (counts[i]! > most) most = counts[i]!;
       }
+      pixels[line + x] = colours
+        .shares[Math.ceil((dim ? 20 : 64) * most / of)]!;
+    }
+    for (let y = 1; y < each; y++) {
+      pixels.copyWithin(line + y * width, line, line + width);
     }
   }
-  const mark = pixelOf(channels(styleOf("--mark")));
   for (const [first, end] of view.highlights) {
     const last = Math.ceil(Math.max(first + 1, end) * width / n);
     for (let x = Math.floor(first * width / n); x < last; x++) {
       for (let y = 1; y <= 3; y++) {
-        pixels[(layers.length * each + y) * width + x] = mark;
+        pixels[(layers.length * each + y) * width + x] = colours.mark;
       }
     }
   }
   paper.putImageData(image, 0, 0);
+}
+
+/**
+ * A text in a frame that scrolls. Browsers paint whatever could soon be scrolled into a frame; of thousands of tokens in
+ * six frames that is far more than what is in sight. So the frame scrolls an empty length, and the text stays where it is,
+ * in a box as large as the frame that shows its part.
+ */
+export class ScrolledText {
+  /** What scrolls; has the focus. */
+  readonly frame: HTMLElement;
+  readonly #box: HTMLElement;
+  readonly #length = make("div", { "aria-hidden": "true" });
+  /** Where the box was put last, so that its event is not taken for a move of the browser's own. */
+  #put = 0;
+
+  /** Puts a text into a frame; `moved` is called after it has been scrolled. */
+  constructor(frame: HTMLElement, text: readonly Node[], moved: () => void) {
+    this.frame = frame;
+    this.#box = make("div", {
+      class: "in-sight",
+      // Finding words, or selecting them, scrolls the box.
+      scroll: () => {
+        if (this.#box.scrollTop !== this.#put) this.top = this.#box.scrollTop;
+      },
+    });
+    this.#box.append(...text);
+    frame.append(this.#box, this.#length);
+    frame.addEventListener("scroll", () => {
+      this.#putBox(frame.scrollTop);
+      moved();
+    });
+    new ResizeObserver(() => this.fit()).observe(this.#box);
+  }
+
+  /** Pixels of the text above the frame. */
+  get top(): number {
+    return this.#box.scrollTop;
+  }
+
+  set top(top: number) {
+    this.frame.scrollTop = top;
+    this.#putBox(this.frame.scrollTop);
+  }
+
+  /** Height of the frame, pixels. */
+  get height(): number {
+    return this.#box.clientHeight;
+  }
+
+  /** Makes the frame scroll as far as the text goes; needed after it came to light. */
+  fit(): void {
+    const rest = this.#box.scrollHeight - this.#box.clientHeight;
+    this.#length.style.height = `${rest}px`;
+  }
+
+  #putBox(top: number): void {
+    this.#box.scrollTop = top;
+    this.#put = this.#box.scrollTop;
+  }
 }
 
 /** Tokens of a panel that are in sight, and some around them. */
@@ -85,10 +170,9 @@ export function visible({ text, spans }: Panel): [first: number, end: number] {
     }
     return low;
   };
-  const shown = below(text.scrollTop - 60);
   return [
-    Math.max(0, shown - 10),
-    below(text.scrollTop + text.clientHeight + 60) + 10,
+    Math.max(0, below(text.top - 60) - 10),
+    below(text.top + text.height + 60) + 10,
   ];
 }
 

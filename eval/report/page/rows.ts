@@ -3,7 +3,7 @@
  *
  * @module
  */
-import type { View } from "../../view/types.ts";
+import type { Snapshot, View } from "../../view/types.ts";
 import { bytesText, count, make, selectBox } from "./dom.ts";
 import { rowCounts, snapshotAt } from "./kept.ts";
 
@@ -21,6 +21,7 @@ export class RowTable {
   readonly #place = make("div", { class: "wide" });
   #what: "rows" | "bytes" = "rows";
   #which = 0;
+  #shown: { snapshot?: Snapshot; what: "rows" | "bytes" } = { what: "rows" };
 
   /** Builds the table into `root`. */
   constructor(root: HTMLElement, view: View, state: ViewState) {
@@ -54,22 +55,26 @@ export class RowTable {
     this.update();
   }
 
-  /** Fills the table for the moment that is chosen. */
+  /** Shows the moment that is chosen. */
   update(): void {
     const configuration = this.#view.configurations[this.#which]!;
-    const { heads, name } = configuration;
     const snapshot = snapshotAt(configuration, this.#state.generated);
+    // Layer and head are chosen far more often, and change nothing here.
+    if (snapshot === this.#shown.snapshot && this.#what === this.#shown.what) {
+      return;
+    }
+    this.#shown = { snapshot, what: this.#what };
+    const { heads, name, granularity } = configuration;
+    const rows = rowCounts(this.#view, configuration, snapshot);
     const values = this.#what === "rows"
-      ? rowCounts(this.#view, configuration, snapshot)
-      : rowCounts(this.#view, configuration, snapshot).map((row, layer) =>
+      ? rows
+      : rows.map((row, layer) =>
         row.map((_, head) => snapshot.bytes[layer * heads + head]!)
       );
     const most = Math.max(1, ...values.flat());
     const text = this.#what === "rows" ? count : bytesText;
     const sum = (row: number[]) => row.reduce((a, b) => a + b, 0);
-    const kind = configuration.granularity === "query_head"
-      ? "query head"
-      : "KV head";
+    const kind = granularity === "query_head" ? "query head" : "KV head";
     this.#place.replaceChildren(make(
       "table",
       { class: "grid-table" },
