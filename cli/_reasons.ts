@@ -4,15 +4,28 @@
  * @module
  */
 
+const SOURCES =
+  "whether the project's sources are still those of the commit, so that records of others are not taken for theirs";
+
 /** Kind and entry of a permission, and what it is for. */
 export const REASONS: Readonly<Record<string, string>> = {
   "read .": "the tests' own files, goldens and sources",
   "read ../shared/data":
     "sample data of others, where it lies beside the project",
   "read ./.git": "the commit that goes into every record",
+  "read ./cli": SOURCES,
+  "read ./compat": SOURCES,
+  "read ./deno.json": SOURCES,
+  "read ./deno.lock": SOURCES,
+  "read ./eval": SOURCES,
+  "read ./ffi": SOURCES,
+  "read ./methods": SOURCES,
+  "read ./mod.ts": SOURCES,
+  "read ./tasks": SOURCES,
   "read ./build": "what was compiled before, to see what is stale",
   "read ./build/libkvf.so": "the library, whose hash goes into every run",
-  "read ./csrc": "the sources of the library",
+  "read ./csrc":
+    "the sources of the library: to compile them, or whether they are still those of the commit",
   "read ./README.md": "the page whose table of methods is written",
   "write ./README.md": "the table of methods",
   "read ./data": "data of the user's: LongBench, ready RULER records, essays",

@@ -3,7 +3,12 @@
  *
  * @module
  */
-export { shortCommit, type SourceState, sourceState } from "./source_state.ts";
+export {
+  shortCommit,
+  SOURCES,
+  type SourceState,
+  sourceState,
+} from "./source_state.ts";
 export {
   type AskedPermissions,
   fileHash,

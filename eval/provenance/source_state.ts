@@ -67,15 +67,22 @@ function headCommit({ own, common }: GitFolder): string {
   return line.slice(0, 40);
 }
 
-/** Tracked files that no result depends on. */
-const IRRELEVANT = /\.md$|^docs\/|^tests\//;
+/** Files and folders that results depend on; permission sets under which records are written let them be read. */
+export const SOURCES: readonly string[] = [
+  ...["cli", "compat", "csrc", "eval", "ffi", "methods", "models", "tasks"],
+  ...["deno.json", "deno.lock", "mod.ts"],
+];
 
-/** A digest of the tracked files that differ from the index; empty when none does. */
+function isSource(path: string): boolean {
+  return !path.endsWith(".md") && SOURCES.includes(path.split("/")[0]!);
+}
+
+/** A digest of the tracked sources that differ from the index; empty when none does. */
 function changedFiles(root: string, git: string): string {
   const digest = createHash("sha256");
   let any = false;
   for (const entry of readIndex(Deno.readFileSync(join(git, "index")))) {
-    if (IRRELEVANT.test(entry.path)) continue;
+    if (!isSource(entry.path)) continue;
     const path = join(root, entry.path);
     const info = orMissing(() => Deno.statSync(path));
     if (

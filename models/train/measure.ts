@@ -58,6 +58,11 @@ async function main(args: string[]): Promise<void> {
       model: "models/needle-6m",
       out: "results/needle-6m",
     },
+    unknown: (arg: string) => {
+      throw new TypeError(
+        `Cannot measure as an argument is unknown: "${arg}"; --tasks, --lengths, --count, --seed, --model and --out are known`,
+      );
+    },
   });
   const lengths = String(flags.lengths).split(",").map(Number);
   const out = String(flags.out);

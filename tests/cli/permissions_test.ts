@@ -4,6 +4,7 @@ import { fromFileUrl } from "@std/path";
 import { CHILD_ENV } from "../../tasks/_child.ts";
 import { entriesOf, type PermissionSet, REASONS } from "../../cli/_reasons.ts";
 import config from "../../deno.json" with { type: "json" };
+import { SOURCES } from "../../eval/provenance/mod.ts";
 import { sampleFolder, writeRecords } from "../eval/sample_records.ts";
 
 const ROOT = fromFileUrl(new URL("../..", import.meta.url)).replace(/\/$/, "");
@@ -46,6 +47,11 @@ const SHAPE = JSON.stringify({
   "vocab_size": 300,
 });
 const COMMIT = "the commit is a record's fact, not a need";
+/** What {@linkcode sourceState} reads. */
+const STATE = Object.fromEntries(
+  [".git", ...SOURCES].filter((path) => path !== "models")
+    .map((path) => [`read ./${path}`, COMMIT]),
+);
 
 const PROBES: Record<string, Probe> = {
   "build": { args: ["run", "MINI/tasks/build.ts", "cpu"], mini: true },
@@ -110,7 +116,7 @@ const PROBES: Record<string, Probe> = {
       ...["run", "cli/main.ts", "eval", "needle", ...NEEDLE],
       ...["--lengths", "256", "--depths", "2"],
     ],
-    excused: { "read ./.git": COMMIT },
+    excused: STATE,
   },
   "longbench": {
     // Chinese, as only that needs the word segmentation.
@@ -132,7 +138,7 @@ const PROBES: Record<string, Probe> = {
       }),
     },
     excused: {
-      "read ./.git": COMMIT,
+      ...STATE,
       "read ./data": "the probe's data lies in results",
     },
   },
@@ -142,7 +148,7 @@ const PROBES: Record<string, Probe> = {
       ...["--tasks", "vt", "--lengths", "256", "--limit", "1"],
     ],
     excused: {
-      "read ./.git": COMMIT,
+      ...STATE,
       "read ./data": "the probe's data lies in results",
     },
   },
@@ -153,7 +159,7 @@ const PROBES: Record<string, Probe> = {
       ...["--page=OUT/page.md"],
     ],
     excused: {
-      "read ./.git": COMMIT,
+      ...STATE,
       "write ./docs": "the probe's page lies in results",
     },
   },
@@ -164,7 +170,7 @@ const PROBES: Record<string, Probe> = {
       ...["--lengths", "256", "--limit", "2"],
     ],
     excused: {
-      "read ./.git": COMMIT,
+      ...STATE,
       "read ./data": "only tasks of the user's data read it",
       "read ./node_modules/jieba-wasm": "only Chinese tasks need it",
     },
@@ -240,6 +246,15 @@ const PROBES: Record<string, Probe> = {
     },
   },
 };
+
+Deno.test("sets under which records are written can tell changed sources from the commit", () => {
+  for (const [name, { read }] of Object.entries(SETS)) {
+    if (!Array.isArray(read) || !read.includes("./.git")) continue;
+    for (const source of SOURCES) {
+      assert(read.includes(`./${source}`), `${name} reads no ${source}`);
+    }
+  }
+});
 
 function exists(path: string): boolean {
   try {
