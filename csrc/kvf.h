@@ -30,7 +30,7 @@ extern "C" {
 #endif
 
 #define KVF_API __attribute__((visibility("default")))
-#define KVF_ABI_VERSION 13
+#define KVF_ABI_VERSION 14
 /* Rows of one page. */
 #define KVF_PAGE_ROWS 32
 
@@ -267,13 +267,15 @@ enum kvf_phase {
 };
 
 /*
- * Starts the prefill of an empty sequence.
+ * Starts the prefill of an empty sequence. Where it is known that its rows will find no room, under the cache's limit or in
+ * a GPU's memory, nothing is started.
  * tokens: [n_token] u32
+ * kept_bytes: what the rows of all layers will take when policies have acted on them; 0: not known
  * ranges: [n_range, 3] u32: index of the mass, first query, end (exclusive); the masses' query sets are unions of ranges
  */
 KVF_API int32_t kvf_prefill_begin(kvf_model *model, kvf_cache *cache, uint32_t sequence, const uint32_t *tokens,
-                                  uint32_t n_token, const kvf_observe *observe, const uint32_t *ranges, char *err,
-                                  uint32_t err_cap);
+                                  uint32_t n_token, double kept_bytes, const kvf_observe *observe, const uint32_t *ranges,
+                                  char *err, uint32_t err_cap);
 /*
  * Runs layers first_layer to first_layer + n_layer - 1, in order. Afterwards those layers' rows and observations are
  * complete and may be acted on, before the next layer runs (lean) or after all of them.

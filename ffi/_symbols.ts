@@ -18,7 +18,7 @@ const model = "pointer" as Deno.NativeTypedPointer<ModelPointer>;
 const cache = "pointer" as Deno.NativeTypedPointer<CachePointer>;
 
 /** Version of the ABI that this table describes. */
-export const ABI_VERSION = 13;
+export const ABI_VERSION = 14;
 
 const PREFILL_LAYERS = [
   model,
@@ -270,6 +270,7 @@ export const SYMBOLS = {
       "u32", // sequence
       "buffer", // tokens [n_token] u32
       "u32", // n_token
+      "f64", // kept_bytes
       "buffer", // observe
       "buffer", // ranges [n_range, 3] u32
       "buffer", // err, written

@@ -21,6 +21,7 @@ export {
 export { Cache, type CacheConfig, type Ledger, PAGE_ROWS } from "./cache.ts";
 export {
   type LayerScope,
+  type PromptOptions,
   type RecordedLayer,
   Sequence,
   type SequenceInfo,

@@ -71,6 +71,12 @@ export interface RecordedLayer {
 let make: (cache: Cache, state: SequenceState) => Sequence;
 let stateOf: (sequence: Sequence) => SequenceState;
 
+/** What is known of a sequence before its prompt is read. */
+export interface PromptOptions {
+  /** Bytes that the rows of all layers will take when policies have acted on them. Left out: not known. */
+  keptBytes?: number;
+}
+
 /** A sequence. Made by `Cache.sequence` or {@linkcode Sequence.fork}. */
 export class Sequence implements Disposable {
   static {
@@ -204,15 +210,23 @@ export class Sequence implements Disposable {
    * @param model the model
    * @param tokens ids
    * @param observation what to record
+   * @param options what is known of the sequence
+   * @throws {NativeError} of the kind `memory`, with the bytes that are needed and free, when its rows cannot fit
    */
   prefill(
     model: NativeModel,
     tokens: ArrayLike<number>,
     observation: Observation | MergedObservation = NO_OBSERVATION,
+    { keptBytes = 0 }: PromptOptions = {},
   ): Prefill {
     const action = "begin prefill";
     checkInteger(action, "the number of tokens", tokens.length, 1);
     checkModel(action, model, this.cache);
+    if (!(keptBytes >= 0 && keptBytes < Infinity)) {
+      throw new RangeError(
+        `Cannot ${action} as keptBytes must be >= 0 and finite: keptBytes is ${keptBytes}`,
+      );
+    }
     const { vocab, layers } = model.config;
     const ids = checkIntegers(action, "tokens", tokens, vocab - 1);
     const merged = mergeObservations([observation as Observation]);
@@ -226,6 +240,7 @@ export class Sequence implements Disposable {
       id.pointer,
       ids,
       ids.length,
+      keptBytes,
       observe,
       ranges,
     );

@@ -130,6 +130,7 @@ export const think: Method<ThinkOptions> = defineMethod<ThinkOptions>({
           pruned ? { rows: pruned, channels: strong } : { channels: strong },
         );
       },
+      packs: true,
       maxRows: ({ length, storedHeads }) =>
         storedHeads * Math.min(length, budget),
     };

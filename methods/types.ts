@@ -338,6 +338,8 @@ export interface Policy {
   prefillKey?: string;
   /** Acts once per layer, when the layer's prompt rows are complete. A missing hook keeps everything. */
   afterPrefill?(layer: LayerContext): void;
+  /** Whether `afterPrefill` packs rows or gives channels up: they then take fewer bytes than `maxRows` tells. */
+  packs?: boolean;
   /** First and last prompt rows that survive in every layer; `kvf check-method` and the tests hold it to that. */
   keeps?: { first?: number; last?: number };
   /** Records what happens in every decode step; called once per sequence and layer, after `afterPrefill`. */
@@ -351,7 +353,7 @@ export interface Policy {
   };
   /**
    * Most rows that all stored heads of one layer may hold together after prefill of `length` tokens; the runtime
-   * checks it for every example. Missing: `storedHeads * length`.
+   * checks it for every example, and reads no prompt whose rows it has no memory for. Missing: `storedHeads * length`.
    */
   maxRows?(
     facts: ModelShape & { layer: number; length: number; storedHeads: number },

@@ -141,7 +141,9 @@ static uint32_t prompt(setup *s, uint32_t n, uint32_t rows, double *ms, double *
         must(cudaEventCreate(&marks.back()) == cudaSuccess, "events");
         cudaEventRecord(marks.back(), cu_of(s->dev)->stream);
     };
-    const int32_t begun = kvf_prefill_begin(s->model, s->cache, q, tokens.data(), n, &observe, NULL, ERR);
+    const uint32_t kept = (compress ? rows : n) + KVF_PAGE_ROWS - 1;
+    const double bytes = (double)s->c.n_layer * s->c.n_kv_head * (kept / KVF_PAGE_ROWS) * s->cache->page_bytes;
+    const int32_t begun = kvf_prefill_begin(s->model, s->cache, q, tokens.data(), n, bytes, &observe, NULL, ERR);
     if (refused != NULL && (*refused = begun == KVF_ERR_MEMORY)) {
         must(kvf_sequence_free(s->cache, q, ERR) == KVF_OK, "prefill");
         return 0;

@@ -284,6 +284,7 @@ double kv_step_owned(const kvf_cache *cache, const kv_sequence *s);
 
 typedef struct kv_prefill {
     uint32_t n_token;
+    double kept_bytes;   /* what all layers' rows will take when policies have acted; 0: not known */
     uint32_t *tokens;    /* host; NULL when recording from tensors */
     uint32_t next_layer; /* layers before it are done; when recording: how many are */
     uint8_t *recorded;   /* [n_layer] when recording from tensors; 1: done */
@@ -497,6 +498,10 @@ int32_t kv_check_model(const kvf_model *model, const kvf_cache *cache, const cha
 int32_t kv_check_tokens(const kvf_model *model, const uint32_t *tokens, uint32_t n_token, const char *action, kv_err err);
 /* Ends a prefill: activations, tokens and the reference to the model. NULL allowed. */
 void kv_prefill_free(kvf_cache *cache, kv_sequence *s);
+/* Bytes of a layer's rows while it runs. */
+double kv_prefill_layer_bytes(const kvf_cache *cache, const kv_sequence *s);
+/* Bytes of all rows while the last layer runs, beside what the layers before it keep on average. */
+double kv_prefill_row_bytes(const kvf_cache *cache, const kv_sequence *s);
 /* Drops one reference. NULL allowed. */
 void kv_observations_release(kvf_cache *cache, kv_observations *observe);
 /* Bytes of a sequence's pages: by arithmetic over its row counts, and by walking its tables. */

@@ -145,8 +145,20 @@ int32_t kv_check_tokens(const kvf_model *model, const uint32_t *tokens, uint32_t
     return KVF_OK;
 }
 
+double kv_prefill_layer_bytes(const kvf_cache *cache, const kv_sequence *s) {
+    const uint32_t n_page = (s->prefill->n_token + KVF_PAGE_ROWS - 1) / KVF_PAGE_ROWS;
+    return (double)cache->config.n_kv_head * n_page * cache->page_bytes;
+}
+
+double kv_prefill_row_bytes(const kvf_cache *cache, const kv_sequence *s) {
+    const double layer = kv_prefill_layer_bytes(cache, s), kept = s->prefill->kept_bytes;
+    const double last = layer + kept * (1 - 1.0 / cache->config.n_layer);
+    return kept > last ? kept : last;
+}
+
 static int32_t prefill_begin(kvf_model *model, kvf_cache *cache, uint32_t sequence, const uint32_t *tokens,
-                             uint32_t n_token, const kvf_observe *observe, const uint32_t *ranges, kv_err err) {
+                             uint32_t n_token, double kept_bytes, const kvf_observe *observe, const uint32_t *ranges,
+                             kv_err err) {
     kv_sequence *s = kv_find_sequence(cache, sequence, "begin the prefill", err);
     if (s == NULL) return KVF_ERR_ARG;
     int32_t status;
@@ -154,13 +166,21 @@ static int32_t prefill_begin(kvf_model *model, kvf_cache *cache, uint32_t sequen
     if ((status = check_start(cache, s, n_token, err)) != KVF_OK) return status;
     if ((status = kv_check_tokens(model, tokens, n_token, "begin the prefill", err)) != KVF_OK) return status;
     if ((status = check_observe(observe, ranges, n_token, err)) != KVF_OK) return status;
+    if (!isfinite(kept_bytes) || kept_bytes < 0) {
+        return kv_fail(err, KVF_ERR_ARG, "Cannot begin the prefill as kept_bytes must be finite and at least 0: %g", kept_bytes);
+    }
 
     kv_prefill *p = calloc(1, sizeof *p);
     if (p == NULL) return no_memory(sizeof *p, err);
     s->prefill = p;
     p->n_token = n_token;
+    p->kept_bytes = kept_bytes;
     p->model = model;
     model->refs++;
+    if (kept_bytes > 0 && (status = kv_check_limit(cache, kv_prefill_row_bytes(cache, s), err)) != KVF_OK) {
+        undo_begin(cache, s);
+        return status;
+    }
     p->tokens = malloc((size_t)n_token * sizeof *tokens);
     s->observe = p->tokens == NULL ? NULL : observations_new(cache, observe, ranges, n_token, err);
     if (s->observe == NULL) {
@@ -180,12 +200,12 @@ static int32_t prefill_begin(kvf_model *model, kvf_cache *cache, uint32_t sequen
 }
 
 int32_t kvf_prefill_begin(kvf_model *model, kvf_cache *cache, uint32_t sequence, const uint32_t *tokens,
-                          uint32_t n_token, const kvf_observe *observe, const uint32_t *ranges, char *text,
-                          uint32_t cap) {
+                          uint32_t n_token, double kept_bytes, const kvf_observe *observe, const uint32_t *ranges,
+                          char *text, uint32_t cap) {
     const kv_err err = {text, cap};
     int32_t status = kv_enter(cache, KV_CACHE, "begin the prefill", err);
     if (status != KVF_OK) return status;
-    status = prefill_begin(model, cache, sequence, tokens, n_token, observe, ranges, err);
+    status = prefill_begin(model, cache, sequence, tokens, n_token, kept_bytes, observe, ranges, err);
     kv_leave(cache->dev);
     return status;
 }

@@ -75,11 +75,6 @@ static void plan(const kvf_model *model, const kv_sequence *s, uint32_t keep, cu
     memcpy(arrays, all, sizeof all);
 }
 
-/* Bytes of a layer's rows. */
-static double layer_bytes(const kvf_model *model, const kvf_cache *cache, const kv_sequence *s) {
-    return (double)model->config.n_kv_head * cu_div_up(s->prefill->n_token, KVF_PAGE_ROWS) * cache->page_bytes;
-}
-
 /* Bytes that the prefill will take beside its activations and rows: logits, observations, scores, experts. */
 static double beside(const kvf_model *model, const kv_sequence *s) {
     const kvf_model_config *c = &model->config;
@@ -129,15 +124,18 @@ static int32_t close_stream(kvf_model *model, const cu_prefill *p, uint32_t firs
 
 static int32_t begin(kvf_model *model, kvf_cache *cache, kv_sequence *s, cu_prefill *p, kv_err err) {
     const size_t n = s->prefill->n_token;
-    /* How much of their rows layers will keep is not known here. A way is taken where an eighth of them has room. */
-    const double other = beside(model, s), layer = layer_bytes(model, cache, s);
-    const double kept = cu_chunk_bytes(model->dev, layer + layer * (model->config.n_layer - 1) / 8);
+    const double other = beside(model, s), least = cu_chunk_bytes(model->dev, kv_prefill_row_bytes(cache, s));
+    /* Where it is not known how much of their rows layers keep, a way is taken in which an eighth of them has room. */
+    const double layer = kv_prefill_layer_bytes(cache, s);
+    const double kept = s->prefill->kept_bytes > 0
+                            ? least
+                            : cu_chunk_bytes(model->dev, layer + layer * (model->config.n_layer - 1) / 8);
     array arrays[ARRAYS];
     uint32_t keep = KEEP_ALL;
     plan(model, s, keep, p, arrays);
     const double free_bytes = cu_room(model->dev, bytes_of(arrays) + other + kept);
     while (keep + 1 < KEEPS && bytes_of(arrays) + other + kept > free_bytes) plan(model, s, ++keep, p, arrays);
-    CU_PASS(cu_check_room(model->dev, bytes_of(arrays) + other + cu_chunk_bytes(model->dev, layer), "begin the prefill", err));
+    CU_PASS(cu_check_room(model->dev, bytes_of(arrays) + other + least, "begin the prefill", err));
     for (int i = 0; i < ARRAYS; i++) CU_PASS(make(model, &arrays[i], err));
     if (keep == KEEP_NOTHING) {
         const size_t bytes = n * model->config.hidden * sizeof(float);

@@ -174,6 +174,33 @@ const CHUNKS = {
   cuda: { tokens: 2048, queries: 8192 },
 };
 
+/**
+ * Bytes that the rows of a prompt take at least when a member's policy has acted on all layers and keeps what it may;
+ * undefined where its policy does not tell.
+ */
+export function keptBytes(
+  model: LanguageModel,
+  member: Member,
+  length: number,
+): number | undefined {
+  const { policy, configuration } = member;
+  const { shape } = model;
+  if (keepsAll(model, member)) return fullBytes(model, member, length);
+  if (policy.packs || policy.maxRows === undefined) return undefined;
+  const storedHeads = configuration.granularity === "query_head"
+    ? shape.queryHeads
+    : shape.kvHeads;
+  let bytes = 0;
+  for (let layer = 0; layer < shape.layers; layer++) {
+    const rows = policy.maxRows({ ...shape, layer, length, storedHeads });
+    // Heads that keep everything go on sharing it.
+    bytes += rows < storedHeads * length
+      ? layerBytes(model, 1, rows)
+      : oneLayerBytes(model, member, length);
+  }
+  return bytes;
+}
+
 /** Queries of a tile, and rows of a block of its probabilities, on a CPU. */
 const TILE = { queries: 96, rows: 128 };
 

@@ -12,7 +12,7 @@ import {
 } from "../../ffi/mod.ts";
 import type { Running } from "./decode_loop.ts";
 import type { LanguageModel } from "./language_model.ts";
-import { checkLedger, type Member } from "./memory.ts";
+import { checkLedger, fullBytes, keptBytes, type Member } from "./memory.ts";
 import { type GenerationOptions, InvariantError } from "./types.ts";
 
 /** A prompt and the configurations that read it in one prefill. */
@@ -107,6 +107,13 @@ export class ReadPrompt implements Disposable {
         model.native,
         request.prompt,
         observationOf(request.members),
+        {
+          keptBytes: fullBytes(
+            model,
+            request.members[0]!,
+            request.prompt.length,
+          ),
+        },
       );
       const signal = request.signal ? { signal: request.signal } : {};
       if (!alters) await prefill.layers(0, model.shape.layers, signal);
@@ -158,10 +165,12 @@ export async function readLean(
   const startedAt = performance.now();
   const sequence = model.cache.sequence(member.configuration.granularity);
   try {
+    const kept = keptBytes(model, member, request.prompt.length);
     const prefill = sequence.prefill(
       model.native,
       request.prompt,
       observationOf(request.members),
+      kept === undefined ? {} : { keptBytes: kept },
     );
     const signal = request.signal ? { signal: request.signal } : {};
     let compressMs = 0;

@@ -314,6 +314,7 @@ function createPolicy<O>(
       evict(layer);
       quantiser?.encode(layer);
     },
+    ...(quantiser === undefined ? {} : { packs: true }),
     keeps: { first, last },
     maxRows(facts) {
       if (untouched(facts)) return facts.storedHeads * facts.length;

@@ -28,7 +28,7 @@ static kvf_model *model_of(kvf_device *dev, shape s, uint32_t dtype, uint32_t wi
 static uint32_t prefilled(kvf_model *model, kvf_cache *cache, const uint32_t *tokens, uint32_t n, float *to) {
     const kvf_observe observe = {sizeof observe, 0, 1, 1};
     const uint32_t range[3] = {0, 0, n}, s = id_of(kvf_sequence_create(cache, KVF_KV_HEAD, ERR));
-    CHECK(kvf_prefill_begin(model, cache, s, tokens, n, &observe, range, ERR) == KVF_OK);
+    CHECK(kvf_prefill_begin(model, cache, s, tokens, n, 0, &observe, range, ERR) == KVF_OK);
     CHECK(kvf_prefill_layers(model, cache, s, 0, 1, KVF_PHASE_ALL, NULL, ERR) == KVF_OK);
     if (to != NULL) CHECK(kvf_prefill_logits(model, cache, s, to, (double)n * TEST_VOCAB * sizeof *to, ERR) == KVF_OK);
     CHECK(kvf_prefill_end(model, cache, s, ERR) == KVF_OK);

@@ -24,7 +24,7 @@ static kvf_model *model_with_window(kvf_device *dev, shape s, uint32_t dtype, ui
 
 static uint32_t prefilled(kvf_model *model, kvf_cache *cache, const uint32_t *tokens, uint32_t n, uint32_t granularity) {
     const uint32_t s = id_of(kvf_sequence_create(cache, granularity, ERR));
-    CHECK(kvf_prefill_begin(model, cache, s, tokens, n, NULL, NULL, ERR) == KVF_OK);
+    CHECK(kvf_prefill_begin(model, cache, s, tokens, n, 0, NULL, NULL, ERR) == KVF_OK);
     CHECK(kvf_prefill_layers(model, cache, s, 0, cache->config.n_layer, KVF_PHASE_ALL, NULL, ERR) == KVF_OK);
     CHECK(kvf_prefill_end(model, cache, s, ERR) == KVF_OK);
     return s;

@@ -202,7 +202,8 @@ static void runs(void) {
                 remember(sequence_ids, (int32_t)s);
             }
             const uint32_t n = small(80);
-            if (below(2)) check(kvf_prefill_begin(m, c, s, maybe(words), n, maybe((void *)&observe), maybe(ranges), ERR));
+            if (below(2)) check(kvf_prefill_begin(m, c, s, maybe(words), n, below(2) ? 0 : any_float(), maybe((void *)&observe),
+                                                maybe(ranges), ERR));
             else check(kvf_record_begin(c, s, n, maybe((void *)&observe), maybe(ranges), ERR));
             break;
         }
@@ -468,7 +469,7 @@ int main(void) {
     kvf_cache *cache = cache_of_shape(devices[0], SHAPES[0], 0);
     const uint32_t s = (uint32_t)kvf_sequence_create(cache, KVF_KV_HEAD, ERR), prompt[3] = {1, 2, 3};
     uint32_t tokens[4];
-    CHECK(kvf_prefill_begin(model, cache, s, prompt, 3, NULL, NULL, ERR) == KVF_OK);
+    CHECK(kvf_prefill_begin(model, cache, s, prompt, 3, 0, NULL, NULL, ERR) == KVF_OK);
     CHECK(kvf_prefill_layers(model, cache, s, 0, 2, KVF_PHASE_ALL, NULL, ERR) == KVF_OK);
     CHECK(kvf_prefill_end(model, cache, s, ERR) == KVF_OK);
     CHECK(kvf_decode(model, cache, &s, 1, 4, tokens, NULL, 0, NULL, ERR) == KVF_OK && tokens[3] < 40);

@@ -75,7 +75,7 @@ static uint32_t prefill(kvf_model *model, kvf_cache *cache, uint32_t granularity
     const uint32_t ranges[3] = {0, 0, n};
     const int32_t id = kvf_sequence_create(cache, granularity, E);
     CHECK(id > 0);
-    CHECK(kvf_prefill_begin(model, cache, (uint32_t)id, tokens, n, &observe, ranges, E) == KVF_OK);
+    CHECK(kvf_prefill_begin(model, cache, (uint32_t)id, tokens, n, 0, &observe, ranges, E) == KVF_OK);
     for (uint32_t layer = 0; layer < LAYERS; layer++) {
         CHECK(kvf_prefill_layers(model, cache, (uint32_t)id, layer, 1, KVF_PHASE_ALL, NULL, E) == KVF_OK);
         if (keep == 0) continue;
@@ -211,7 +211,7 @@ static void test_limit(void) {
     uint32_t tokens[200] = {0};
     const kvf_observe observe = {.size = sizeof observe};
     const uint32_t id = (uint32_t)kvf_sequence_create(cache, KVF_KV_HEAD, E);
-    CHECK(kvf_prefill_begin(model, cache, id, tokens, 200, &observe, NULL, E) == KVF_OK);
+    CHECK(kvf_prefill_begin(model, cache, id, tokens, 200, 0, &observe, NULL, E) == KVF_OK);
     CHECK(kvf_prefill_layers(model, cache, id, 0, LAYERS, KVF_PHASE_ALL, NULL, E) == KVF_ERR_MEMORY);
     CHECK(strstr(err, "30000") != NULL);
     check_ledger(cache);
@@ -239,7 +239,7 @@ static void test_random_calls(void) {
         case 2: kvf_sequence_free(cache, a, E); break;
         case 3: {
             const kvf_observe o = {.size = sizeof o, .n_window = draw(40), .n_mass = draw(6), .n_range = draw(3)};
-            kvf_prefill_begin(model, cache, a, words, draw(60), &o, words + 8, E);
+            kvf_prefill_begin(model, cache, a, words, draw(60), 0, &o, words + 8, E);
             break;
         }
         case 4: kvf_prefill_layers(model, cache, a, draw(LAYERS), draw(3), draw(5), NULL, E); break;

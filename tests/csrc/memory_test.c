@@ -45,7 +45,7 @@ static kvf_model *model_of(kvf_device *dev) {
 static int32_t prefill_begin(const all *x) {
     const kvf_observe observe = {.size = sizeof observe, .n_window = 8, .n_mass = 1, .n_range = 1};
     const uint32_t range[3] = {0, 0, N_TOKEN};
-    return kvf_prefill_begin(x->model, x->cache, x->sequence, prompt(), N_TOKEN, &observe, range, ERR);
+    return kvf_prefill_begin(x->model, x->cache, x->sequence, prompt(), N_TOKEN, 0, &observe, range, ERR);
 }
 
 /* The rest of a prefill. */
@@ -224,7 +224,7 @@ static void sparse(void) {
         const kvf_observe observe = {.size = sizeof observe, .n_window = 80};
         const size_t before = emulator_used();
         emulator_limit(before + more);
-        if (kvf_prefill_begin(x.model, x.cache, x.sequence, prompt(), N_TOKEN, &observe, NULL, ERR) != KVF_OK) break;
+        if (kvf_prefill_begin(x.model, x.cache, x.sequence, prompt(), N_TOKEN, 0, &observe, NULL, ERR) != KVF_OK) break;
         emulator_limit((size_t)1 << 30);
         if (emulator_used() - before != last) {
             last = emulator_used() - before;
@@ -245,6 +245,22 @@ static void sparse(void) {
     }
     emulator_limit((size_t)1 << 30);
     CHECK(n_way == 3);
+    close_all(&x);
+}
+
+/* Rows that the caller will keep are counted before anything is done. */
+static void kept_rows(void) {
+    const kvf_observe observe = {.size = sizeof observe, .n_window = 8};
+    const double gib = 1u << 30;
+    all x;
+    CHECK(open_all(&x) == KVF_OK);
+    const size_t used = emulator_used();
+    REFUSED(kvf_prefill_begin(x.model, x.cache, x.sequence, prompt(), N_TOKEN, gib, &observe, NULL, ERR), KVF_ERR_MEMORY);
+    CHECK(strstr(test_message, "bytes of device memory must be free") != NULL);
+    CHECK(emulator_used() == used);
+    check_books(x.cache);
+    CHECK(kvf_prefill_begin(x.model, x.cache, x.sequence, prompt(), N_TOKEN, gib / 2, &observe, NULL, ERR) == KVF_OK);
+    CHECK(prefill_rest(&x) == KVF_OK);
     close_all(&x);
 }
 
@@ -275,6 +291,7 @@ int main(void) {
     little_memory();
     memory_on_its_way();
     sparse();
+    kept_rows();
     lost_device();
     return 0;
 }

@@ -434,7 +434,7 @@ static void test_decode(kvf_device *dev) {
         for (uint32_t j = 0; j < 3; j++) {
             ids[j] = (uint32_t)kvf_sequence_create(cache, KVF_KV_HEAD, ERR);
             const uint32_t n = j == 2 ? 77 : 50; /* two of the same, one other */
-            CHECK(kvf_prefill_begin(model, cache, ids[j], prompt, n, NULL, NULL, ERR) == KVF_OK);
+            CHECK(kvf_prefill_begin(model, cache, ids[j], prompt, n, 0, NULL, NULL, ERR) == KVF_OK);
             CHECK(kvf_prefill_layers(model, cache, ids[j], 0, 2, KVF_PHASE_ALL, NULL, ERR) == KVF_OK);
             CHECK(kvf_prefill_end(model, cache, ids[j], ERR) == KVF_OK);
             for (uint32_t layer = 0; layer < 2; layer++) CHECK(kvf_pack(cache, ids[j], layer, &formats[i], 0, 0, ERR) == KVF_OK);

@@ -46,7 +46,7 @@ static uint32_t start(kvf_model *model, kvf_cache *cache, uint32_t granularity, 
     for (uint32_t i = 0; i < n; i++) prompt[i] = (i * 7 + i * i) % TEST_VOCAB;
     const kvf_observe observe = {sizeof observe, 6, 1, 1};
     const uint32_t ranges[3] = {0, 0, n};
-    CHECK(kvf_prefill_begin(model, cache, s, prompt, n, &observe, ranges, ERR) == KVF_OK);
+    CHECK(kvf_prefill_begin(model, cache, s, prompt, n, 0, &observe, ranges, ERR) == KVF_OK);
     CHECK(kvf_prefill_layers(model, cache, s, 0, SMALL.n_layer, KVF_PHASE_ALL, NULL, ERR) == KVF_OK);
     CHECK(kvf_prefill_end(model, cache, s, ERR) == KVF_OK);
     for (uint32_t layer = 0; layer < SMALL.n_layer; layer++) CHECK(kvf_sequence_program(cache, s, layer, ops, n_op, ERR) == KVF_OK);

@@ -32,7 +32,7 @@ static float *logits(kvf_device *dev, uint32_t dtype, float gate) {
     fill(model, KVF_T_GATE, gate);
     for (uint32_t i = 0; i < N_TOKEN; i++) tokens[i] = i % TEST_VOCAB;
     const uint32_t id = (uint32_t)kvf_sequence_create(cache, KVF_KV_HEAD, ERR);
-    CHECK(kvf_prefill_begin(model, cache, id, tokens, N_TOKEN, &observe, NULL, ERR) == KVF_OK);
+    CHECK(kvf_prefill_begin(model, cache, id, tokens, N_TOKEN, 0, &observe, NULL, ERR) == KVF_OK);
     CHECK(kvf_prefill_layers(model, cache, id, 0, 1, KVF_PHASE_ALL, NULL, ERR) == KVF_OK);
     CHECK(kvf_prefill_logits(model, cache, id, out, N_TOKEN * TEST_VOCAB * sizeof *out, ERR) == KVF_OK);
     CHECK(kvf_prefill_end(model, cache, id, ERR) == KVF_OK);

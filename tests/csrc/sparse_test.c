@@ -17,7 +17,7 @@ static run begin(kvf_device *dev, kvf_model *model, shape s, uint32_t granularit
     uint32_t *tokens = malloc(n * sizeof *tokens);
     for (uint32_t i = 0; i < n; i++) tokens[i] = (i * 7 + i * i) % TEST_VOCAB;
     const kvf_observe observe = {.size = sizeof observe, .n_window = n};
-    CHECK(kvf_prefill_begin(model, r.cache, r.sequence, tokens, n, &observe, NULL, ERR) == KVF_OK);
+    CHECK(kvf_prefill_begin(model, r.cache, r.sequence, tokens, n, 0, &observe, NULL, ERR) == KVF_OK);
     free(tokens);
     return r;
 }

@@ -14,7 +14,7 @@ static uint32_t id_of(int32_t result) {
 
 static uint32_t prefilled(kvf_model *model, kvf_cache *cache, uint32_t granularity) {
     const uint32_t s = id_of(kvf_sequence_create(cache, granularity, ERR));
-    CHECK(kvf_prefill_begin(model, cache, s, PROMPT, 7, NULL, NULL, ERR) == KVF_OK);
+    CHECK(kvf_prefill_begin(model, cache, s, PROMPT, 7, 0, NULL, NULL, ERR) == KVF_OK);
     CHECK(kvf_prefill_layers(model, cache, s, 0, 2, KVF_PHASE_ALL, NULL, ERR) == KVF_OK);
     CHECK(kvf_prefill_end(model, cache, s, ERR) == KVF_OK);
     return s;
@@ -186,31 +186,46 @@ static void models(kvf_device *dev) {
 
 static void prefill(kvf_device *dev, kvf_model *model) {
     kvf_cache *cache = cache_of_shape(dev, SHAPE, 0), *other = cache_of_shape(dev, (shape){2, 4, 2, 16, KVF_F32}, 0);
-    const uint32_t s = id_of(kvf_sequence_create(cache, KVF_KV_HEAD, ERR)), t = id_of(kvf_sequence_create(other, KVF_KV_HEAD, ERR));
+    uint32_t s = id_of(kvf_sequence_create(cache, KVF_KV_HEAD, ERR));
+    const uint32_t t = id_of(kvf_sequence_create(other, KVF_KV_HEAD, ERR));
     const uint32_t bad_tokens[2] = {1, TEST_VOCAB};
     float logits[7 * TEST_VOCAB];
     uint32_t tokens[4];
     REFUSED(kvf_sequence_create(cache, 2, ERR), KVF_ERR_ARG);
-    REFUSED(kvf_prefill_begin(model, cache, s + 1, PROMPT, 7, NULL, NULL, ERR), KVF_ERR_ARG);
-    REFUSED(kvf_prefill_begin(model, other, t, PROMPT, 7, NULL, NULL, ERR), KVF_ERR_ARG);
-    REFUSED(kvf_prefill_begin(NULL, cache, s, PROMPT, 7, NULL, NULL, ERR), KVF_ERR_ARG);
-    REFUSED(kvf_prefill_begin((kvf_model *)(void *)cache, cache, s, PROMPT, 7, NULL, NULL, ERR), KVF_ERR_ARG);
-    REFUSED(kvf_prefill_begin(model, cache, s, NULL, 7, NULL, NULL, ERR), KVF_ERR_ARG);
-    REFUSED(kvf_prefill_begin(model, cache, s, PROMPT, 0, NULL, NULL, ERR), KVF_ERR_ARG);
-    REFUSED(kvf_prefill_begin(model, cache, s, PROMPT, 0xffffffffu, NULL, NULL, ERR), KVF_ERR_ARG);
-    REFUSED(kvf_prefill_begin(model, cache, s, bad_tokens, 2, NULL, NULL, ERR), KVF_ERR_ARG);
+    REFUSED(kvf_prefill_begin(model, cache, s + 1, PROMPT, 7, 0, NULL, NULL, ERR), KVF_ERR_ARG);
+    REFUSED(kvf_prefill_begin(model, other, t, PROMPT, 7, 0, NULL, NULL, ERR), KVF_ERR_ARG);
+    REFUSED(kvf_prefill_begin(NULL, cache, s, PROMPT, 7, 0, NULL, NULL, ERR), KVF_ERR_ARG);
+    REFUSED(kvf_prefill_begin((kvf_model *)(void *)cache, cache, s, PROMPT, 7, 0, NULL, NULL, ERR), KVF_ERR_ARG);
+    REFUSED(kvf_prefill_begin(model, cache, s, NULL, 7, 0, NULL, NULL, ERR), KVF_ERR_ARG);
+    REFUSED(kvf_prefill_begin(model, cache, s, PROMPT, 0, 0, NULL, NULL, ERR), KVF_ERR_ARG);
+    REFUSED(kvf_prefill_begin(model, cache, s, PROMPT, 0xffffffffu, 0, NULL, NULL, ERR), KVF_ERR_ARG);
+    REFUSED(kvf_prefill_begin(model, cache, s, bad_tokens, 2, 0, NULL, NULL, ERR), KVF_ERR_ARG);
     kvf_observe observe = {sizeof observe, 100, 1, 1};
     const uint32_t outside[3] = {0, 0, 8}, no_mass[3] = {1, 0, 7}, empty[3] = {0, 3, 3}, range[3] = {0, 2, 7};
-    REFUSED(kvf_prefill_begin(model, cache, s, PROMPT, 7, &observe, NULL, ERR), KVF_ERR_ARG);
-    REFUSED(kvf_prefill_begin(model, cache, s, PROMPT, 7, &observe, outside, ERR), KVF_ERR_ARG);
-    REFUSED(kvf_prefill_begin(model, cache, s, PROMPT, 7, &observe, no_mass, ERR), KVF_ERR_ARG);
-    REFUSED(kvf_prefill_begin(model, cache, s, PROMPT, 7, &observe, empty, ERR), KVF_ERR_ARG);
+    REFUSED(kvf_prefill_begin(model, cache, s, PROMPT, 7, 0, &observe, NULL, ERR), KVF_ERR_ARG);
+    REFUSED(kvf_prefill_begin(model, cache, s, PROMPT, 7, 0, &observe, outside, ERR), KVF_ERR_ARG);
+    REFUSED(kvf_prefill_begin(model, cache, s, PROMPT, 7, 0, &observe, no_mass, ERR), KVF_ERR_ARG);
+    REFUSED(kvf_prefill_begin(model, cache, s, PROMPT, 7, 0, &observe, empty, ERR), KVF_ERR_ARG);
     observe.n_mass = 5;
-    REFUSED(kvf_prefill_begin(model, cache, s, PROMPT, 7, &observe, range, ERR), KVF_ERR_ARG);
+    REFUSED(kvf_prefill_begin(model, cache, s, PROMPT, 7, 0, &observe, range, ERR), KVF_ERR_ARG);
     observe.n_mass = 1;
     observe.n_range = 65;
-    REFUSED(kvf_prefill_begin(model, cache, s, PROMPT, 7, &observe, range, ERR), KVF_ERR_ARG);
+    REFUSED(kvf_prefill_begin(model, cache, s, PROMPT, 7, 0, &observe, range, ERR), KVF_ERR_ARG);
     observe.n_range = 1;
+    for (int i = 0; i < 3; i++) {
+        const double bad[3] = {-1, NAN, INFINITY};
+        REFUSED(kvf_prefill_begin(model, cache, s, PROMPT, 7, bad[i], &observe, range, ERR), KVF_ERR_ARG);
+    }
+    /* A page of each of two KV heads, and what the other layers keep beside it or after it. */
+    const double page = cache->page_bytes, layer = cache->config.n_kv_head * page;
+    cache->config.limit_bytes = layer + page;
+    const double before = 1 - 1.0 / cache->config.n_layer;
+    REFUSED(kvf_prefill_begin(model, cache, s, PROMPT, 7, (page + 1) / before, &observe, range, ERR), KVF_ERR_MEMORY);
+    REFUSED(kvf_prefill_begin(model, cache, s, PROMPT, 7, layer + page + 1, &observe, range, ERR), KVF_ERR_MEMORY);
+    CHECK(kvf_prefill_begin(model, cache, s, PROMPT, 7, page / before, &observe, range, ERR) == KVF_OK);
+    cache->config.limit_bytes = 0;
+    CHECK(kvf_sequence_free(cache, s, ERR) == KVF_OK);
+    s = id_of(kvf_sequence_create(cache, KVF_KV_HEAD, ERR));
 
     /* Before it begins. */
     REFUSED(kvf_prefill_layers(model, cache, s, 0, 1, KVF_PHASE_ALL, NULL, ERR), KVF_ERR_STATE);
@@ -221,8 +236,8 @@ static void prefill(kvf_device *dev, kvf_model *model) {
     REFUSED(kvf_sequence_logits(cache, s, logits, TEST_VOCAB, ERR), KVF_ERR_STATE);
     REFUSED(kvf_scores_window(cache, s, 0, 1, 0, 0, ERR), KVF_ERR_STATE);
 
-    CHECK(kvf_prefill_begin(model, cache, s, PROMPT, 7, &observe, range, ERR) == KVF_OK);
-    REFUSED(kvf_prefill_begin(model, cache, s, PROMPT, 7, &observe, range, ERR), KVF_ERR_STATE);
+    CHECK(kvf_prefill_begin(model, cache, s, PROMPT, 7, 0, &observe, range, ERR) == KVF_OK);
+    REFUSED(kvf_prefill_begin(model, cache, s, PROMPT, 7, 0, &observe, range, ERR), KVF_ERR_STATE);
     REFUSED(kvf_record_begin(cache, s, 7, NULL, NULL, ERR), KVF_ERR_STATE);
     REFUSED(kvf_record_layer(cache, s, 0, logits, logits, logits, ERR), KVF_ERR_STATE);
     REFUSED(kvf_sequence_fork(cache, s, KVF_KV_HEAD, ERR), KVF_ERR_STATE);
@@ -275,7 +290,7 @@ static void prefill(kvf_device *dev, kvf_model *model) {
     REFUSED(kvf_sequence_logits(cache, s, last, TEST_VOCAB - 1, ERR), KVF_ERR_ARG);
     CHECK(kvf_sequence_logits(cache, s, last, TEST_VOCAB, ERR) == KVF_OK);
     for (uint32_t i = 0; i < TEST_VOCAB; i++) CHECK_NEAR(last[i], logits[6 * TEST_VOCAB + i], 1e-5);
-    REFUSED(kvf_prefill_begin(model, cache, s, PROMPT, 7, NULL, NULL, ERR), KVF_ERR_STATE);
+    REFUSED(kvf_prefill_begin(model, cache, s, PROMPT, 7, 0, NULL, NULL, ERR), KVF_ERR_STATE);
     CHECK(kvf_scores_window(cache, s, 1, 3, 0, 0, ERR) > 0);
     CHECK(kvf_sequence_forget(cache, s, ERR) == KVF_OK && kvf_sequence_forget(cache, s, ERR) == KVF_OK);
     REFUSED(kvf_scores_window(cache, s, 1, 3, 0, 0, ERR), KVF_ERR_STATE);
@@ -284,7 +299,7 @@ static void prefill(kvf_device *dev, kvf_model *model) {
     for (uint32_t i = 0; i < 4; i++) {
         const uint32_t x = id_of(kvf_sequence_create(cache, i % 2, ERR));
         kvf_model *brief = model_of_shape(dev, SHAPE);
-        CHECK(kvf_prefill_begin(brief, cache, x, PROMPT, 7, &observe, range, ERR) == KVF_OK);
+        CHECK(kvf_prefill_begin(brief, cache, x, PROMPT, 7, 0, &observe, range, ERR) == KVF_OK);
         if (i > 0) CHECK(kvf_prefill_layers(brief, cache, x, 0, 1, KVF_PHASE_PROJECT, NULL, ERR) == KVF_OK);
         if (i > 1) CHECK(kvf_prefill_layers(brief, cache, x, 0, 1, KVF_PHASE_ATTEND, NULL, ERR) == KVF_OK);
         if (i > 2) CHECK(kvf_prefill_layers(brief, cache, x, 1, 1, KVF_PHASE_ALL, NULL, ERR) == KVF_OK);
@@ -393,7 +408,7 @@ static void decoding(kvf_device *dev, kvf_model *model) {
     /* As many rows as the prompt had, but not the prompt's: no scores of the recording. */
     const uint32_t f = id_of(kvf_sequence_create(cache, KVF_KV_HEAD, ERR));
     const kvf_observe observe = {sizeof observe, 4, 0, 0};
-    CHECK(kvf_prefill_begin(model, cache, f, PROMPT, 7, &observe, NULL, ERR) == KVF_OK);
+    CHECK(kvf_prefill_begin(model, cache, f, PROMPT, 7, 0, &observe, NULL, ERR) == KVF_OK);
     CHECK(kvf_prefill_layers(model, cache, f, 0, 2, KVF_PHASE_ALL, NULL, ERR) == KVF_OK);
     CHECK(kvf_prefill_end(model, cache, f, ERR) == KVF_OK);
     CHECK(kvf_retain(cache, f, 0, 0, 0, 5, ERR) == KVF_OK && kvf_extend(model, cache, f, next, 2, ERR) == KVF_OK);
@@ -413,7 +428,7 @@ static void limits(kvf_device *dev, kvf_model *model) {
     for (uint32_t i = 0; i < 32; i++) prompt[i] = i;
     cache->config.limit_bytes = 5.0 * cache->page_bytes;
     const uint32_t a = prefilled(model, cache, KVF_KV_HEAD), s = id_of(kvf_sequence_create(cache, KVF_KV_HEAD, ERR));
-    CHECK(kvf_prefill_begin(model, cache, s, prompt, 32, NULL, NULL, ERR) == KVF_OK);
+    CHECK(kvf_prefill_begin(model, cache, s, prompt, 32, 0, NULL, NULL, ERR) == KVF_OK);
     REFUSED(kvf_prefill_layers(model, cache, s, 0, 2, KVF_PHASE_ALL, NULL, ERR), KVF_ERR_MEMORY);
     check_books(cache);
     CHECK(ledger_of(cache).n_page == 4);
