@@ -313,6 +313,28 @@ Deno.test("prefill and decode give the same tokens alone and in a batch", async 
   });
 });
 
+Deno.test("Sequence.prefill() refuses what will be kept where it is no number of bytes or has no room", async () => {
+  using device = openDevice();
+  using model = openModel(device);
+  using cache = new Cache(device, {
+    ...SHAPE,
+    rowDtype: "f32",
+    limitBytes: 1e6,
+  });
+  using sequence = cache.sequence("kv_head");
+  const begin = (keptBytes: number) =>
+    sequence.prefill(model, [1, 2, 3], undefined, { keptBytes });
+  for (const wrong of [-1, NaN, Infinity]) {
+    assertThrows(() => begin(wrong), RangeError, "keptBytes is");
+  }
+  const error = assertThrows(() => begin(1e6 + 1), NativeError, "bytes needed");
+  assertEquals(error.kind, "memory");
+  const prefill = begin(9e5);
+  await prefill.layers(0, prefill.layerCount);
+  prefill.end();
+  assertEquals(sequence.describe().position, 3);
+});
+
 Deno.test("Prefill.logits() ends with the logits of the sequence", async () => {
   using device = openDevice();
   using model = openModel(device);
