@@ -184,6 +184,8 @@ async function benches(options: Options, skipped: string[]): Promise<Bench[]> {
       ...plain,
       title: `on the GPU under ${tool}`,
       under: ["compute-sanitizer", "--tool", tool, "--error-exitcode", "9"],
+      // Most of the time goes to a processor each.
+      jobs: Math.max(1, navigator.hardwareConcurrency >> 1),
       // It needs the emulator's faults, and compute-sanitizer fails a program that uses no GPU.
       without: ["memory", ...(tool === "racecheck" ? NO_RACES : [])],
     })),
