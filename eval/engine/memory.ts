@@ -146,15 +146,16 @@ export function ownBytes(
     : shape.kvHeads;
   const answerPages = shape.layers * heads * Math.ceil(newTokens / PAGE_ROWS);
   let pages = answerPages;
+  const all = keepsAll(model, member);
   let bytes = 4 * model.native.config.vocab;
   for (let layer = 0; layer < shape.layers; layer++) {
     bytes += programBytes(model, member, layer, heads, length + newTokens);
     // A copy of the last page, which is the first thing written to.
-    if (keepsAll(model, member)) {
+    if (all) {
       pages += heads;
       continue;
     }
-    const all = heads * Math.ceil(length / PAGE_ROWS);
+    const whole = heads * Math.ceil(length / PAGE_ROWS);
     const rows = member.policy.maxRows?.({
       ...shape,
       layer,
@@ -162,8 +163,8 @@ export function ownBytes(
       storedHeads: heads,
     });
     pages += rows === undefined
-      ? all
-      : Math.min(all, Math.floor(rows / PAGE_ROWS) + heads);
+      ? whole
+      : Math.min(whole, Math.floor(rows / PAGE_ROWS) + heads);
   }
   return pages * cache.pageBytes + bytes;
 }

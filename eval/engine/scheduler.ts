@@ -176,7 +176,7 @@ class Schedule<J extends Job> implements Disposable {
         : await this.#read(this.#next);
       if (!read) {
         if (this.#live.length > 0) return;
-        throw doesNotFit(this.#next, this.#limit);
+        throw doesNotFit(this.#model, this.#next, this.#limit);
       }
       this.#next = undefined;
     }
@@ -262,7 +262,7 @@ class Schedule<J extends Job> implements Disposable {
     );
     if (!own) {
       if (this.#live.length > 0) return false;
-      throw doesNotFit(unit, this.#limit);
+      throw doesNotFit(this.#model, unit, this.#limit);
     }
     const shares = keepsAll(this.#model, member);
     try {
@@ -435,14 +435,19 @@ export function sharedBytes(model: LanguageModel, job: Job): number {
 }
 
 function doesNotFit<J extends Job>(
-  { job, members }: Unit<J>,
+  model: LanguageModel,
+  unit: Unit<J>,
   limit: number,
 ): RangeError {
+  const { job, members } = unit;
+  const { least, kept } = leanBytes(model, unit);
+  const { full, largest } = unitBytes(model, unit);
+  const need = members.length === 1 ? least + kept : full + largest;
   return new RangeError(
     `Cannot generate as a prompt and its cache must fit in ${
-      Math.round(limit / 2 ** 20)
-    } MiB: a prompt of ${job.prompt.length} tokens with "${
+      Math.floor(limit)
+    } bytes: ${job.prompt.length} tokens with "${
       members.map(({ configuration }) => configuration.method.name).join(", ")
-    }" does not`,
+    }" take ${Math.ceil(need)}`,
   );
 }

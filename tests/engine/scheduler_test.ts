@@ -150,11 +150,12 @@ Deno.test("answerAll stays within its memory and gives the same tokens with litt
     assertEquals(tokens, expected, `${memoryBytes} bytes`);
     assert(shared >= shares);
   }
-  await assertRejects(
+  const { message } = await assertRejects(
     () => schedule(model, { memoryBytes: least - 1 }),
     RangeError,
-    "Cannot generate as a prompt and its cache must fit",
+    `Cannot generate as a prompt and its cache must fit in ${least - 1} bytes`,
   );
+  assert(message.endsWith(` take ${least}`), message);
   assertEquals(model.cache.ledger().sequences, 0);
 });
 
