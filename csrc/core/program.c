@@ -175,14 +175,23 @@ uint32_t kv_step_rows(const kv_live *live, uint32_t *rows, uint32_t seen, uint32
         *rows += n;
         return *rows;
     }
-    for (uint32_t i = 1; i <= n; i++) {
-        ++*rows;
+    const kvf_op *op = &live->evict;
+    uint32_t left = n, next = op->every - seen % op->every; /* steps up to the next one that may evict */
+    while (left >= next) {
+        *rows += next;
+        left -= next;
+        next = op->every;
         most = *rows > most ? *rows : most;
-        if (!kv_evicts(live, *rows, seen + i)) continue;
-        *rows = live->evict.keep;
+        if (*rows <= op->above) continue;
+        *rows = op->keep;
         *evicts = true;
+        if (op->every <= op->above - op->keep) continue;
+        /* From here on each of them evicts. */
+        if (left >= next && op->keep + next > most) most = op->keep + next;
+        left %= next;
     }
-    return most;
+    *rows += left;
+    return *rows > most ? *rows : most;
 }
 
 int32_t kv_step_reserve(kvf_cache *cache, kv_sequence *s, uint32_t layer, uint32_t n, kv_err err) {

@@ -186,9 +186,9 @@ static int32_t queue_layer(kvf_model *model, cu_decode *w, uint32_t layer, const
     cu_skinny_out out = {};
     size_t bytes;
     const cu_program_work programs = work_of(model, w, shape, &bytes), work = cu_program_layer(&programs, layer);
-    CU_PASS(cu_programs_begin(model, layer, &programs, err));
     out.epilogue = CU_STORE, out.out = w->qkv, out.ld = cu_qkv_width(c);
     CU_PASS(cu_skinny_norm(dev, dtype, &l->qkv, w->h, w->x, l->attn_norm, c->norm_eps, n, out, err));
+    CU_PASS(cu_programs_begin(model, layer, &programs, err));
     CU_PASS(cu_rope_step(model, layer, shape->row_dtype, w->qkv, w->slot, n, w->q, &work, err));
     CU_PASS(cu_programs_before(model, layer, shape->row_dtype, w->slot, w->q, &work, w->arrived, err));
     CU_PASS(cu_attention_step(model, layer, shape->row_dtype, w->slot, n, shape->max_stored, shape->n_chunk,

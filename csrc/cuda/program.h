@@ -75,8 +75,9 @@ void cu_programs_close(kvf_device *dev, struct cu_programs *p);
 void cu_programs_follow(kvf_cache *cache, kv_sequence *s, uint32_t n, uint32_t *seen);
 
 /*
- * Kernels of one layer of a step, as far as work->acts needs them. begin comes before any kernel of the layer, before (with
- * the layer's own work) follows the rotation, after follows attention. q: [n, n_head, head_dim]
+ * Kernels of one layer of a step, as far as work->acts needs them. begin comes before the rotation, which is the first to
+ * write to lines and has nothing to fetch ahead, as products do; before (with the layer's own work) follows it, after follows
+ * attention. q: [n, n_head, head_dim]
  */
 int32_t cu_programs_begin(kvf_model *model, uint32_t layer, const cu_program_work *work, kv_err err);
 int32_t cu_programs_before(kvf_model *model, uint32_t layer, uint32_t row_dtype, const cu_slot *slot, const float *q,
