@@ -74,7 +74,6 @@ const SMALL_CHUNKS = [
   "-DCU_QUERY_CHUNK=128u",
   "-DCU_LINES_BYTES=1u",
   "-DCU_HELD_BLOCKS=11u",
-  "-DCU_COUNTED_BLOCKS=7u",
 ];
 
 /** GPUs that get machine code; newer ones compile the PTX of the last plain architecture. */

@@ -105,6 +105,11 @@ static __global__ void __launch_bounds__(THREADS, BLOCKS) tile_kernel(const step
     const uint32_t n_row = last_row + 1, readers = a.n_head / max(n_stored, 1u);
     watched w = {};
     if (WATCHED && kernel == CU_ATTEND_PLAIN) w = watch(a, s, stored, table, n_row);
+    if (WATCHED && w.pick != NULL) { /* looked up while its number of pages is on its way; beyond that anything */
+        const uint32_t at = page_at(lane, CU_TILE_PAGES);
+        if (at < w.ld / KVF_PAGE_ROWS) entry = w.pick[at];
+        if (at < w.ld / KVF_PAGE_ROWS && entry.x < cap) mine = pages[entry.x];
+    }
     const uint32_t n_page = WATCHED ? w.n_page : (n_row - 1) / KVF_PAGE_ROWS + 1;
     /* An even number, so that a warp's part of a chunk does not depend on the chunks that the block took before. */
     const uint32_t per_chunk = max((uint32_t)CU_TILE_PAGES, (n_page + 2 * CU_TILE_CHUNKS - 1) / (2 * CU_TILE_CHUNKS) * 2);
@@ -188,8 +193,8 @@ static __global__ void __launch_bounds__(THREADS, BLOCKS) tile_kernel(const step
         copy_commit();
     };
     if (!WATCHED) entry.x = page_at(lane, per_chunk);
-    if (WATCHED || per_chunk != CU_TILE_PAGES) look_up(0, &mine, &entry);
-    else if (entry.x >= n_page) mine = NULL;
+    if (per_chunk != CU_TILE_PAGES || (WATCHED && w.pick == NULL)) look_up(0, &mine, &entry);
+    else if (page_at(lane, CU_TILE_PAGES) >= n_page) mine = NULL;
     look_up(32, &ahead, &entry_ahead);
     half_page line[RING]; /* in the ring, the one that comes first in front */
     bool early = !WATCHED || w.pick == NULL;

@@ -78,6 +78,18 @@ static inline uint32_t __ballot_sync(uint32_t, bool vote) {
     return out;
 }
 
+static inline uint32_t __reduce_add_sync(uint32_t, uint32_t value) {
+    emulator::exchange *e = emulator::next_exchange();
+    memcpy(e->lane[emulator::lane_id()], &value, sizeof value);
+    emulator::warp_barrier();
+    uint32_t sum = 0;
+    for (uint32_t i = 0; i < 32; i++) {
+        memcpy(&value, e->lane[i], sizeof value);
+        sum += value;
+    }
+    return sum;
+}
+
 template <typename T>
 static inline T atomicAdd(T *to, T value) {
     const T old = *to;

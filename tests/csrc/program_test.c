@@ -39,6 +39,27 @@ static kvf_op pages(uint32_t page_rows, uint32_t keep, uint32_t last, uint32_t c
     return x;
 }
 
+/* Row counts of many steps at once are those of one step after the other. */
+static void row_counts(void) {
+    kv_live live = {.evict = op(KVF_OP_EVICT)};
+    kvf_op *e = &live.evict;
+    for (uint32_t i = 0; i < 5 * 5 * 8 * 14 * 6 * 12; i++) {
+        uint32_t x = i;
+        const uint32_t every = 1 + x % 5, keep = 1 + (x /= 5) % 5, above = keep + (x /= 5) % 8, first = (x /= 8) % 14;
+        const uint32_t seen = (x /= 14) % 6, n = 2 * (x / 6);
+        uint32_t rows = first, most = first, at_once = first;
+        bool any = false, evicts;
+        e->every = every, e->keep = keep, e->above = above;
+        for (uint32_t step = 1; step <= n; step++) {
+            rows++;
+            most = rows > most ? rows : most;
+            if (!kv_evicts(&live, rows, seen + step)) continue;
+            rows = keep, any = true;
+        }
+        CHECK(kv_step_rows(&live, &at_once, seen, n, &evicts) == most && at_once == rows && evicts == any);
+    }
+}
+
 /* A prefilled sequence whose layers all have the program. */
 static uint32_t start(kvf_model *model, kvf_cache *cache, uint32_t granularity, uint32_t n, const kvf_op *ops, uint32_t n_op) {
     const uint32_t s = id_of(kvf_sequence_create(cache, granularity, ERR));
@@ -379,6 +400,45 @@ static void limits(kvf_device *dev, kvf_model *model) {
     kvf_cache_free(cache);
 }
 
+/* Of blocks whose bounds are equal the first ones are chosen: without positions, one token gives one key. */
+static void equal_blocks(kvf_device *dev) {
+    enum { N = 600 };
+    const kvf_model_config config = {.size = sizeof config, .n_layer = 1, .hidden = 16, .n_head = SMALL.n_head,
+                                     .n_kv_head = SMALL.n_kv_head, .head_dim = SMALL.head_dim, .intermediate = 8,
+                                     .vocab = TEST_VOCAB, .weight_dtype = KVF_F32, .norm_eps = 1e-5f, .rope_scale = 1};
+    const float inv_freq[4] = {0};
+    const uint32_t window = 0;
+    uint32_t tokens[N], rows[N];
+    float keys[N * 8];
+    kvf_model *model = kvf_model_create(dev, &config, inv_freq, &window, ERR);
+    CHECK(model != NULL && kvf_model_randomize(model, 5, ERR) == KVF_OK);
+    const shape one = {1, SMALL.n_head, SMALL.n_kv_head, SMALL.head_dim, KVF_F32};
+    kvf_cache *cache = cache_of_shape(dev, one, 0);
+    for (uint32_t i = 0; i < N; i++) tokens[i] = 3;
+    const uint32_t s = id_of(kvf_sequence_create(cache, KVF_KV_HEAD, ERR));
+    const kvf_observe observe = {sizeof observe, 1, 0, 0};
+    CHECK(kvf_prefill_begin(model, cache, s, tokens, N, 0, &observe, NULL, ERR) == KVF_OK);
+    CHECK(kvf_prefill_layers(model, cache, s, 0, 1, KVF_PHASE_ALL, NULL, ERR) == KVF_OK);
+    CHECK(kvf_prefill_end(model, cache, s, ERR) == KVF_OK);
+    CHECK(kvf_read_rows(cache, s, 0, 0, 0, keys, sizeof keys, ERR) == KVF_OK);
+    for (uint32_t row = 1; row < N; row++) CHECK(memcmp(keys, keys + row * 8, 8 * sizeof *keys) == 0);
+    const struct {
+        uint32_t size, keep, last, cut, chosen;
+    } of[] = {{1, 333, 0, 0, 333}, {1, 1, 0, 0, 1}, {1, N - 1, 0, 0, N - 1}, {2, 32, 2, 0, 30}, {16, 100, 0, 0, 112},
+              {16, 100, 0, 1, 100}, {7, 100, 40, 0, 63}, {60, 119, 0, 0, 120}};
+    for (uint32_t i = 0; i < sizeof of / sizeof *of; i++) {
+        const kvf_op choice = pages(of[i].size, of[i].keep, of[i].last, of[i].cut);
+        CHECK(kvf_sequence_program(cache, s, 0, &choice, 1, ERR) == KVF_OK);
+        for (uint32_t h = 0; h < SMALL.n_kv_head; h++) {
+            const uint32_t n = (uint32_t)kvf_program_rows(cache, s, 0, h, rows, N, ERR);
+            CHECK(n == of[i].chosen + of[i].last);
+            for (uint32_t k = 0; k < n; k++) CHECK(rows[k] == (k < of[i].chosen ? k : N - of[i].last + k - of[i].chosen));
+        }
+    }
+    kvf_cache_free(cache);
+    kvf_model_free(model);
+}
+
 /* A row goes by its mass and its draw: the same masses are read from a sequence that evicts nothing. */
 static void weighted_draws(kvf_model *model, kvf_cache *cache, uint32_t seed, float temperature) {
     kvf_op ops[2] = {mass(0, 1), evict(KVF_STAT_MASS, N_PROMPT, N_PROMPT, 3, 4)};
@@ -496,6 +556,7 @@ static void draws_of_level(uint32_t simd) {
 }
 
 int main(void) {
+    row_counts();
     for (uint32_t simd = 0; simd <= 2; simd++) draws_of_level(simd);
     kvf_device *dev = device_of_threads(1), *many = device_of_threads(3);
     kvf_model *model = model_of_shape(dev, SMALL), *other = model_of_shape(many, SMALL);
@@ -509,6 +570,7 @@ int main(void) {
         budgets(model, cache, i % 4, granularity, 37, 20, i / 8);
     }
     draws(model, cache);
+    equal_blocks(dev);
     packed_choice(model, cache, KVF_KV_HEAD);
     packed_choice(model, cache, KVF_QUERY_HEAD);
     kvf_op ops[4] = {mass(0, 1), queries(6), evict(KVF_STAT_MASS, 32, 32, 2, 4)};
