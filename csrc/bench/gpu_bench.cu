@@ -346,28 +346,34 @@ static double program_ms(setup *s, const std::vector<uint32_t> &ids, const std::
     return ms;
 }
 
-/* Steps with a program beside steps that attend to as many rows without one, in turn. */
-static void programs(setup *s, uint32_t batch) {
-    enum { ROWS = 4096, CHOSEN = 1024 };
+/*
+ * Steps with a program, at n rows, beside steps that attend to as many rows without one, in turn; for a choice of rows steps
+ * with all of them as well. only_choices: of the programs those that choose
+ */
+static void programs(setup *s, uint32_t batch, uint32_t n, bool only_choices) {
+    enum { CHOSEN = 1024 };
     static const char *const names[] = {"H2O", "StreamingLLM", "StreamingLLM, paper", "Scissorhands, decay", "Scissorhands, drawn",
                                         "Quest"};
     std::vector<uint32_t> whole, chosen;
     for (uint32_t b = 0; b < batch; b++) {
-        whole.push_back(prompt(s, ROWS, 0, NULL, NULL, NULL));
+        whole.push_back(prompt(s, n, 0, NULL, NULL, NULL));
         chosen.push_back(prompt(s, CHOSEN, 0, NULL, NULL, NULL));
     }
     for (const char *name : names) {
         const bool chooses = std::string(name) == "Quest";
-        std::vector<double> with, without, host;
+        if (only_choices && !chooses) continue;
+        std::vector<double> with, without, all, host;
         for (uint32_t i = 0; i < std::max(s->repeats / 4, 3u); i++) {
-            double host_ms, plain_host_ms;
-            with.push_back(program_ms(s, whole, program(name, ROWS, CHOSEN), &host_ms));
+            double host_ms, plain_host_ms, any;
+            with.push_back(program_ms(s, whole, program(name, n, CHOSEN), &host_ms));
             without.push_back(program_ms(s, chooses ? chosen : whole, {}, &plain_host_ms));
             host.push_back(host_ms - plain_host_ms);
+            if (chooses) all.push_back(program_ms(s, whole, {}, &any));
         }
         printf("{\"what\":\"program\",\"name\":\"%s\",\"batch\":%u,\"n\":%u,\"rows\":%u,\"ms\":%.6g,\"plain_ms\":%.6g,"
-               "\"host_ms\":%.6g}\n", name, batch, (uint32_t)ROWS, chooses ? (uint32_t)CHOSEN : (uint32_t)ROWS, median(with),
-               median(without), median(host));
+               "\"host_ms\":%.6g", name, batch, n, chooses ? (uint32_t)CHOSEN : n, median(with), median(without), median(host));
+        if (chooses) printf(",\"whole_ms\":%.6g", median(all));
+        printf("}\n");
     }
     for (uint32_t id : whole) kvf_sequence_free(s->cache, id, ERR);
     for (uint32_t id : chosen) kvf_sequence_free(s->cache, id, ERR);
@@ -516,7 +522,8 @@ int main(int argc, char **argv) {
         for (uint32_t n : {s.short_n / 2, s.short_n}) packed(&s, s.batch, n);
     }
     if (wanted("programs")) {
-        for (uint32_t batch : {1u, s.batch}) programs(&s, batch);
+        for (uint32_t batch : {1u, s.batch}) programs(&s, batch, 4096, false);
+        programs(&s, 1, s.long_n, true);
     }
     kvf_cache_free(s.cache);
     kvf_model_free(s.model);

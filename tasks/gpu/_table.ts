@@ -171,7 +171,11 @@ export function table(
         `step of ${line.name}, batch ${batch}, ${n} rows, ${line.rows} read`,
         time(ms),
         `${time(plain)} without`,
-        `${more(ms - plain)} % more, ${more(Number(line.host_ms))} % the host`,
+        `${more(ms - plain)} % more, ${more(Number(line.host_ms))} % the host${
+          line.whole_ms === undefined
+            ? ""
+            : `; all rows ${time(Number(line.whole_ms))}`
+        }`,
       ]);
     }
     if (line.what === "attention") {

@@ -34,6 +34,17 @@ Deno.test("table() sets decode against the bytes of a step and attention against
       "plain_ms": 4,
       "host_ms": 0.04,
     },
+    {
+      what: "program",
+      name: "Quest",
+      batch: 1,
+      n: 4096,
+      rows: 1024,
+      ms: 4,
+      "plain_ms": 3.2,
+      "host_ms": 0,
+      "whole_ms": 5,
+    },
     { what: "packing", batch: 2, n: 4096, bits: 4, ms: 10 },
   ], [{ what: "attention", peer: "flash", n: 8192, ms: 2.2 }]);
   assert(
@@ -47,6 +58,11 @@ Deno.test("table() sets decode against the bytes of a step and attention against
   assert(
     text.includes(
       "| step of H2O, batch 1, 4096 rows, 4096 read | 4.12 ms | 4.00 ms without | 3.0 % more, 1.0 % the host |",
+    ),
+  );
+  assert(
+    text.includes(
+      "1024 read | 4.00 ms | 3.20 ms without | 25.0 % more, 0.0 % the host; all rows 5.00 ms |",
     ),
   );
   assert(
