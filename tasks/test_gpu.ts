@@ -164,8 +164,11 @@ async function benches(options: Options, skipped: string[]): Promise<Bench[]> {
     variant,
     library: cudaSteps(options.arch, variant),
     link: { compiler: "nvcc", before: [], after: CUDA_LINK },
-    ...limit,
   };
+  // A tool that was ended would leave the program running, which is a process of its own.
+  const ended = options.limit === undefined
+    ? []
+    : ["timeout", String(options.limit)];
   const tools = options.under.filter((name) => name !== "plain");
   const usable = tools.length > 0 && await hasSanitizer() ? tools : [];
   if (usable.length < tools.length) {
@@ -179,11 +182,14 @@ async function benches(options: Options, skipped: string[]): Promise<Bench[]> {
     );
   }
   return [
-    ...(options.under.includes("plain") ? [plain] : []),
+    ...(options.under.includes("plain") ? [{ ...plain, ...limit }] : []),
     ...usable.map((tool): Bench => ({
       ...plain,
       title: `on the GPU under ${tool}`,
-      under: ["compute-sanitizer", "--tool", tool, "--error-exitcode", "9"],
+      under: [
+        ...ended,
+        ...["compute-sanitizer", "--tool", tool, "--error-exitcode", "9"],
+      ],
       // Most of the time goes to a processor each.
       jobs: Math.max(1, navigator.hardwareConcurrency >> 1),
       // It needs the emulator's faults, and compute-sanitizer fails a program that uses no GPU.
