@@ -45,6 +45,7 @@ static __device__ void radix_cut(cut_state *state, Key key, size_t n, uint32_t k
                 if (threadIdx.x >= step) upto += y;
             }
             const uint32_t above = upto - mine;
+            __syncwarp(); /* all have read what is left */
             if (above < left && (upto >= left || threadIdx.x == 31)) { /* the last one where there are fewer than k */
                 uint32_t bin = highest, rest = left - above;
                 while (bin > highest - 7 && state->bin[bin] < rest) rest -= state->bin[bin--];
