@@ -35,7 +35,11 @@ export interface Bench {
   link: { compiler: Compiler; before: string[]; after: string[] };
   /** A program that runs the test program, with its arguments. */
   under?: string[];
-  /** Test programs that run at a time under another program. Default 1. */
+  /** Further arguments of that program, for a run each. Default: one run without any. */
+  runs?: string[][];
+  /** What the output of such a run must say. */
+  clean?: RegExp;
+  /** Runs at a time under another program. Default 1. */
   jobs?: number;
   /** Environment of the test program. */
   env?: Record<string, string>;
@@ -85,29 +89,70 @@ export async function runPrograms(
   if (under !== undefined) {
     await runSteps(linked.map(([, step]) => step), variant.folder);
   }
-  let failed = 0;
-  const left = linked.values();
-  const work = async (): Promise<void> => {
-    for (const [name, step] of left) {
-      if (under === undefined) await runSteps([step], variant.folder);
-      if (!await runProgram(name, step.output, bench)) failed++;
-    }
-  };
-  const jobs = under === undefined ? 1 : bench.jobs ?? 1;
-  await Promise.all(Array.from({ length: jobs }, work));
+  const failed = under === undefined
+    ? await runInTurn(linked, bench)
+    : await runUnder(linked, under, bench);
   say(
     `C tests ${bench.title}: ${tests.length - failed} passed, ${failed} failed`,
   );
   return failed;
 }
 
-/** Runs a program that is linked; false when it fails. */
-async function runProgram(
-  name: string,
-  path: string,
-  { under, env, limit }: Bench,
-): Promise<boolean> {
-  const [program, ...args] = [...under ?? [], join(ROOT, path)];
+type Linked = [name: string, step: Step][];
+
+/** Links and runs one program after the other; returns how many failed. */
+async function runInTurn(linked: Linked, bench: Bench): Promise<number> {
+  let failed = 0;
+  for (const [name, step] of linked) {
+    await runSteps([step], bench.variant.folder);
+    const result = await run([join(ROOT, step.output)], bench);
+    report(name, [result]);
+    if (!result.success) failed++;
+  }
+  return failed;
+}
+
+/** Runs programs that are linked under another one, several runs at a time; returns how many programs failed. */
+async function runUnder(
+  linked: Linked,
+  under: string[],
+  bench: Bench,
+): Promise<number> {
+  const runs = bench.runs ?? [[]];
+  const results = linked.map((): Result[] => []);
+  const left = linked.flatMap(([name, step], i) =>
+    runs.map((args) => ({ name, path: join(ROOT, step.output), i, args }))
+  ).values();
+  let failed = 0;
+  const work = async (): Promise<void> => {
+    for (const { name, path, i, args } of left) {
+      const result = await run([...under, ...args, path], bench);
+      results[i]!.push(result);
+      if (results[i]!.length < runs.length) continue;
+      report(name, results[i]!);
+      if (results[i]!.some(({ success }) => !success)) failed++;
+    }
+  };
+  await Promise.all(Array.from({ length: bench.jobs ?? 1 }, work));
+  return failed;
+}
+
+/** What became of a run. */
+interface Result {
+  success: boolean;
+  /** Milliseconds. */
+  time: number;
+  /** How it ended. */
+  status: string;
+  command: string[];
+  output: Uint8Array<ArrayBuffer>[];
+}
+
+async function run(
+  command: string[],
+  { env, limit, clean }: Bench,
+): Promise<Result> {
+  const [program, ...args] = command;
   const start = performance.now();
   const { success, code, signal, stdout, stderr } = await new Deno.Command(
     program!,
@@ -121,11 +166,31 @@ async function runProgram(
         : { signal: AbortSignal.timeout(limit * 1000) }),
     },
   ).output();
-  const time = `${Math.round(performance.now() - start)} ms`;
-  if (success) say(`ok      ${name} (${time})`);
-  else {
-    say(`FAILED  ${name} (${time}, ${signal ?? `status ${code}`})`);
-    for (const output of [stdout, stderr]) Deno.stderr.writeSync(output);
+  const says = clean === undefined ||
+    clean.test(new TextDecoder().decode(stdout));
+  return {
+    success: success && says,
+    time: Math.round(performance.now() - start),
+    status: success && !says
+      ? "with findings"
+      : String(signal ?? `status ${code}`),
+    command,
+    output: [stdout, stderr],
+  };
+}
+
+/** A line for a program, and the output of the runs that failed. */
+function report(name: string, results: Result[]): void {
+  const time = `${results.reduce((sum, result) => sum + result.time, 0)} ms`;
+  const bad = results.filter(({ success }) => !success);
+  const many = results.length > 1 ? `, ${results.length} runs` : "";
+  if (bad.length === 0) {
+    say(`ok      ${name} (${time}${many})`);
+    return;
   }
-  return success;
+  say(`FAILED  ${name} (${time}${many}, ${bad[0]!.status})`);
+  for (const { command, output } of bad) {
+    if (many !== "") say(command.join(" "));
+    for (const part of output) Deno.stderr.writeSync(part);
+  }
 }

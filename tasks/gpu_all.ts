@@ -92,7 +92,7 @@ const STEPS: Step[] = [
     limit: 120,
     command: () => ["python3", "tasks/gpu/peer_torch.py", "--repeats=5"],
   },
-  // Some fifty times slower than alone: attention's tests are by far the longest.
+  // A hundred times slower than alone, and more.
   cTests("memcheck", "memcheck", 900),
   cTests("racecheck", "racecheck", 1800),
 ];

@@ -50,8 +50,15 @@ const DENO_TESTS = [
 /** How the C tests may be run on a GPU. */
 const UNDER = ["plain", "memcheck", "racecheck"];
 
-/** Programs that ask for the same few kernels thousands of times, for which racecheck would take an hour. */
+/** Programs whose kernels others run as well. */
 const NO_RACES = ["fuzz", "handles", "library", "pages", "state"];
+
+/**
+ * Racecheck looks at stretches of so many launches, each in a run of its own, from the first launch, this one, twice, four
+ * times, eight times as far on ...: a whole program takes it many minutes.
+ */
+const STRETCH = 1000;
+const STRETCHES = 8;
 
 interface Options {
   emulated: boolean;
@@ -180,6 +187,9 @@ async function benches(options: Options, skipped: string[]): Promise<Bench[]> {
     skipped.push(
       `racecheck of ${NO_RACES.join(", ")}, whose kernels others run too`,
     );
+    skipped.push(
+      `racecheck of launches outside of ${STRETCHES} stretches of ${STRETCH} of each program`,
+    );
   }
   return [
     ...(options.under.includes("plain") ? [{ ...plain, ...limit }] : []),
@@ -191,11 +201,22 @@ async function benches(options: Options, skipped: string[]): Promise<Bench[]> {
         ...["compute-sanitizer", "--tool", tool, "--error-exitcode", "9"],
       ],
       // Most of the time goes to a processor each.
-      jobs: Math.max(1, navigator.hardwareConcurrency >> 1),
+      jobs: Math.max(1, navigator.hardwareConcurrency - 2),
+      ...(tool === "racecheck"
+        ? { runs: stretches(), clean: /RACECHECK SUMMARY: 0 hazards/ }
+        : { clean: /ERROR SUMMARY: 0 errors/ }),
       // It needs the emulator's faults, and compute-sanitizer fails a program that uses no GPU.
       without: ["memory", ...(tool === "racecheck" ? NO_RACES : [])],
     })),
   ];
+}
+
+/** compute-sanitizer's arguments for the stretches of a program's launches. */
+function stretches(): string[][] {
+  return Array.from({ length: STRETCHES }, (_, i) => [
+    ...(i === 0 ? [] : ["--launch-skip", String(STRETCH * 2 ** (i - 1))]),
+    ...["--launch-count", String(STRETCH)],
+  ]);
 }
 
 async function hasSanitizer(): Promise<boolean> {
