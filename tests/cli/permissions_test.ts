@@ -69,6 +69,7 @@ const PROBES: Record<string, Probe> = {
     excused: {
       "run nvcc": "needs a GPU",
       "run compute-sanitizer": "needs a GPU",
+      "run timeout": "ends compute-sanitizer, which needs a GPU",
       "run deno": "the Deno tests need the whole library",
     },
   },
