@@ -166,8 +166,8 @@ async function run(
         : { signal: AbortSignal.timeout(limit * 1000) }),
     },
   ).output();
-  const says = clean === undefined ||
-    clean.test(new TextDecoder().decode(stdout));
+  const text = [stdout, stderr].map((part) => new TextDecoder().decode(part));
+  const says = clean === undefined || text.some((part) => clean.test(part));
   return {
     success: success && says,
     time: Math.round(performance.now() - start),
