@@ -10,8 +10,8 @@
  * Names choose C test programs, "c" for all of them, or "deno" for the Deno tests; without names everything runs.
  * `--under=plain,memcheck,racecheck` names the ways to run the C tests on a GPU, `--arch=90a` compiles for that GPU alone,
  * and `--limit=N` ends what takes longer than N seconds: a C program, or a file or folder of Deno tests. What was skipped is said in
- * the last lines. Needs to read csrc, tests/csrc and build, to write build, and to run the compilers, deno and
- * build/native_test.
+ * the last lines. Needs to read csrc, tests/csrc and build, to write build, and to run the compilers, deno,
+ * compute-sanitizer, timeout and build/native_test.
  *
  * @module
  */

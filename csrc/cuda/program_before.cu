@@ -88,10 +88,10 @@ static size_t choice_bytes(uint32_t readers, uint32_t head_dim, uint32_t held) {
 }
 /* Blocks for which there is room, as many as heads of n_row rows have if possible: a multiple of 8. */
 static uint32_t held_blocks(const cu_device *d, uint32_t readers, uint32_t head_dim, uint32_t n_row) {
-    const uint32_t wanted = cu_round_up(n_row / SMALL + 2, 8);
-    uint32_t held = wanted < HELD ? wanted : (uint32_t)HELD;
-    while (held > 8 && choice_bytes(readers, head_dim, held) > d->shared_bytes) held -= 8;
-    return held;
+    const size_t wanted = cu_round_up(n_row / SMALL + 2, 8), own = choice_bytes(readers, head_dim, 0);
+    const size_t room = d->shared_bytes > own ? (d->shared_bytes - own) / (choice_bytes(readers, head_dim, 8) - own) * 8 : 0;
+    const size_t held = wanted < HELD ? wanted : (size_t)HELD;
+    return (uint32_t)(held < room ? held : room);
 }
 
 /* The readers' scores of a block, one after the other, as one. */
@@ -255,8 +255,12 @@ static __device__ __forceinline__ void find_cut(choice_state *state, const uint3
     *cut = prefix, *ties = wanted;
 }
 
+/* A number that orders as the score of block i does, 0 where it cannot be chosen. */
+static __device__ __forceinline__ uint32_t key_of_score(const choice_plan &p, uint32_t i, float score) {
+    return i < p.hidden || i >= p.n_block ? 0u : order_key(score);
+}
 static __device__ __forceinline__ uint32_t block_key(const float *score, const choice_plan &p, uint32_t i) {
-    return i < p.hidden || i >= p.n_block ? 0u : order_key(__ldcg(score + i));
+    return key_of_score(p, i, __ldcg(score + i));
 }
 
 /*
@@ -290,11 +294,8 @@ static __device__ __forceinline__ void take(const choice &c, const choice_plan &
 #pragma unroll 1
     for (uint32_t i = 4 * threadIdx.x; i < p.n_block; i += 4 * THREADS) { /* lines of scores have whole groups of four */
         const float4 four = __ldcg((const float4 *)(c.score + i));
-        const float x[4] = {four.x, four.y, four.z, four.w};
-        uint32_t y[4];
-#pragma unroll
-        for (uint32_t k = 0; k < 4; k++) y[k] = i + k < p.hidden || i + k >= p.n_block ? 0u : order_key(x[k]);
-        *(uint4 *)(key + i) = make_uint4(y[0], y[1], y[2], y[3]);
+        *(uint4 *)(key + i) = make_uint4(key_of_score(p, i, four.x), key_of_score(p, i + 1, four.y),
+                                         key_of_score(p, i + 2, four.z), key_of_score(p, i + 3, four.w));
     }
     __syncthreads();
     find_cut(state, key, p.n_block, p.wanted, &cut, &ties);
